@@ -1,0 +1,25 @@
+//! Decisions. Nothing here opens a socket, reads a clock, rolls dice, logs or spawns: what a decision needs is
+//! handed in (bytes, `now`, a random number), and what it found out is handed back as a value with its reason.
+//!
+//! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
+//! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
+//! ([`balance`], [`ewma`]); when again ([`backoff`], [`cert`]).
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+extern crate alloc;
+
+pub mod backoff;
+pub mod balance;
+pub mod cert;
+pub mod client_hello;
+pub mod detect;
+pub mod endpoint;
+pub mod ewma;
+pub mod header;
+pub mod identity;
+pub mod matching;
+pub mod policy;
+pub mod profile;
+pub mod route;
+pub mod time;

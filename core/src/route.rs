@@ -1,0 +1,224 @@
+//! Which route a request takes. Precedence as Gateway API orders it. Contract 4.1.
+
+use crate::policy::ResourceRef;
+use alloc::{string::String, sync::Arc, vec::Vec};
+use core::net::SocketAddr;
+use crate::endpoint::Endpoint;
+
+/// What a decision may look at in a request, without copies.
+pub trait RequestView {
+    /// `GET`, …
+    fn method(&self) -> &str;
+    /// Host with optional port, from the target or the Host header; empty if there is none.
+    fn authority(&self) -> &str;
+    /// The path without query, as received.
+    fn path(&self) -> &str;
+    /// What follows `?`, as received.
+    fn query(&self) -> Option<&str>;
+    /// Values of a header, by lower-case name.
+    fn header(&self, name: &str) -> impl Iterator<Item = &[u8]>;
+}
+
+/// A route: which hosts, and rules in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    /// The resource behind it.
+    pub meta: Arc<ResourceRef>,
+    /// Hosts; empty means any.
+    pub hosts: Vec<HostMatch>,
+    /// Rules; the best match over all rules of all routes wins.
+    pub rules: Vec<HttpRule>,
+}
+
+/// What a rule matches; where it sends requests is kept by [`OutboundRoute`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRule {
+    /// Any one of these; empty means every request.
+    pub matches: Vec<HttpMatch>,
+}
+
+/// A host pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMatch {
+    /// The whole name, lower case.
+    Exact(String),
+    /// `*.` and these labels (lower case, writing order).
+    Suffix(Vec<String>),
+}
+
+/// One set of conditions; all must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpMatch {
+    /// The path.
+    pub path: Option<PathMatch>,
+    /// The headers, by lower-case name.
+    pub headers: Vec<(String, ValueMatch)>,
+    /// Query parameters.
+    pub query: Vec<(String, ValueMatch)>,
+    /// The method.
+    pub method: Option<String>,
+}
+
+/// A path pattern.
+#[derive(Clone, Debug)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// On segment boundaries.
+    Prefix(String),
+    /// Covers the whole path. Linear time.
+    Regex(regex::Regex),
+}
+
+/// A value pattern.
+#[derive(Clone, Debug)]
+pub enum ValueMatch {
+    /// The whole value.
+    Exact(Vec<u8>),
+    /// Covers the whole value. Linear time.
+    Regex(regex::Regex),
+}
+
+/// The best match of a request: the route, and the rule in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Index of the route.
+    pub route: usize,
+    /// Index of the rule.
+    pub rule: usize,
+}
+
+/// The best match; ties go to the earlier route and rule.
+pub fn choose<'a, R: RequestView + ?Sized>(
+    routes: impl IntoIterator<Item = &'a HttpRoute>,
+    request: &R,
+) -> Option<Chosen> {
+    let _ = (routes.into_iter().count(), request.method());
+    todo!()
+}
+
+/// What the outbound side should do with a target, as `OutboundPolicies.Watch` states it. Contract 3.3.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboundPolicy {
+    /// The Service, EgressNetwork or fallback that the policy is attached to.
+    pub parent: Arc<ResourceRef>,
+    /// What it speaks and where each protocol goes.
+    pub protocol: OutboundProtocol,
+}
+
+/// Protocol and routes of a target.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutboundProtocol {
+    /// Look at the first bytes.
+    Detect {
+        /// Routes for HTTP/1.
+        http1: Vec<OutboundRoute>,
+        /// Routes for HTTP/2.
+        http2: Vec<OutboundRoute>,
+        /// Backends for everything else.
+        opaque: Arc<Distribution>,
+    },
+    /// HTTP/1.
+    Http1(Vec<OutboundRoute>),
+    /// HTTP/2; gRPC routes are HTTP routes on POST and a path.
+    Http2(Vec<OutboundRoute>),
+    /// Bytes.
+    Opaque(Arc<Distribution>),
+    /// The application's TLS, by SNI.
+    Tls(Vec<TlsRoute>),
+    /// The message could not be understood or names what this proxy cannot do: every request fails with 500 and
+    /// this reason, every opaque connection is reset.
+    Invalid(Arc<str>),
+}
+
+/// A route and where its rules send requests (same indices as `route.rules`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboundRoute {
+    /// What it matches.
+    pub route: HttpRoute,
+    /// Where each rule sends.
+    pub rules: Vec<Arc<Distribution>>,
+}
+
+/// A TLS route: SNI patterns and a distribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsRoute {
+    /// The resource behind it.
+    pub meta: Arc<ResourceRef>,
+    /// Empty means any.
+    pub snis: Vec<HostMatch>,
+    /// Where it goes.
+    pub distribution: Arc<Distribution>,
+}
+
+/// A choice of backends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Distribution {
+    /// Nobody: requests fail.
+    Empty,
+    /// The first one that has an available endpoint.
+    FirstAvailable(Vec<Backend>),
+    /// By weight among the available ones; weight 0 never.
+    RandomAvailable(Vec<(Backend, u32)>),
+    /// Refused by policy (an undefined port, an egress rule), with the reason.
+    Forbidden(Arc<str>),
+}
+
+/// Where a share of requests goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// The resource behind it.
+    pub meta: Arc<ResourceRef>,
+    /// Its endpoints.
+    pub target: BackendTarget,
+}
+
+/// How a backend's endpoints are known.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BackendTarget {
+    /// A balancer over `Destination.Get(authority)`.
+    Balance {
+        /// `<svc>.<ns>.svc.<domain>:<port>`.
+        authority: Arc<str>,
+        /// Initial round-trip estimate of peak EWMA.
+        default_rtt: core::time::Duration,
+        /// Decay of peak EWMA.
+        decay: core::time::Duration,
+    },
+    /// One address, as `Watch` gave it.
+    Forward(Endpoint),
+    /// The original destination.
+    Original(SocketAddr),
+}
+
+/// Peak EWMA's defaults, contract 3.3.
+pub const DEFAULT_RTT: core::time::Duration = core::time::Duration::from_millis(30);
+/// Peak EWMA's defaults, contract 3.3.
+pub const DEFAULT_DECAY: core::time::Duration = core::time::Duration::from_secs(10);
+
+/// Picks the backend of a distribution: `available(i)` says whether backend `i` has an endpoint, `random` is any
+/// number. `None` when nobody is available.
+pub fn pick_backend(distribution: &Distribution, available: impl Fn(usize) -> bool, random: u64) -> Option<usize> {
+    let _ = (distribution, available(0), random);
+    todo!()
+}
+
+impl PartialEq for PathMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+impl PartialEq for ValueMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
