@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The world, as every one of our processes meets it: environment, log, clock, tasks, metrics, the admin port and the
+//! wire API. What to do about it is decided in `remora-core`; this crate reads, waits, counts and reports.
+
+pub mod clock;
+pub mod env;
+pub mod log;
+pub mod tasks;
