@@ -1,7 +1,10 @@
 //! The world, as every one of our processes meets it: environment, log, clock, tasks, metrics, the admin port and the
 //! wire API. What to do about it is decided in `remora-core`; this crate reads, waits, counts and reports.
 
+pub mod admin;
 pub mod clock;
 pub mod env;
 pub mod log;
+pub mod metrics;
 pub mod tasks;
+pub mod tls;
