@@ -1,6 +1,8 @@
 //! SNI and ALPN out of a TLS ClientHello, over any number of records and segments. RFC 8446 section 4.1.2.
 
-use alloc::{string::String, vec::Vec};
+use crate::identity::dns_name;
+use alloc::{borrow::Cow, string::String, vec::Vec};
+use core::net::Ipv4Addr;
 
 /// The verdict on a prefix of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +29,8 @@ pub enum NotHello {
 /// What the proxy wants to know of a ClientHello.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// The host name of the server_name extension, lower case, if there is a valid one.
+    /// The host name of the server_name extension, lower case, if there is a valid one. An IP address is none (RFC 6066
+    /// section 3); a trailing dot is dropped.
     pub sni: Option<String>,
     /// The protocols of the ALPN extension in the client's order.
     pub alpn: Vec<Vec<u8>>,
@@ -39,7 +42,305 @@ pub struct Hello {
 pub const MAX_BYTES: usize = 16 * 1024;
 
 /// Parses; `NeedMore` is never answered for `head.len() >= MAX_BYTES`.
+///
+/// The verdict depends on the bytes alone, not on how they were split into reads or records, and a broken rule is
+/// reported with the byte that breaks it. What follows the ClientHello is not looked at. Of the record's version only
+/// "3.0 to 3.3" is asked, of the hello's own only "3.x": clients put many things there, and it decides nothing.
 pub fn parse(head: &[u8]) -> Parsed {
-    let _ = head;
-    todo!()
+    let head = head.get(..MAX_BYTES).unwrap_or(head);
+    let handshake = match gather(head) {
+        Ok(handshake) => handshake,
+        Err(not) => return Parsed::Not(not),
+    };
+    let body = handshake.bytes.get(HANDSHAKE_HEADER..).unwrap_or_default();
+    let declared = handshake.declared - HANDSHAKE_HEADER;
+    let body = Reader { bytes: body.get(..declared).unwrap_or(body), left: declared };
+    match read_hello(body) {
+        Err(Stop::Broken) => Parsed::Not(NotHello::Malformed),
+        Ok(_) | Err(Stop::Short) if head.len() + handshake.missing > MAX_BYTES => {
+            Parsed::Not(NotHello::TooLong)
+        }
+        Ok(_) | Err(Stop::Short) if handshake.missing > 0 => Parsed::NeedMore,
+        Ok(found) => Parsed::Hello(found.to_hello()),
+        // Whole, and yet short: cannot be, since what is declared is what is there.
+        Err(Stop::Short) => Parsed::Not(NotHello::Malformed),
+    }
+}
+
+/// Content type, version and length of a record (RFC 8446 section 5.1).
+const RECORD_HEADER: usize = 5;
+/// The longest plaintext of a record.
+const MAX_RECORD: usize = 1 << 14;
+/// Type and length of a handshake message (RFC 8446 section 4).
+const HANDSHAKE_HEADER: usize = 4;
+/// Version, random, empty session id, one cipher suite, one compression method.
+const MIN_BODY: usize = 2 + 32 + 1 + (2 + 2) + (1 + 1);
+
+/// What the records carry of the first handshake message.
+struct Handshake<'a> {
+    /// From its header on; borrowed where one record carries all of it. What follows the message may be in it.
+    bytes: Cow<'a, [u8]>,
+    /// Its whole length with its header; at least that of the shortest hello while the header is not whole.
+    declared: usize,
+    /// Bytes that must at least still come, record headers included.
+    missing: usize,
+}
+
+/// Puts together what the records carry.
+fn gather(head: &[u8]) -> Result<Handshake<'_>, NotHello> {
+    let mut bytes: Cow<'_, [u8]> = Cow::Borrowed(&[]);
+    let mut rest = head;
+    let mut first = true;
+    loop {
+        let length = record_length(rest, first)?;
+        let body = rest.get(RECORD_HEADER..).unwrap_or_default();
+        let fragment = body.get(..length).unwrap_or(body);
+        if first {
+            bytes = Cow::Borrowed(fragment);
+        } else {
+            bytes.to_mut().extend_from_slice(fragment);
+        }
+        first = false;
+
+        let declared = declared_length(&bytes)?;
+        let lacking = declared.saturating_sub(bytes.len());
+        // A record that is not whole ends the walk, and so does one whose header has not come.
+        let (header_to_come, open) = match RECORD_HEADER.checked_sub(rest.len()) {
+            Some(to_come) if to_come > 0 => (to_come, lacking),
+            _ => (0, length - fragment.len()),
+        };
+        if lacking == 0 || header_to_come > 0 || open > 0 {
+            let next_header = if lacking > open { RECORD_HEADER } else { 0 };
+            return Ok(Handshake { missing: header_to_come + lacking + next_header, bytes, declared });
+        }
+        rest = body.get(length..).unwrap_or_default();
+    }
+}
+
+/// The length that a record's header announces, or 0 while the header is not whole. Each byte is judged as it comes.
+fn record_length(record: &[u8], first: bool) -> Result<usize, NotHello> {
+    for (index, byte) in record.iter().take(3).enumerate() {
+        let (fits, not) = match index {
+            0 => (*byte == 22, NotHello::OtherProtocol),
+            1 => (*byte == 3, NotHello::OtherProtocol),
+            _ => (*byte <= 3, NotHello::Malformed),
+        };
+        if !fits {
+            return Err(if first { not } else { NotHello::Malformed });
+        }
+    }
+    let length = match record.get(3..) {
+        Some([high, low, ..]) => usize::from(u16::from_be_bytes([*high, *low])),
+        Some([high]) if usize::from(*high) << 8 > MAX_RECORD => return Err(NotHello::Malformed),
+        Some(_) | None => return Ok(0),
+    };
+    // RFC 8446 section 5.1: no empty handshake fragments, and none over 2^14.
+    if (1..=MAX_RECORD).contains(&length) { Ok(length) } else { Err(NotHello::Malformed) }
+}
+
+/// The whole length of the handshake message that begins here, its header included.
+fn declared_length(bytes: &[u8]) -> Result<usize, NotHello> {
+    const CLIENT_HELLO: u8 = 1;
+
+    match bytes {
+        [] | [CLIENT_HELLO] | [CLIENT_HELLO, _] | [CLIENT_HELLO, _, _] => Ok(HANDSHAKE_HEADER + MIN_BODY),
+        [CLIENT_HELLO, high, middle, low, ..] => {
+            let body = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+            if body < MIN_BODY { Err(NotHello::Malformed) } else { Ok(HANDSHAKE_HEADER + body) }
+        }
+        _ => Err(NotHello::Malformed),
+    }
+}
+
+/// What was found, still where it came from.
+#[derive(Default)]
+struct Found<'a> {
+    host: Option<&'a [u8]>,
+    /// The checked list of protocol names, each behind its length.
+    alpn: Option<&'a [u8]>,
+    /// The checked list of versions.
+    versions: Option<&'a [u8]>,
+}
+
+impl Found<'_> {
+    fn to_hello(&self) -> Hello {
+        let mut alpn = Vec::new();
+        let mut list = self.alpn.unwrap_or_default();
+        while let Some((length, rest)) = list.split_first() {
+            let (name, rest) = rest.split_at_checked(usize::from(*length)).unwrap_or((rest, &[]));
+            alpn.push(name.to_vec());
+            list = rest;
+        }
+        let tls13 = self.versions.unwrap_or_default().chunks_exact(2).any(|version| version == [3, 4]);
+        Hello { sni: self.host.and_then(host_name), alpn, tls13 }
+    }
+}
+
+/// The canonical form of a host name, if it is one.
+fn host_name(bytes: &[u8]) -> Option<String> {
+    let name = dns_name(core::str::from_utf8(bytes).ok()?).ok()?;
+    if name.parse::<Ipv4Addr>().is_ok() { None } else { Some(name) }
+}
+
+/// Reads the body of a ClientHello (RFC 8446 section 4.1.2; RFC 5246 section 7.4.1.2 for those without extensions).
+fn read_hello(mut body: Reader<'_>) -> Result<Found<'_>, Stop> {
+    if body.u8()? != 3 {
+        return Err(Stop::Broken);
+    }
+    body.u8()?;
+    body.take(32)?;
+    let session_id = body.vector8(2 + 2 + 1 + 1)?;
+    ensure(session_id.left <= 32)?;
+    let cipher_suites = body.vector16(1 + 1)?;
+    ensure(cipher_suites.left >= 2 && cipher_suites.left.is_multiple_of(2))?;
+    let mut compression = body.vector8(0)?;
+    ensure(compression.left >= 1)?;
+    // RFC 5246 section 7.4.1.2: null must be among them.
+    ensure(compression.rest()?.contains(&0))?;
+    if body.left == 0 {
+        return Ok(Found::default());
+    }
+    let extensions = body.vector16(0)?;
+    ensure(body.left == 0)?;
+    read_extensions(extensions)
+}
+
+fn read_extensions(mut extensions: Reader<'_>) -> Result<Found<'_>, Stop> {
+    const SERVER_NAME: u16 = 0;
+    const ALPN: u16 = 16;
+    const SUPPORTED_VERSIONS: u16 = 43;
+
+    let mut found = Found::default();
+    let mut server_name_seen = false;
+    while extensions.left > 0 {
+        ensure(extensions.left >= 4)?;
+        let kind = extensions.u16()?;
+        let data = extensions.vector16(0)?;
+        // RFC 8446 section 4.2: no extension twice. Kept to for those that we believe.
+        match kind {
+            SERVER_NAME => {
+                ensure(!server_name_seen)?;
+                server_name_seen = true;
+                found.host = read_server_name(data)?;
+            }
+            ALPN => {
+                ensure(found.alpn.is_none())?;
+                found.alpn = Some(read_alpn(data)?);
+            }
+            SUPPORTED_VERSIONS => {
+                ensure(found.versions.is_none())?;
+                found.versions = Some(read_versions(data)?);
+            }
+            // GREASE (RFC 8701), key shares of any size, and whatever else there will be.
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// `ServerName server_name_list<1..2^16-1>`, with at most one host_name (RFC 6066 section 3).
+fn read_server_name(mut data: Reader<'_>) -> Result<Option<&[u8]>, Stop> {
+    const HOST_NAME: u8 = 0;
+
+    ensure(data.left > 2)?;
+    let mut names = data.vector16(0)?;
+    ensure(data.left == 0 && names.left > 0)?;
+    let mut host = None;
+    while names.left > 0 {
+        // Other types were never defined, so neither is how to skip them: the list ends for us.
+        if names.u8()? != HOST_NAME {
+            break;
+        }
+        ensure(host.is_none())?;
+        let mut name = names.vector16(0)?;
+        ensure(name.left > 0)?;
+        host = Some(name.rest()?);
+    }
+    Ok(host)
+}
+
+/// `ProtocolName protocol_name_list<2..2^16-1>`, none of them empty (RFC 7301 section 3.1).
+fn read_alpn(mut data: Reader<'_>) -> Result<&[u8], Stop> {
+    ensure(data.left >= 2 + 2)?;
+    let mut list = data.vector16(0)?;
+    ensure(data.left == 0 && list.left >= 2)?;
+    let mut names = list;
+    while names.left > 0 {
+        ensure(names.left >= 2)?;
+        ensure(names.vector8(0)?.left > 0)?;
+    }
+    list.rest()
+}
+
+/// `ProtocolVersion versions<2..254>` (RFC 8446 section 4.2.1).
+fn read_versions(mut data: Reader<'_>) -> Result<&[u8], Stop> {
+    ensure(data.left > 2)?;
+    let mut list = data.vector8(0)?;
+    ensure(data.left == 0 && list.left >= 2 && list.left.is_multiple_of(2))?;
+    list.rest()
+}
+
+/// Why reading stopped.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// The bytes that have come so far are over.
+    Short,
+    /// Whatever comes, a rule is broken.
+    Broken,
+}
+
+fn ensure(holds: bool) -> Result<(), Stop> {
+    if holds { Ok(()) } else { Err(Stop::Broken) }
+}
+
+/// Reads what has come of a structure whose whole length is known.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    /// What has come, never more than `left`.
+    bytes: &'a [u8],
+    /// What there is to read, come or not.
+    left: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Stop> {
+        ensure(count <= self.left)?;
+        let (taken, rest) = self.bytes.split_at_checked(count).ok_or(Stop::Short)?;
+        self.bytes = rest;
+        self.left -= count;
+        Ok(taken)
+    }
+
+    fn rest(&mut self) -> Result<&'a [u8], Stop> {
+        self.take(self.left)
+    }
+
+    fn u8(&mut self) -> Result<u8, Stop> {
+        self.take(1)?.first().copied().ok_or(Stop::Short)
+    }
+
+    fn u16(&mut self) -> Result<u16, Stop> {
+        Ok(u16::from_be_bytes([self.u8()?, self.u8()?]))
+    }
+
+    /// A vector behind one byte of length; at least `after` bytes must have room behind it.
+    fn vector8(&mut self, after: usize) -> Result<Self, Stop> {
+        let length = self.u8()?;
+        self.vector(length.into(), after)
+    }
+
+    /// A vector behind two bytes of length.
+    fn vector16(&mut self, after: usize) -> Result<Self, Stop> {
+        ensure(self.left >= 2)?;
+        let length = self.u16()?;
+        self.vector(length.into(), after)
+    }
+
+    fn vector(&mut self, length: usize, after: usize) -> Result<Self, Stop> {
+        ensure(length + after <= self.left)?;
+        let (bytes, rest) = self.bytes.split_at(length.min(self.bytes.len()));
+        self.bytes = rest;
+        self.left -= length;
+        Ok(Self { bytes, left: length })
+    }
 }

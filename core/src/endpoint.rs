@@ -118,8 +118,127 @@ impl Endpoint {
     }
 
     /// How to dial it from a pod whose own addresses are `own`. Contract 1.8 steps 1 to 4.
+    ///
+    /// Without an identity it is dialled plain on its own port, even if it offers a port for transport headers: nobody
+    /// is admitted there without mTLS.
     pub fn dial_plan(&self, own: &[IpAddr]) -> DialPlan {
-        let _ = own;
-        todo!()
+        let Self { addr, opaque_transport, .. } = *self;
+        if own.iter().any(|own| own.to_canonical() == addr.ip().to_canonical()) {
+            return DialPlan::Plain { addr, reason: NoTlsReason::Loopback };
+        }
+        let Some(tls) = self.tls.clone() else {
+            return DialPlan::Plain { addr, reason: NoTlsReason::NotProvidedByServiceDiscovery };
+        };
+        if opaque_transport.is_none() && self.authority_override.is_none() {
+            return DialPlan::Transparent { addr, tls };
+        }
+        let port = self.override_parts().and_then(|(_, port)| port).unwrap_or(addr.port());
+        let dialled = opaque_transport.unwrap_or(addr.port());
+        DialPlan::Direct { addr: SocketAddr::new(addr.ip(), dialled), tls, port }
+    }
+
+    /// The name to put into the transport header: the host of the authority override. `None` means the endpoint's own
+    /// pod. Contract 1.8 step 5.
+    pub fn header_name(&self) -> Option<&str> {
+        self.override_parts().map(|(host, _)| host).filter(|host| !host.is_empty())
+    }
+
+    /// Host and port of the authority override. A port of 0 or no number is none.
+    fn override_parts(&self) -> Option<(&str, Option<u16>)> {
+        let authority = self.authority_override.as_deref()?;
+        Some(match authority.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok().filter(|port| *port != 0)),
+            None => (authority, None),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORT: u16 = 80;
+    const HEADER_PORT: u16 = 4143;
+
+    #[test]
+    fn an_endpoint_without_identity_is_dialled_plain() {
+        let reason = NoTlsReason::NotProvidedByServiceDiscovery;
+        check(&bare(), &[], &DialPlan::Plain { addr: at(PORT), reason });
+    }
+
+    #[test]
+    fn a_header_port_without_identity_is_not_dialled() {
+        let reason = NoTlsReason::NotProvidedByServiceDiscovery;
+        let endpoint = Endpoint { opaque_transport: Some(HEADER_PORT), ..bare() };
+        check(&endpoint, &[], &DialPlan::Plain { addr: at(PORT), reason });
+    }
+
+    #[test]
+    fn an_endpoint_of_this_pod_is_dialled_plain_on_its_own_port() {
+        let endpoint = Endpoint { opaque_transport: Some(HEADER_PORT), ..meshed() };
+        let plan = DialPlan::Plain { addr: at(PORT), reason: NoTlsReason::Loopback };
+        check(&endpoint, &["10.9.9.9", "10.1.2.3"], &plan);
+        check(&endpoint, &["::ffff:10.1.2.3"], &plan);
+    }
+
+    #[test]
+    fn an_identity_alone_means_tls_to_the_port_itself() {
+        check(&meshed(), &["10.9.9.9"], &DialPlan::Transparent { addr: at(PORT), tls: tls() });
+    }
+
+    #[test]
+    fn a_header_port_is_dialled_with_the_real_port_in_the_header() {
+        let endpoint = Endpoint { opaque_transport: Some(HEADER_PORT), ..meshed() };
+        check(&endpoint, &[], &DialPlan::Direct { addr: at(HEADER_PORT), tls: tls(), port: PORT });
+        assert_eq!(endpoint.header_name(), None);
+    }
+
+    #[test]
+    fn an_authority_override_gives_the_header_its_name_and_port() {
+        let endpoint = Endpoint {
+            opaque_transport: Some(HEADER_PORT),
+            authority_override: Some("web.prod.svc.cluster.local:8080".into()),
+            ..meshed()
+        };
+        check(&endpoint, &[], &DialPlan::Direct { addr: at(HEADER_PORT), tls: tls(), port: 8080 });
+        assert_eq!(endpoint.header_name(), Some("web.prod.svc.cluster.local"));
+    }
+
+    #[test]
+    fn an_authority_override_alone_means_a_header_on_the_port_itself() {
+        let endpoint = Endpoint { authority_override: Some("web.prod:8080".into()), ..meshed() };
+        check(&endpoint, &[], &DialPlan::Direct { addr: at(PORT), tls: tls(), port: 8080 });
+    }
+
+    #[test]
+    fn an_authority_override_without_a_usable_port_keeps_the_endpoints() {
+        for authority in ["web.prod", "web.prod:", "web.prod:0", "web.prod:http"] {
+            let endpoint = Endpoint { authority_override: Some(authority.into()), ..meshed() };
+            check(&endpoint, &[], &DialPlan::Direct { addr: at(PORT), tls: tls(), port: PORT });
+            assert_eq!(endpoint.header_name(), Some("web.prod"));
+        }
+    }
+
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 1, 2, 3], port))
+    }
+
+    fn bare() -> Endpoint {
+        Endpoint::bare(at(PORT))
+    }
+
+    fn meshed() -> Endpoint {
+        Endpoint { tls: Some(tls()), ..bare() }
+    }
+
+    fn tls() -> EndpointTls {
+        let name = "web.prod.serviceaccount.identity.remora.cluster.local";
+        EndpointTls { identity: Identity::parse(name).unwrap(), server_name: name.into() }
+    }
+
+    #[track_caller]
+    fn check(endpoint: &Endpoint, own: &[&str], expected: &DialPlan) {
+        let own: alloc::vec::Vec<IpAddr> = own.iter().map(|addr| addr.parse().unwrap()).collect();
+        assert_eq!(&endpoint.dial_plan(&own), expected);
     }
 }
