@@ -2,7 +2,9 @@
 //! wire API. What to do about it is decided in `remora-core`; this crate reads, waits, counts and reports.
 
 pub mod admin;
+pub mod certify;
 pub mod clock;
+pub mod control;
 pub mod env;
 pub mod log;
 pub mod metrics;
