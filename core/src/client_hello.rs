@@ -344,3 +344,384 @@ impl<'a> Reader<'a> {
         Ok(Self { bytes, left: length })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    const OTHER: Parsed = Parsed::Not(NotHello::OtherProtocol);
+    const MALFORMED: Parsed = Parsed::Not(NotHello::Malformed);
+    const TOO_LONG: Parsed = Parsed::Not(NotHello::TooLong);
+
+    #[test]
+    fn nothing_asks_for_more() {
+        assert_eq!(parse(b""), Parsed::NeedMore);
+    }
+
+    #[test]
+    fn sni_alpn_and_version_are_read() {
+        let extensions =
+            [sni("Web.Prod."), alpn(&["transport.l5d.io/v1", "h2"]), versions(&[0x0304, 0x0303])];
+        check(&record(&hello(&extensions)), hello_of(Some("web.prod"), &["transport.l5d.io/v1", "h2"], true));
+    }
+
+    #[test]
+    fn a_hello_without_extensions_is_one() {
+        let mut body = body(&[]);
+        body.truncate(MIN_BODY);
+        check(&record(&handshake(&body)), Parsed::Hello(Hello::default()));
+        check(&record(&hello(&[])), Parsed::Hello(Hello::default()));
+    }
+
+    #[test]
+    fn tls12_is_told_apart() {
+        check(&record(&hello(&[versions(&[0x0303])])), hello_of(None, &[], false));
+    }
+
+    #[test]
+    fn grease_is_stepped_over() {
+        let extensions = [
+            (0x2a2a, vec![]),
+            sni("web"),
+            (0xfafa, vec![0]),
+            alpn(&["\u{a}\u{a}", "h2"]),
+            versions(&[0x7a7a, 0x0304]),
+        ];
+        check(&record(&hello(&extensions)), hello_of(Some("web"), &["\u{a}\u{a}", "h2"], true));
+    }
+
+    #[test]
+    fn a_large_key_share_before_the_name_is_stepped_over() {
+        check(&record(&hello(&[(51, vec![7; 1300]), sni("web")])), hello_of(Some("web"), &[], false));
+    }
+
+    #[test]
+    fn fragments_of_any_size_are_put_together() {
+        let message = hello(&[sni("web"), alpn(&["h2"]), versions(&[0x0304])]);
+        for size in [1, 2, 3, 4, 5, 41, 42, 100] {
+            check(&records(&message, size), hello_of(Some("web"), &["h2"], true));
+        }
+    }
+
+    #[test]
+    fn what_follows_the_hello_is_not_looked_at() {
+        let message = hello(&[sni("web")]);
+        let expected = hello_of(Some("web"), &[], false);
+        check(&record(&[&message[..], b"\x14\x00\x00"].concat()), expected.clone());
+        check(&[&record(&message)[..], b"\x17garbage"].concat(), expected);
+    }
+
+    #[test]
+    fn the_record_of_a_hello_need_not_be_whole() {
+        let mut bytes = record(&hello(&[sni("web")]));
+        bytes[3] = 0x40;
+        bytes[4] = 0;
+        check(&bytes, hello_of(Some("web"), &[], false));
+    }
+
+    #[test]
+    fn record_versions_of_real_clients_are_accepted() {
+        for minor in 0..=3 {
+            let mut bytes = record(&hello(&[sni("web")]));
+            bytes[2] = minor;
+            check(&bytes, hello_of(Some("web"), &[], false));
+        }
+    }
+
+    #[test]
+    fn other_record_versions_are_refused() {
+        check(b"\x16\x03\x04", MALFORMED);
+        check(b"\x16\x02", OTHER);
+    }
+
+    #[test]
+    fn other_protocols_are_refused_at_once() {
+        check(b"GET / HTTP/1.1", OTHER);
+        check(b"\x15\x03\x03\x00\x02", OTHER);
+        check(b"\x00", OTHER);
+    }
+
+    #[test]
+    fn other_handshake_messages_are_refused() {
+        check(b"\x16\x03\x01\x00\x04\x02", MALFORMED);
+        check(b"\x16\x03\x01\x00\x04\x00\x00\x00\x00", MALFORMED);
+    }
+
+    #[test]
+    fn records_that_break_the_rules_are_refused() {
+        check(b"\x16\x03\x01\x00\x00", MALFORMED);
+        check(b"\x16\x03\x01\x40\x01", MALFORMED);
+        check(b"\x16\x03\x01\x41", MALFORMED);
+    }
+
+    #[test]
+    fn another_record_between_the_fragments_is_refused() {
+        let mut bytes = records(&hello(&[sni("web")]), 20);
+        bytes[25] = 23;
+        check(&bytes, MALFORMED);
+    }
+
+    #[test]
+    fn a_message_too_short_for_a_hello_is_refused() {
+        check(b"\x16\x03\x01\x02\x00\x01\x00\x00\x28", MALFORMED);
+        check(b"\x16\x03\x01\x02\x00\x01\x00\x00\x29", Parsed::NeedMore);
+    }
+
+    #[test]
+    fn a_message_too_long_is_refused_as_soon_as_it_says_so() {
+        // 16 KiB with the record's header and the message's own.
+        let longest = (MAX_BYTES - RECORD_HEADER - HANDSHAKE_HEADER) as u16;
+        let [high, low] = longest.to_be_bytes();
+        check(&[0x16, 3, 1, 0x3f, 0xff, 1, 0, high, low], Parsed::NeedMore);
+        let [high, low] = (longest + 1).to_be_bytes();
+        check(&[0x16, 3, 1, 0x3f, 0xff, 1, 0, high, low], TOO_LONG);
+        check(b"\x16\x03\x01\x40\x00\x01\x01\x00\x00", TOO_LONG);
+    }
+
+    #[test]
+    fn the_headers_of_further_records_count_too() {
+        let longest = (MAX_BYTES - RECORD_HEADER - HANDSHAKE_HEADER) as u16;
+        let [high, low] = longest.to_be_bytes();
+        // The same message cannot fit once it is known to need a second record.
+        check(&[0x16, 3, 1, 0x30, 0x00, 1, 0, high, low], TOO_LONG);
+    }
+
+    #[test]
+    fn a_hello_of_the_longest_length_is_read() {
+        let padding = MAX_BYTES - record(&hello(&[(21, vec![])])).len();
+        let whole = record(&hello(&[(21, vec![0; padding])]));
+        assert_eq!(whole.len(), MAX_BYTES);
+        assert_eq!(parse(&whole), Parsed::Hello(Hello::default()));
+        assert_eq!(parse(&whole[..MAX_BYTES - 1]), Parsed::NeedMore);
+        let longer = record(&hello(&[(21, vec![0; padding + 1])]));
+        assert_eq!(parse(&longer), TOO_LONG);
+    }
+
+    #[test]
+    fn a_hello_in_fragments_of_one_byte_is_read_up_to_the_limit() {
+        let endless = records(&hello(&[(21, vec![0; 2600])]), 1);
+        assert_eq!(endless.len(), 6 * (hello(&[(21, vec![0; 2600])]).len()));
+        assert!(matches!(parse(&endless), Parsed::Hello(_)));
+        assert_eq!(parse(&records(&hello(&[(21, vec![0; 2800])]), 1)), TOO_LONG);
+    }
+
+    #[test]
+    fn a_session_id_over_32_bytes_is_refused() {
+        let mut message = hello(&[]);
+        message[HANDSHAKE_HEADER + 34] = 33;
+        check(&record(&message), MALFORMED);
+    }
+
+    #[test]
+    fn cipher_suites_come_in_pairs_and_are_not_none() {
+        for length in [0, 3] {
+            let mut body = body(&[]);
+            body.splice(35..39, [0, length].into_iter().chain(vec![0; length.into()]));
+            body.resize(60, 0);
+            check(&record(&handshake(&body)), MALFORMED);
+        }
+    }
+
+    #[test]
+    fn null_must_be_among_the_compression_methods() {
+        let mut body = body(&[]);
+        body[40] = 1;
+        check(&record(&handshake(&body)), MALFORMED);
+    }
+
+    #[test]
+    fn a_version_that_is_not_3_is_refused() {
+        let mut message = hello(&[]);
+        message[HANDSHAKE_HEADER] = 2;
+        check(&record(&message), MALFORMED);
+    }
+
+    #[test]
+    fn bytes_after_the_extensions_are_refused() {
+        let mut body = body(&[sni("web")]);
+        body.push(0);
+        check(&record(&handshake(&body)), MALFORMED);
+    }
+
+    #[test]
+    fn an_extension_longer_than_the_list_is_refused() {
+        let mut body = body(&[(21, vec![0; 4])]);
+        let length = body.len();
+        body[length - 5] = 5;
+        check(&record(&handshake(&body)), MALFORMED);
+    }
+
+    #[test]
+    fn an_extension_that_we_believe_comes_once() {
+        for twice in [sni("web"), alpn(&["h2"]), versions(&[0x0304])] {
+            check(&record(&hello(&[twice.clone(), twice])), MALFORMED);
+        }
+        check(&record(&hello(&[(21, vec![]), (21, vec![])])), Parsed::Hello(Hello::default()));
+    }
+
+    #[test]
+    fn two_host_names_are_refused() {
+        check(&record(&hello(&[(0, b"\x00\x0c\x00\x00\x03web\x00\x00\x03api".to_vec())])), MALFORMED);
+    }
+
+    #[test]
+    fn a_name_of_another_type_ends_the_list() {
+        check(
+            &record(&hello(&[(0, b"\x00\x08\x00\x00\x03web\x01\x00".to_vec())])),
+            hello_of(Some("web"), &[], false),
+        );
+        check(&record(&hello(&[(0, b"\x00\x02\x01\x00".to_vec())])), Parsed::Hello(Hello::default()));
+    }
+
+    #[test]
+    fn server_names_that_break_the_rules_are_refused() {
+        for data in [
+            &b""[..],
+            b"\x00\x00",
+            b"\x00\x03\x00\x00\x00",
+            b"\x00\x04\x00\x00\x03w",
+            b"\x00\x04\x00\x00\x01wx",
+        ] {
+            check(&record(&hello(&[(0, data.to_vec())])), MALFORMED);
+        }
+    }
+
+    #[test]
+    fn a_host_name_that_is_none_counts_as_absent() {
+        for name in ["10.0.0.1", "::1", "a b", "a..b", "*.web", "b\u{fc}cher", "web\0", "a:80"] {
+            check(&record(&hello(&[sni(name)])), Parsed::Hello(Hello::default()));
+        }
+    }
+
+    #[test]
+    fn protocol_lists_that_break_the_rules_are_refused() {
+        for data in [
+            &b""[..],
+            b"\x00\x00",
+            b"\x00\x01\x00",
+            b"\x00\x02\x00\x00",
+            b"\x00\x03\x03h2",
+            b"\x00\x03\x02h2x",
+        ] {
+            check(&record(&hello(&[(16, data.to_vec())])), MALFORMED);
+        }
+    }
+
+    #[test]
+    fn version_lists_that_break_the_rules_are_refused() {
+        for data in [&b""[..], b"\x00", b"\x01\x03", b"\x03\x03\x04\x03", b"\x02\x03\x04\x00"] {
+            check(&record(&hello(&[(43, data.to_vec())])), MALFORMED);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_or_wait_forever(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut head = b"\x16\x03\x01".to_vec();
+            head.extend_from_slice(&bytes);
+            let verdict = parse(&head);
+            // A verdict is final.
+            if verdict != Parsed::NeedMore {
+                head.extend_from_slice(b"\x00\x01\x02");
+                prop_assert_eq!(parse(&head), verdict);
+            }
+            head.resize(MAX_BYTES, 0);
+            prop_assert_ne!(parse(&head), Parsed::NeedMore);
+        }
+
+        #[test]
+        fn neither_splits_nor_fragments_change_the_verdict(
+            name in "[a-z0-9-]{1,20}",
+            protocols in proptest::collection::vec("[a-z0-9/.]{1,9}", 1..4),
+            other in proptest::collection::vec(any::<u8>(), 0..100),
+            size in 1usize..200,
+            flip in proptest::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let names: Vec<&str> = protocols.iter().map(String::as_str).collect();
+            let mut message = hello(&[(51, other), sni(&name), alpn(&names), versions(&[0x0304])]);
+            if let Some((at, byte)) = flip {
+                // Its type and length stay, so that the bytes behind it never count.
+                let at = HANDSHAKE_HEADER + at.index(message.len() - HANDSHAKE_HEADER);
+                message[at] = byte;
+            }
+            let whole = parse(&record(&message));
+            prop_assert_ne!(&whole, &Parsed::NeedMore);
+            let fragments = records(&message, size);
+            prop_assert_eq!(&parse(&fragments), &whole);
+            for end in 0..fragments.len() {
+                let verdict = parse(&fragments[..end]);
+                prop_assert!(verdict == whole || verdict == Parsed::NeedMore, "{:?} after {}", verdict, end);
+            }
+        }
+    }
+
+    fn hello_of(sni: Option<&str>, alpn: &[&str], tls13: bool) -> Parsed {
+        let alpn = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Parsed::Hello(Hello { sni: sni.map(Into::into), alpn, tls13 })
+    }
+
+    fn sni(name: &str) -> (u16, Vec<u8>) {
+        (0, behind16(&[&[0], &behind16(name.as_bytes())[..]].concat()))
+    }
+
+    fn alpn(names: &[&str]) -> (u16, Vec<u8>) {
+        let list: Vec<u8> = names.iter().flat_map(|name| behind8(name.as_bytes())).collect();
+        (16, behind16(&list))
+    }
+
+    fn versions(versions: &[u16]) -> (u16, Vec<u8>) {
+        (43, behind8(&versions.iter().flat_map(|version| version.to_be_bytes()).collect::<Vec<u8>>()))
+    }
+
+    fn hello(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        handshake(&body(extensions))
+    }
+
+    fn body(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        let mut body = b"\x03\x03".to_vec();
+        body.extend_from_slice(&[7; 32]);
+        body.extend_from_slice(b"\x00\x00\x02\x13\x01\x01\x00");
+        let list: Vec<u8> = extensions
+            .iter()
+            .flat_map(|(kind, data)| [&kind.to_be_bytes()[..], &behind16(data)].concat())
+            .collect();
+        body.extend_from_slice(&behind16(&list));
+        body
+    }
+
+    fn handshake(body: &[u8]) -> Vec<u8> {
+        [&[1, 0][..], &behind16(body)].concat()
+    }
+
+    fn record(message: &[u8]) -> Vec<u8> {
+        records(message, MAX_RECORD)
+    }
+
+    fn records(message: &[u8], size: usize) -> Vec<u8> {
+        message
+            .chunks(size)
+            .flat_map(|fragment| [b"\x16\x03\x01", &behind16(fragment)[..]].concat())
+            .collect()
+    }
+
+    fn behind8(bytes: &[u8]) -> Vec<u8> {
+        [&[u8::try_from(bytes.len()).unwrap()], bytes].concat()
+    }
+
+    fn behind16(bytes: &[u8]) -> Vec<u8> {
+        [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
+    }
+
+    #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "reads better in a table")]
+    fn check(head: &[u8], expected: Parsed) {
+        assert_eq!(parse(head), expected);
+        // Whatever was said of it, every beginning of it must agree.
+        for end in 0..head.len() {
+            let earlier = parse(&head[..end]);
+            assert!(earlier == expected || earlier == Parsed::NeedMore, "{earlier:?} after {end} bytes");
+        }
+    }
+}

@@ -384,3 +384,421 @@ fn catch_all() -> InboundRoute {
     let rules = vec![HttpRule { matches: Vec::new() }];
     InboundRoute { route: HttpRoute { meta, hosts: Vec::new(), rules }, authorizations: Vec::new() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::{HttpMatch, PathMatch};
+    use alloc::string::ToString;
+    use proptest::prelude::*;
+
+    const WEB: &str = "web.prod.serviceaccount.identity.remora.cluster.local";
+    const OUTSIDE: &str = "192.0.2.1";
+    const INSIDE: &str = "10.1.2.3";
+
+    #[test]
+    fn without_authorizations_nobody_is_admitted() {
+        tcp(&opaque(vec![]), INSIDE, &Peer::Plain, Err(Denial::Unauthorized));
+        tcp(&opaque(vec![]), INSIDE, &meshed(WEB), Err(Denial::Unauthorized));
+    }
+
+    #[test]
+    fn an_authorization_without_networks_admits_nobody() {
+        let nowhere = Authorization { networks: vec![], ..allow("a", Authentication::Unauthenticated) };
+        tcp(&opaque(vec![nowhere]), INSIDE, &Peer::Plain, Err(Denial::Unauthorized));
+    }
+
+    #[test]
+    fn unauthenticated_admits_every_peer() {
+        let policy = opaque(vec![allow("a", Authentication::Unauthenticated)]);
+        tcp(&policy, INSIDE, &Peer::Plain, Ok("a"));
+        tcp(&policy, INSIDE, &Peer::Passthrough { sni: None }, Ok("a"));
+        tcp(&policy, INSIDE, &Peer::Tls { identity: None }, Ok("a"));
+        tcp(&policy, OUTSIDE, &Peer::Plain, Err(Denial::Unauthorized));
+    }
+
+    #[test]
+    fn mesh_tls_admits_those_without_a_certificate_too_but_no_foreign_tls() {
+        let policy = opaque(vec![allow("a", Authentication::TlsUnauthenticated)]);
+        tcp(&policy, INSIDE, &meshed(WEB), Ok("a"));
+        tcp(&policy, INSIDE, &Peer::Tls { identity: None }, Ok("a"));
+        tcp(&policy, INSIDE, &Peer::Passthrough { sni: Some(WEB.into()) }, Err(Denial::Unauthorized));
+        tcp(&policy, INSIDE, &Peer::Plain, Err(Denial::Unauthorized));
+    }
+
+    #[test]
+    fn identities_are_compared_exactly() {
+        let policy = opaque(vec![allow("a", identities(&[WEB], &[]))]);
+        tcp(&policy, INSIDE, &meshed(WEB), Ok("a"));
+        tcp(
+            &policy,
+            INSIDE,
+            &meshed("x.web.prod.serviceaccount.identity.remora.cluster.local"),
+            Err(Denial::Unauthorized),
+        );
+        tcp(&policy, INSIDE, &Peer::Tls { identity: None }, Err(Denial::Unauthorized));
+        tcp(&policy, INSIDE, &Peer::Plain, Err(Denial::Unauthorized));
+    }
+
+    #[test]
+    fn suffixes_admit_a_namespace() {
+        let suffix = "prod.serviceaccount.identity.remora.cluster.local";
+        let policy = opaque(vec![allow("a", identities(&[], &[suffix]))]);
+        tcp(&policy, INSIDE, &meshed(WEB), Ok("a"));
+        tcp(
+            &policy,
+            INSIDE,
+            &meshed("web.test.serviceaccount.identity.remora.cluster.local"),
+            Err(Denial::Unauthorized),
+        );
+    }
+
+    #[test]
+    fn the_first_that_admits_names_the_permit() {
+        let policy = opaque(vec![
+            allow("narrow", identities(&[WEB], &[])),
+            allow("wide", Authentication::Unauthenticated),
+        ]);
+        tcp(&policy, INSIDE, &meshed(WEB), Ok("narrow"));
+        tcp(&policy, INSIDE, &Peer::Plain, Ok("wide"));
+    }
+
+    #[test]
+    fn localhost_is_exactly_two_addresses() {
+        for (client, expected) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("127.0.0.2", false),
+            ("127.1.0.1", false),
+            ("::2", false),
+            ("0.0.0.0", false),
+            (INSIDE, false),
+        ] {
+            let expected = if expected { Ok("localhost") } else { Err(Denial::Unauthorized) };
+            tcp(&opaque(vec![]), client, &Peer::Plain, expected.clone());
+            http(
+                &detect(vec![route("r", "/", vec![])]),
+                client,
+                &Peer::Plain,
+                "/",
+                expected.map_err(|e| (Some(0), e)),
+            );
+        }
+    }
+
+    #[test]
+    fn localhost_comes_after_the_written_authorizations() {
+        let everybody = DefaultPolicy::AllUnauthenticated.server_policy(&[], Duration::ZERO, true);
+        tcp(&everybody, "127.0.0.1", &Peer::Plain, Ok("all-unauthenticated"));
+    }
+
+    #[test]
+    fn declared_http_carries_no_raw_tcp_not_even_from_localhost() {
+        let routes = vec![route("r", "/", vec![])];
+        for protocol in [
+            ServerProtocol::Http1 { routes: routes.clone() },
+            ServerProtocol::Http2 { routes: routes.clone() },
+            ServerProtocol::Grpc { routes },
+        ] {
+            let policy =
+                ServerPolicy { protocol, ..opaque(vec![allow("a", Authentication::Unauthenticated)]) };
+            tcp(&policy, INSIDE, &meshed(WEB), Err(Denial::WrongProtocol));
+            tcp(&policy, "127.0.0.1", &Peer::Plain, Err(Denial::WrongProtocol));
+            http(&policy, INSIDE, &meshed(WEB), "/", Ok("a"));
+        }
+    }
+
+    #[test]
+    fn opaque_and_tls_ports_carry_no_http() {
+        for protocol in [ServerProtocol::Opaque, ServerProtocol::Tls] {
+            let policy =
+                ServerPolicy { protocol, ..opaque(vec![allow("a", Authentication::Unauthenticated)]) };
+            tcp(&policy, INSIDE, &Peer::Plain, Ok("a"));
+            http(&policy, INSIDE, &Peer::Plain, "/", Err((None, Denial::WrongProtocol)));
+        }
+    }
+
+    #[test]
+    fn an_invalid_policy_refuses_everybody_with_its_reason() {
+        let protocol = ServerProtocol::Invalid("no timeout".into());
+        let policy = ServerPolicy { protocol, ..opaque(vec![allow("a", Authentication::Unauthenticated)]) };
+        let denial = Denial::Invalid("no timeout".into());
+        tcp(&policy, "127.0.0.1", &meshed(WEB), Err(denial.clone()));
+        http(&policy, "127.0.0.1", &meshed(WEB), "/", Err((None, denial)));
+    }
+
+    #[test]
+    fn a_request_without_a_route_is_told_so_before_it_is_authorized() {
+        let policy = detect(vec![route("r", "/a", vec![])]);
+        http(&policy, INSIDE, &Peer::Plain, "/b", Err((None, Denial::NoRoute)));
+        http(&policy, "127.0.0.1", &Peer::Plain, "/b", Err((None, Denial::NoRoute)));
+        http(&policy, INSIDE, &Peer::Plain, "/a", Err((Some(0), Denial::Unauthorized)));
+    }
+
+    #[test]
+    fn a_routes_authorizations_come_before_the_servers() {
+        let routes = vec![route("r", "/", vec![allow("route", identities(&[WEB], &[]))])];
+        let policy = ServerPolicy {
+            authorizations: vec![allow("server", Authentication::TlsUnauthenticated)],
+            ..detect(routes)
+        };
+        http(&policy, INSIDE, &meshed(WEB), "/", Ok("route"));
+        http(&policy, INSIDE, &Peer::Tls { identity: None }, "/", Ok("server"));
+        http(&policy, INSIDE, &Peer::Plain, "/", Err((Some(0), Denial::Unauthorized)));
+    }
+
+    #[test]
+    fn a_route_lends_its_authorizations_to_no_other() {
+        let policy = detect(vec![
+            route("open", "/open", vec![allow("route", Authentication::Unauthenticated)]),
+            route("closed", "/", vec![]),
+        ]);
+        http(&policy, INSIDE, &Peer::Plain, "/open", Ok("route"));
+        http(&policy, INSIDE, &Peer::Plain, "/other", Err((Some(1), Denial::Unauthorized)));
+    }
+
+    #[test]
+    fn probes_are_admitted_by_their_route_whatever_their_query() {
+        let path = PathMatch::Exact("/healthz".into());
+        let probe = HttpMatch { path: Some(path), method: Some("GET".into()), ..HttpMatch::default() };
+        let everywhere =
+            Authorization { networks: everywhere(), ..allow("probe", Authentication::Unauthenticated) };
+        let policy = ServerPolicy {
+            authorizations: vec![allow("server", Authentication::TlsUnauthenticated)],
+            ..detect(vec![matching("probe", probe, vec![everywhere]), catch_all()])
+        };
+        http(&policy, OUTSIDE, &Peer::Plain, "/healthz", Ok("probe"));
+        http(&policy, OUTSIDE, &Peer::Plain, "/healthz?full", Ok("probe"));
+        http(&policy, OUTSIDE, &Peer::Plain, "/healthz/", Err((Some(1), Denial::Unauthorized)));
+    }
+
+    #[test]
+    fn a_detected_port_admits_raw_tcp_by_the_servers_authorizations_only() {
+        let policy = detect(vec![route("r", "/", vec![allow("route", Authentication::Unauthenticated)])]);
+        tcp(&policy, INSIDE, &Peer::Plain, Err(Denial::Unauthorized));
+        assert!(!admits_anonymous_tcp(&policy, INSIDE.parse().unwrap()));
+    }
+
+    #[test]
+    fn default_policies_are_read_by_name() {
+        for policy in DefaultPolicy::ALL {
+            assert_eq!(DefaultPolicy::parse(policy.as_str()), Some(policy));
+        }
+        for name in ["", "allow", "Deny", "all-unauthenticated "] {
+            assert_eq!(DefaultPolicy::parse(name), None);
+        }
+    }
+
+    #[test]
+    fn default_policies_admit_what_they_say() {
+        use DefaultPolicy::{
+            AllAuthenticated, AllUnauthenticated, Audit, ClusterAuthenticated, ClusterUnauthenticated, Deny,
+        };
+        // Plain from inside, plain from outside, meshed from inside, meshed from outside.
+        for (policy, expected) in [
+            (AllUnauthenticated, [true, true, true, true]),
+            (AllAuthenticated, [false, false, true, true]),
+            (ClusterUnauthenticated, [true, false, true, false]),
+            (ClusterAuthenticated, [false, false, true, false]),
+            (Audit, [true, true, true, true]),
+            (Deny, [false, false, false, false]),
+        ] {
+            let server =
+                policy.server_policy(&["10.0.0.0/8".parse().unwrap()], Duration::from_secs(10), false);
+            let cases = [
+                (INSIDE, Peer::Plain),
+                (OUTSIDE, Peer::Plain),
+                (INSIDE, meshed(WEB)),
+                (OUTSIDE, meshed(WEB)),
+            ];
+            for ((client, peer), expected) in cases.iter().zip(expected) {
+                let expected = if expected { Ok(policy.as_str()) } else { Err(Denial::Unauthorized) };
+                tcp(&server, client, peer, expected.clone());
+                if policy != Deny {
+                    http(&server, client, peer, "/", expected.map_err(|denial| (Some(0), denial)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn authenticated_defaults_want_a_certificate() {
+        let server = DefaultPolicy::AllAuthenticated.server_policy(&[], Duration::ZERO, true);
+        tcp(&server, INSIDE, &Peer::Tls { identity: None }, Err(Denial::Unauthorized));
+    }
+
+    #[test]
+    fn a_default_server_is_named_after_its_policy() {
+        let timeout = Duration::from_secs(10);
+        let server = DefaultPolicy::Audit.server_policy(&[], timeout, false);
+        assert_eq!(*server.meta, ResourceRef::default_kind("audit"));
+        assert_eq!(server.protocol, ServerProtocol::Detect { timeout, routes: vec![catch_all()] });
+        assert_eq!(*routes(&server)[0].route.meta, ResourceRef::default_kind("default"));
+    }
+
+    #[test]
+    fn deny_and_opaque_ports_are_not_looked_at() {
+        for (policy, opaque) in [(DefaultPolicy::Deny, false), (DefaultPolicy::AllUnauthenticated, true)] {
+            let server = policy.server_policy(&[], Duration::ZERO, opaque);
+            assert_eq!(server.protocol, ServerProtocol::Opaque);
+        }
+    }
+
+    #[test]
+    fn without_cluster_networks_nobody_is_inside() {
+        let server = DefaultPolicy::ClusterUnauthenticated.server_policy(&[], Duration::ZERO, true);
+        tcp(&server, INSIDE, &meshed(WEB), Err(Denial::Unauthorized));
+    }
+
+    /// What an authorization says, written down once more: for the properties below.
+    fn model(authorization: &Authorization, client: IpAddr, peer: &Peer) -> bool {
+        let inside = authorization.networks.iter().any(|network| {
+            network.net.contains(&client) && !network.except.iter().any(|hole| hole.contains(&client))
+        });
+        let known = match (&authorization.authentication, peer) {
+            (Authentication::Unauthenticated, _) | (Authentication::TlsUnauthenticated, Peer::Tls { .. }) => {
+                true
+            }
+            (
+                Authentication::TlsAuthenticated { identities, suffixes },
+                Peer::Tls { identity: Some(identity) },
+            ) => {
+                let name = identity.as_str();
+                identities.iter().any(|allowed| allowed.as_str() == name)
+                    || suffixes
+                        .iter()
+                        .any(|suffix| name.ends_with(&alloc::format!(".{}", suffix.labels.join("."))))
+            }
+            _ => false,
+        };
+        inside && known
+    }
+
+    fn authorization() -> impl Strategy<Value = Authorization> {
+        let authentication = prop_oneof![
+            Just(Authentication::Unauthenticated),
+            Just(Authentication::TlsUnauthenticated),
+            Just(identities(&["a.x"], &[])),
+            Just(identities(&["b.y", "a.y"], &["x"])),
+        ];
+        let networks =
+            prop_oneof![Just(vec![]), Just(vec!["10.0.0.0/8"]), Just(vec!["10.1.0.0/16", "10.2.0.0/16"])];
+        (authentication, networks, proptest::bool::ANY).prop_map(|(authentication, networks, hole)| {
+            let except = if hole { vec!["10.1.2.0/24".parse().unwrap()] } else { vec![] };
+            let network = |net: &&str| NetworkMatch { net: net.parse().unwrap(), except: except.clone() };
+            Authorization { networks: networks.iter().map(network).collect(), ..allow("any", authentication) }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn admission_agrees_with_the_model_in_any_order_and_only_grows(
+            authorizations in proptest::collection::vec(authorization(), 0..4),
+            more in authorization(),
+            client in prop_oneof![Just("10.1.2.3"), Just("10.1.3.3"), Just("10.2.0.1"), Just("10.3.0.1"), Just("11.0.0.1")],
+            peer in prop_oneof![
+                Just(Peer::Plain),
+                Just(Peer::Passthrough { sni: Some("a.x".into()) }),
+                Just(Peer::Tls { identity: None }),
+                Just(meshed("a.x")),
+                Just(meshed("a.y")),
+                Just(meshed("c.z")),
+            ],
+        ) {
+            let client = client.parse().unwrap();
+            let admitted = |authorizations: Vec<Authorization>| {
+                let by_tcp = authorize_tcp(&opaque(authorizations.clone()), client, &peer).is_ok();
+                let policy = ServerPolicy { authorizations, ..detect(vec![catch_all()]) };
+                let by_http = authorize_http(&policy, client, &peer, &Get("/")).is_ok();
+                assert_eq!(by_tcp, by_http);
+                by_tcp
+            };
+            let expected = authorizations.iter().any(|authorization| model(authorization, client, &peer));
+            prop_assert_eq!(admitted(authorizations.clone()), expected);
+            prop_assert_eq!(admitted(authorizations.iter().rev().cloned().collect()), expected);
+            prop_assert!(!expected || admitted(authorizations.into_iter().chain([more]).collect()));
+        }
+    }
+
+    struct Get<'a>(&'a str);
+
+    impl RequestView for Get<'_> {
+        fn method(&self) -> &'static str {
+            "GET"
+        }
+        fn authority(&self) -> &'static str {
+            "web"
+        }
+        fn path(&self) -> &str {
+            self.0.split('?').next().unwrap()
+        }
+        fn query(&self) -> Option<&str> {
+            self.0.split_once('?').map(|(_, query)| query)
+        }
+        fn header(&self, _name: &str) -> impl Iterator<Item = &[u8]> {
+            core::iter::empty()
+        }
+    }
+
+    fn meshed(name: &str) -> Peer {
+        Peer::Tls { identity: Some(Identity::parse(name).unwrap()) }
+    }
+
+    /// Admits from 10.0.0.0/8.
+    fn allow(name: &str, authentication: Authentication) -> Authorization {
+        let networks = vec![NetworkMatch { net: "10.0.0.0/8".parse().unwrap(), except: vec![] }];
+        Authorization { meta: Arc::new(ResourceRef::default_kind(name)), networks, authentication }
+    }
+
+    fn identities(names: &[&str], suffixes: &[&str]) -> Authentication {
+        let suffix = |text: &&str| SuffixMatch { labels: text.split('.').map(ToString::to_string).collect() };
+        Authentication::TlsAuthenticated {
+            identities: names.iter().map(|name| Identity::parse(name).unwrap()).collect(),
+            suffixes: suffixes.iter().map(suffix).collect(),
+        }
+    }
+
+    fn opaque(authorizations: Vec<Authorization>) -> ServerPolicy {
+        let meta = Arc::new(ResourceRef::default_kind("test"));
+        ServerPolicy { meta, protocol: ServerProtocol::Opaque, authorizations }
+    }
+
+    fn detect(routes: Vec<InboundRoute>) -> ServerPolicy {
+        ServerPolicy {
+            protocol: ServerProtocol::Detect { timeout: Duration::from_secs(10), routes },
+            ..opaque(vec![])
+        }
+    }
+
+    fn route(name: &str, prefix: &str, authorizations: Vec<Authorization>) -> InboundRoute {
+        let conditions = HttpMatch { path: Some(PathMatch::Prefix(prefix.into())), ..HttpMatch::default() };
+        matching(name, conditions, authorizations)
+    }
+
+    fn matching(name: &str, conditions: HttpMatch, authorizations: Vec<Authorization>) -> InboundRoute {
+        let meta = Arc::new(ResourceRef::default_kind(name));
+        let rules = vec![HttpRule { matches: vec![conditions] }];
+        InboundRoute { route: HttpRoute { meta, hosts: vec![], rules }, authorizations }
+    }
+
+    #[track_caller]
+    fn tcp(policy: &ServerPolicy, client: &str, peer: &Peer, expected: Result<&str, Denial>) {
+        let verdict = authorize_tcp(policy, client.parse().unwrap(), peer);
+        assert_eq!(verdict.as_ref().map(|meta| &*meta.name), expected.as_ref().copied(), "{client} {peer:?}");
+    }
+
+    #[track_caller]
+    fn http(
+        policy: &ServerPolicy,
+        client: &str,
+        peer: &Peer,
+        path: &str,
+        expected: Result<&str, (Option<usize>, Denial)>,
+    ) {
+        let verdict = authorize_http(policy, client.parse().unwrap(), peer, &Get(path));
+        let verdict = verdict.map(|permit| permit.authorization.name.to_string());
+        let expected = expected.map(ToString::to_string).map_err(|(route, denial)| Refusal { route, denial });
+        assert_eq!(verdict, expected, "{client} {peer:?} {path}");
+    }
+}

@@ -1,7 +1,10 @@
 //! Which route a request takes. Precedence as Gateway API orders it. Contract 4.1.
 
-use crate::{endpoint::Endpoint, matching::ends_with_labels, policy::ResourceRef};
-use alloc::{format, string::String, sync::Arc, vec::Vec};
+mod choose;
+
+pub use self::choose::{InvalidPattern, MAX_PATTERN, choose, host_of, whole_match};
+use crate::{endpoint::Endpoint, policy::ResourceRef};
+use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;
 
 /// What a decision may look at in a request, without copies.
@@ -85,235 +88,6 @@ pub struct Chosen {
     pub route: usize,
     /// Index of the rule.
     pub rule: usize,
-}
-
-/// The best match; ties go to the earlier route and rule.
-///
-/// The order of contract 4.1, the first difference deciding: an exact host, the longer suffix, no host; the longer
-/// matched path (whichever kind of pattern matched it; no pattern counts as the prefix `/`); more header conditions;
-/// more query conditions; a method.
-#[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
-pub fn choose<'a, R: RequestView + ?Sized>(
-    routes: impl IntoIterator<Item = &'a HttpRoute>,
-    request: &R,
-) -> Option<Chosen> {
-    let host = host_of(request.authority());
-    let mut best: Option<(Rank, Chosen)> = None;
-    for (route, candidate) in routes.into_iter().enumerate() {
-        let Some(host_rank) = candidate.host_rank(host) else { continue };
-        for (rule, conditions) in candidate.rules.iter().enumerate() {
-            let Some(match_rank) = conditions.rank(request) else { continue };
-            let rank = (host_rank, match_rank);
-            // Only a better one replaces: of equals the earlier stays.
-            if best.as_ref().is_none_or(|(earlier, _)| rank > *earlier) {
-                best = Some((rank, Chosen { route, rule }));
-            }
-        }
-    }
-    best.map(|(_, chosen)| chosen)
-}
-
-type Rank = (HostRank, MatchRank);
-
-/// How specific a host match is, the least first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum HostRank {
-    Any,
-    /// Bytes of the suffix, dots included.
-    Suffix(usize),
-    Exact,
-}
-
-/// How specific a match of everything else is; fields in the order of their importance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct MatchRank {
-    path: usize,
-    headers: usize,
-    query: usize,
-    method: bool,
-}
-
-impl MatchRank {
-    /// Of a rule that states no conditions: Gateway API's default is the prefix `/`.
-    const DEFAULT: Self = Self { path: 1, headers: 0, query: 0, method: false };
-}
-
-/// The host of an authority: without port, and without the dot that ends an absolute DNS name.
-pub fn host_of(authority: &str) -> &str {
-    let host = match authority.rsplit_once(':') {
-        // A colon inside brackets belongs to an IPv6 address.
-        Some((host, port)) if !port.contains(']') => host,
-        Some(_) | None => authority,
-    };
-    host.strip_suffix('.').unwrap_or(host)
-}
-
-impl HostMatch {
-    fn rank(&self, host: &str) -> Option<HostRank> {
-        match self {
-            Self::Exact(name) => {
-                host.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name)).then_some(HostRank::Exact)
-            }
-            Self::Suffix(labels) => ends_with_labels(host, labels)
-                .then(|| HostRank::Suffix(labels.iter().map(|label| label.len() + 1).sum())),
-        }
-    }
-}
-
-impl HttpRoute {
-    fn host_rank(&self, host: &str) -> Option<HostRank> {
-        if self.hosts.is_empty() {
-            return Some(HostRank::Any);
-        }
-        self.hosts.iter().filter_map(|pattern| pattern.rank(host)).max()
-    }
-}
-
-impl HttpRule {
-    fn rank<R: RequestView + ?Sized>(&self, request: &R) -> Option<MatchRank> {
-        if self.matches.is_empty() {
-            return Some(MatchRank::DEFAULT);
-        }
-        self.matches.iter().filter_map(|conditions| conditions.rank(request)).max()
-    }
-}
-
-impl HttpMatch {
-    fn rank<R: RequestView + ?Sized>(&self, request: &R) -> Option<MatchRank> {
-        if self.method.as_deref().is_some_and(|method| method != request.method()) {
-            return None;
-        }
-        let path = match &self.path {
-            Some(pattern) => pattern.matched(request.path())?,
-            None => MatchRank::DEFAULT.path,
-        };
-        let matches = self
-            .headers
-            .iter()
-            .all(|(name, value)| request.header(name).any(|received| value.matches(received)))
-            && self.query.iter().all(|(name, value)| query_has(request.query(), name, value));
-        matches.then_some(MatchRank {
-            path,
-            headers: self.headers.len(),
-            query: self.query.len(),
-            method: self.method.is_some(),
-        })
-    }
-}
-
-impl PathMatch {
-    /// Bytes of the path that the pattern matched, if it does. The path is compared as received.
-    fn matched(&self, path: &str) -> Option<usize> {
-        match self {
-            Self::Exact(exact) => (path == exact).then_some(exact.len()),
-            Self::Prefix(prefix) => {
-                // A trailing slash says nothing: `/a/` matches `/a` too (Gateway API's PathMatchPathPrefix).
-                let segments = prefix.trim_end_matches('/');
-                if segments.is_empty() {
-                    return Some(MatchRank::DEFAULT.path);
-                }
-                let rest = path.strip_prefix(segments)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some(segments.len())
-            }
-            Self::Regex(regex) => covers_whole(regex, path).then_some(path.len()),
-        }
-    }
-}
-
-impl ValueMatch {
-    /// Does the whole value match? A regular expression matches no value that is not UTF-8.
-    fn matches(&self, value: &[u8]) -> bool {
-        match self {
-            Self::Exact(exact) => exact == value,
-            Self::Regex(regex) => core::str::from_utf8(value).is_ok_and(|value| covers_whole(regex, value)),
-        }
-    }
-}
-
-/// [`whole_match`] sees to it that a match is of all or nothing; one compiled otherwise must not match a part.
-fn covers_whole(regex: &regex::Regex, value: &str) -> bool {
-    regex.find(value).is_some_and(|found| found.len() == value.len())
-}
-
-/// The longest pattern that [`whole_match`] takes, in bytes: Gateway API's own limit of a header value match.
-pub const MAX_PATTERN: usize = 4096;
-/// The memory that one compiled pattern may take, in bytes, and again its lazily built automaton.
-const MAX_COMPILED: usize = 1 << 20;
-
-/// Why a pattern is refused.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum InvalidPattern {
-    /// Longer than [`MAX_PATTERN`].
-    #[error("the pattern has {0} bytes, more than {MAX_PATTERN}")]
-    TooLong(usize),
-    /// No regular expression, or one that compiles to too much.
-    #[error("{0}")]
-    Regex(regex::Error),
-}
-
-/// Compiles a pattern that matches all of a value or nothing of it, in time linear in the value and bounded memory.
-/// Errors name what is wrong with the pattern.
-pub fn whole_match(pattern: &str) -> Result<regex::Regex, InvalidPattern> {
-    if pattern.len() > MAX_PATTERN {
-        return Err(InvalidPattern::TooLong(pattern.len()));
-    }
-    let compile = |pattern: &str| {
-        regex::RegexBuilder::new(pattern).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build()
-    };
-    // Alone first: `a)|(?:b` is no pattern, but between our parentheses it would become two, each anchored on one side.
-    compile(pattern).and_then(|_| compile(&format!("^(?:{pattern})$"))).map_err(InvalidPattern::Regex)
-}
-
-/// The longest query value that a regular expression is applied to once decoded, in bytes. A longer one that needs
-/// decoding does not match.
-const MAX_DECODED: usize = 1024;
-
-/// Has the query such a parameter? Names and values are compared as decoded from `application/x-www-form-urlencoded`
-/// (`+` and `%XX`), as Linkerd's proxy does; of a parameter that comes more than once any value may match.
-fn query_has(query: Option<&str>, name: &str, value: &ValueMatch) -> bool {
-    query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).any(|pair| {
-        let (key, received) = pair.split_once('=').unwrap_or((pair, ""));
-        decoded(key).eq(name.bytes()) && value_matches_decoded(value, received)
-    })
-}
-
-fn value_matches_decoded(value: &ValueMatch, received: &str) -> bool {
-    match value {
-        ValueMatch::Exact(exact) => decoded(received).eq(exact.iter().copied()),
-        ValueMatch::Regex(_) if !received.contains(['%', '+']) => value.matches(received.as_bytes()),
-        ValueMatch::Regex(_) => {
-            let mut buffer = [0; MAX_DECODED];
-            let mut length = 0;
-            for byte in decoded(received) {
-                let Some(slot) = buffer.get_mut(length) else { return false };
-                *slot = byte;
-                length += 1;
-            }
-            buffer.get(..length).is_some_and(|decoded| value.matches(decoded))
-        }
-    }
-}
-
-/// Decodes on the way, without a copy. A `%` that no two hexadecimal digits follow stands for itself.
-fn decoded(text: &str) -> impl Iterator<Item = u8> {
-    let mut rest = text.as_bytes();
-    core::iter::from_fn(move || {
-        let (byte, tail) = match rest {
-            [b'%', high, low, tail @ ..] => match (hex(*high), hex(*low)) {
-                (Some(high), Some(low)) => (high << 4 | low, tail),
-                _ => (b'%', rest.get(1..)?),
-            },
-            [b'+', tail @ ..] => (b' ', tail),
-            [byte, tail @ ..] => (*byte, tail),
-            [] => return None,
-        };
-        rest = tail;
-        Some(byte)
-    })
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// What the outbound side should do with a target, as `OutboundPolicies.Watch` states it. Contract 3.3.
@@ -465,5 +239,86 @@ impl PartialEq for ValueMatch {
             (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn empty_and_forbidden_distributions_pick_nobody() {
+        assert_eq!(pick_backend(&Distribution::Empty, |_| true, 0), None);
+        assert_eq!(pick_backend(&Distribution::Forbidden("undefined-port".into()), |_| true, 0), None);
+    }
+
+    #[test]
+    fn the_first_available_backend_is_picked() {
+        let distribution = Distribution::FirstAvailable(vec![backend(), backend(), backend()]);
+        assert_eq!(pick_backend(&distribution, |_| true, 7), Some(0));
+        assert_eq!(pick_backend(&distribution, |index| index == 2, 7), Some(2));
+        assert_eq!(pick_backend(&distribution, |_| false, 7), None);
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        let distribution = weighted(&[1, 0, 3]);
+        let hits = hits(&distribution, |_| true);
+        assert_eq!(hits, [250, 0, 750]);
+    }
+
+    #[test]
+    fn an_unavailable_backends_share_goes_to_the_others() {
+        let distribution = weighted(&[1, 1, 2]);
+        assert_eq!(hits(&distribution, |index| index != 2), [500, 500, 0]);
+    }
+
+    #[test]
+    fn weight_zero_is_never_picked_even_alone() {
+        assert_eq!(pick_backend(&weighted(&[0]), |_| true, 7), None);
+        assert_eq!(pick_backend(&weighted(&[0, 1]), |index| index == 0, 7), None);
+    }
+
+    #[test]
+    fn the_largest_weights_do_not_overflow() {
+        let distribution = weighted(&[u32::MAX; 4]);
+        assert_eq!(hits(&distribution, |_| true), [250; 4]);
+    }
+
+    proptest! {
+        #[test]
+        fn who_is_picked_is_available_and_has_weight(
+            weights in proptest::collection::vec(0u32..5, 0..6),
+            up in any::<u8>(),
+            random in any::<u64>(),
+        ) {
+            let available = |index: usize| up >> index & 1 == 1;
+            let eligible = (0..weights.len()).any(|index| available(index) && weights[index] > 0);
+            let picked = pick_backend(&weighted(&weights), available, random);
+            prop_assert_eq!(picked.is_some(), eligible);
+            prop_assert!(picked.is_none_or(|index| available(index) && weights[index] > 0));
+        }
+    }
+
+    /// How often each is picked in 1000 draws spread evenly over all random numbers.
+    fn hits(distribution: &Distribution, available: impl Fn(usize) -> bool) -> Vec<u32> {
+        let Distribution::RandomAvailable(backends) = distribution else { panic!("not weighted") };
+        let mut hits = vec![0; backends.len()];
+        for draw in 0..1000 {
+            let random = u64::MAX / 1000 * draw + 1000;
+            hits[pick_backend(distribution, &available, random).unwrap()] += 1;
+        }
+        hits
+    }
+
+    fn weighted(weights: &[u32]) -> Distribution {
+        Distribution::RandomAvailable(weights.iter().map(|weight| (backend(), *weight)).collect())
+    }
+
+    fn backend() -> Backend {
+        let addr = SocketAddr::from(([10, 0, 0, 1], 80));
+        Backend { meta: Arc::new(ResourceRef::default()), target: BackendTarget::Original(addr) }
     }
 }
