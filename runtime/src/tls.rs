@@ -13,7 +13,7 @@ mod ticket;
 mod verify;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use bundle::{InvalidBundle, TrustBundle};
 pub use key::{KeyFault, Keypair};
@@ -42,7 +42,7 @@ use std::{
 pub const TRANSPORT_ALPN: &[u8] = b"transport.l5d.io/v1";
 
 /// No session is resumed later than this after its full handshake's ticket was issued.
-pub const MAX_TICKET_LIFETIME: Duration = Duration::from_secs(3600);
+pub const MAX_TICKET_LIFETIME: Duration = Duration::from_hours(1);
 
 /// More certificates than this between leaf and root are refused.
 pub const MAX_INTERMEDIATES: usize = 8;

@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// More anchors than this are refused: a bundle is an old root and a new one, not a browser's list.
-pub const MAX_ANCHORS: usize = 64;
+const MAX_ANCHORS: usize = 64;
 
 /// One or more trust anchors.
 #[derive(PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum InvalidBundle {
         "the trust anchors hold no certificate; expected PEM blocks that begin with -----BEGIN CERTIFICATE-----"
     )]
     Empty,
-    /// More than [`MAX_ANCHORS`].
+    /// More than 64.
     #[error("the trust anchors hold more than 64 certificates")]
     TooMany,
     /// PEM that cannot be decoded.

@@ -87,15 +87,11 @@ async fn an_expired_client_is_refused_by_the_handshake() {
     let late = Clock::at(mesh.clock.now() + 2 * DAY);
     let server = mesh.ca.credentials(SERVER, &mesh.bundle, &late).unwrap();
     // A client that looks at the server with the right clock, and shows a certificate of the day before.
-    let config = Arc::new(ClientConfig {
-        client_auth_cert_resolver: mesh
-            .client
-            .client_config_for_endpoint(false)
-            .client_auth_cert_resolver
-            .clone(),
-        ..(*mesh.ca.credentials(CLIENT, &mesh.bundle, &late).unwrap().client_config_for_endpoint(false))
-            .clone()
-    });
+    let on_time = mesh.ca.credentials(CLIENT, &mesh.bundle, &late).unwrap();
+    let mut config = (*on_time.client_config_for_endpoint(false)).clone();
+    config.client_auth_cert_resolver =
+        mesh.client.client_config_for_endpoint(false).client_auth_cert_resolver.clone();
+    let config = Arc::new(config);
     let (_client, server) = handshake(config, server.server_config()).await;
     assert_eq!(TlsFault::from(&server.unwrap_err()).label(), "expired");
 }
@@ -141,10 +137,10 @@ async fn a_tls12_client_is_told_that_the_version_is_wrong() {
 async fn the_client_hello_is_one_record_under_4_kib_even_with_the_largest_ticket() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(true);
-    let first = client_hello(&config).await;
+    let first = client_hello(&config);
     let (client, server) = handshake(config.clone(), mesh.server.direct_server_config()).await;
     exchange(client.unwrap(), server.unwrap()).await;
-    let resuming = client_hello(&config).await;
+    let resuming = client_hello(&config);
     assert!(resuming.len() > first.len() + 500, "no ticket in it: {} {}", first.len(), resuming.len());
     // What is left under 4 KiB is for the largest session that a ticket may hold, its seal and its binder.
     let largest = first.len() + ticket::MAX_SESSION + 256;
@@ -224,7 +220,7 @@ async fn a_resumed_session_ends_with_the_peers_certificate() {
 async fn tickets_last_an_hour() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(false);
-    mesh.connect(&config, &mesh.server).await;
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
     mesh.clock.advance(3599);
     assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Resumed);
     mesh.clock.advance(3600);
@@ -244,7 +240,7 @@ async fn tickets_last_no_longer_than_the_servers_leaf() {
 async fn new_credentials_of_the_server_end_its_sessions() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(false);
-    mesh.connect(&config, &mesh.server).await;
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
     let renewed = mesh.ca.credentials(SERVER, &mesh.bundle, &mesh.clock).unwrap();
     assert!(renewed.epoch() > mesh.server.epoch());
     assert_eq!(mesh.connect(&config, &renewed).await.0, HandshakeKind::Full);
@@ -254,7 +250,7 @@ async fn new_credentials_of_the_server_end_its_sessions() {
 async fn sessions_of_an_ordinary_port_are_none_on_the_direct_one() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(true);
-    mesh.connect(&config, &mesh.server).await;
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
     let (client, server) = handshake(config, mesh.server.direct_server_config()).await;
     assert_eq!(client.unwrap().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     server.unwrap();
@@ -263,7 +259,10 @@ async fn sessions_of_an_ordinary_port_are_none_on_the_direct_one() {
 #[tokio::test]
 async fn each_endpoint_has_sessions_of_its_own() {
     let mesh = Mesh::new();
-    mesh.connect(&mesh.client.client_config_for_endpoint(false), &mesh.server).await;
+    assert_eq!(
+        mesh.connect(&mesh.client.client_config_for_endpoint(false), &mesh.server).await.0,
+        HandshakeKind::Full
+    );
     let other = mesh.client.client_config_for_endpoint(false);
     assert_eq!(mesh.connect(&other, &mesh.server).await.0, HandshakeKind::Full);
 }
@@ -450,12 +449,12 @@ impl TimeProvider for Clock {
     }
 }
 
-struct Ca {
+pub(crate) struct Ca {
     certificate: rcgen::Certificate,
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
-struct Issued {
+pub(crate) struct Issued {
     key: Keypair,
     leaf: Vec<u8>,
     intermediates: Vec<Vec<u8>>,
@@ -480,7 +479,7 @@ impl Issued {
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "root");
@@ -490,7 +489,7 @@ impl Ca {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.certificate.pem()
     }
 
@@ -517,7 +516,7 @@ impl Ca {
     }
 }
 
-fn leaf_params(names: &[SanType], not_before: u64, not_after: u64) -> CertificateParams {
+pub(crate) fn leaf_params(names: &[SanType], not_before: u64, not_after: u64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.subject_alt_names = names.to_vec();
     params.not_before = (UNIX_EPOCH + Duration::from_secs(not_before)).into();
@@ -535,7 +534,7 @@ fn check_names(names: &[SanType], expected: Result<&str, TlsFault>) {
     assert_eq!(seen, expected.map(identity));
 }
 
-fn dns(name: &str) -> SanType {
+pub(crate) fn dns(name: &str) -> SanType {
     SanType::DnsName(name.try_into().unwrap())
 }
 
@@ -543,11 +542,11 @@ fn uri(name: &str) -> SanType {
     SanType::URI(name.try_into().unwrap())
 }
 
-fn identity(name: &str) -> Identity {
+pub(crate) fn identity(name: &str) -> Identity {
     Identity::parse(name).unwrap()
 }
 
-fn unix() -> u64 {
+pub(crate) fn unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
@@ -573,7 +572,7 @@ async fn exchange(
     (client, server)
 }
 
-async fn client_hello(config: &Arc<ClientConfig>) -> Vec<u8> {
+fn client_hello(config: &Arc<ClientConfig>) -> Vec<u8> {
     let mut connection = rustls::ClientConnection::new(config.clone(), server_name(SERVER).unwrap()).unwrap();
     let mut hello = Vec::new();
     while connection.wants_write() {
