@@ -1,1 +1,15 @@
-//! Placeholder.
+//! What a pod becomes: the library behind `remora-injector` (the webhook), `remora inject` (the same on a stream of
+//! YAML) and `remora-init` (the redirect rules).
+//!
+//! In reading order: what people may write ([`annotations`], [`values`], [`config`]); whether a pod is injected
+//! ([`decide`], with [`pod`] for what it asks of a pod); what is written into it ([`patch`]); and the two shells,
+//! documents on a stream ([`inject`]) and AdmissionReview over HTTPS ([`webhook`], with [`cluster`] for what it must
+//! know besides the pod and [`serve`] for its listener and certificate).
+
+pub mod annotations;
+pub mod config;
+pub mod decide;
+pub mod inject;
+pub mod patch;
+pub mod pod;
+pub mod values;
