@@ -9,7 +9,9 @@
 pub mod annotations;
 pub mod config;
 pub mod decide;
+pub mod init;
 pub mod inject;
 pub mod patch;
 pub mod pod;
+pub mod redirect;
 pub mod values;
