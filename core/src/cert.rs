@@ -148,7 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     const BOUNDS: RefreshBounds =
-        RefreshBounds { min: Duration::from_secs(10), max: Duration::from_secs(24 * 3600) };
+        RefreshBounds { min: Duration::from_secs(10), max: Duration::from_hours(24) };
     const BACKOFF: Backoff =
         Backoff { min: Duration::from_secs(1), max: Duration::from_secs(30), jitter: 0.0 };
 

@@ -55,15 +55,18 @@ pub fn parse(head: &[u8]) -> Parsed {
     let body = handshake.bytes.get(HANDSHAKE_HEADER..).unwrap_or_default();
     let declared = handshake.declared - HANDSHAKE_HEADER;
     let body = Reader { bytes: body.get(..declared).unwrap_or(body), left: declared };
-    match read_hello(body) {
-        Err(Stop::Broken) => Parsed::Not(NotHello::Malformed),
-        Ok(_) | Err(Stop::Short) if head.len() + handshake.missing > MAX_BYTES => {
-            Parsed::Not(NotHello::TooLong)
-        }
-        Ok(_) | Err(Stop::Short) if handshake.missing > 0 => Parsed::NeedMore,
-        Ok(found) => Parsed::Hello(found.to_hello()),
-        // Whole, and yet short: cannot be, since what is declared is what is there.
-        Err(Stop::Short) => Parsed::Not(NotHello::Malformed),
+    let found = match read_hello(body) {
+        Ok(found) => Some(found),
+        Err(Stop::Short) => None,
+        Err(Stop::Broken) => return Parsed::Not(NotHello::Malformed),
+    };
+    if head.len() + handshake.missing > MAX_BYTES {
+        return Parsed::Not(NotHello::TooLong);
+    }
+    match found {
+        Some(found) if handshake.missing == 0 => Parsed::Hello(found.to_hello()),
+        // What is declared and what is there are the same once nothing is missing, so a short one is never whole.
+        Some(_) | None => Parsed::NeedMore,
     }
 }
 

@@ -123,6 +123,7 @@ impl Endpoint {
     /// is admitted there without mTLS.
     pub fn dial_plan(&self, own: &[IpAddr]) -> DialPlan {
         let Self { addr, opaque_transport, .. } = *self;
+        let own_port = addr.port();
         if own.iter().any(|own| own.to_canonical() == addr.ip().to_canonical()) {
             return DialPlan::Plain { addr, reason: NoTlsReason::Loopback };
         }
@@ -132,8 +133,8 @@ impl Endpoint {
         if opaque_transport.is_none() && self.authority_override.is_none() {
             return DialPlan::Transparent { addr, tls };
         }
-        let port = self.override_parts().and_then(|(_, port)| port).unwrap_or(addr.port());
-        let dialled = opaque_transport.unwrap_or(addr.port());
+        let port = self.override_parts().and_then(|(_, port)| port).unwrap_or(own_port);
+        let dialled = opaque_transport.unwrap_or(own_port);
         DialPlan::Direct { addr: SocketAddr::new(addr.ip(), dialled), tls, port }
     }
 

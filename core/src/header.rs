@@ -146,13 +146,20 @@ fn read_protocol(message: &[u8]) -> Result<Option<SessionProtocol>, Malformed> {
     let mut fields = Fields(message);
     while let Some((number, value)) = fields.next()? {
         protocol = match (number, value) {
-            (HTTP1, Value::Bytes(_)) => Some(SessionProtocol::Http1),
-            (HTTP2, Value::Bytes(_)) => Some(SessionProtocol::Http2),
+            (HTTP1, Value::Bytes(value)) => checked(value).map(|()| Some(SessionProtocol::Http1))?,
+            (HTTP2, Value::Bytes(value)) => checked(value).map(|()| Some(SessionProtocol::Http2))?,
             (HTTP1 | HTTP2, _) => return Err(Malformed::Message),
             _unknown => protocol,
         };
     }
     Ok(protocol)
+}
+
+/// A message of which no field is known, yet whose fields must be ones.
+fn checked(message: &[u8]) -> Result<(), Malformed> {
+    let mut fields = Fields(message);
+    while fields.next()?.is_some() {}
+    Ok(())
 }
 
 // Wire types, protobuf's encoding section.
@@ -303,6 +310,12 @@ mod tests {
         check(b"\x21\x01\x02\x03\x04\x05\x06\x07\x08\x08\x50", Ok(header(80, None, None)));
         check(b"\x22\x02hi\x08\x50", Ok(header(80, None, None)));
         check(b"\x25\x01\x02\x03\x04\x08\x50", Ok(header(80, None, None)));
+    }
+
+    #[test]
+    fn what_later_versions_may_add_to_a_kind_is_skipped_but_must_be_fields() {
+        check(b"\x08\x50\x1a\x04\x0a\x02\x08\x01", Ok(header(80, None, Some(SessionProtocol::Http1))));
+        check(b"\x08\x50\x1a\x03\x0a\x01\x08", Err(Malformed::Message));
     }
 
     #[test]

@@ -783,6 +783,7 @@ mod tests {
     }
 
     #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "reads better in a table")]
     fn tcp(policy: &ServerPolicy, client: &str, peer: &Peer, expected: Result<&str, Denial>) {
         let verdict = authorize_tcp(policy, client.parse().unwrap(), peer);
         assert_eq!(verdict.as_ref().map(|meta| &*meta.name), expected.as_ref().copied(), "{client} {peer:?}");

@@ -2,7 +2,7 @@
 
 mod choose;
 
-pub use self::choose::{InvalidPattern, MAX_PATTERN, choose, host_of, whole_match};
+pub use self::choose::{InvalidPattern, MAX_PATTERN, choose, choose_sni, host_of, whole_match};
 use crate::{endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;

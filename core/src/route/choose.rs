@@ -31,6 +31,20 @@ pub fn choose<'a, R: RequestView + ?Sized>(
     best.map(|(_, chosen)| chosen)
 }
 
+/// The index of the best of several lists of SNI patterns: exact before the longer suffix before a list without
+/// patterns, the earlier of equals.
+#[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
+pub fn choose_sni<'a>(lists: impl IntoIterator<Item = &'a [HostMatch]>, sni: &str) -> Option<usize> {
+    let mut best: Option<(HostRank, usize)> = None;
+    for (i, patterns) in lists.into_iter().enumerate() {
+        let Some(rank) = host_rank(patterns, sni) else { continue };
+        if best.is_none_or(|(earlier, _)| rank > earlier) {
+            best = Some((rank, i));
+        }
+    }
+    best.map(|(_, i)| i)
+}
+
 type Rank = (HostRank, MatchRank);
 
 /// How specific a host match is, the least first.
@@ -80,11 +94,15 @@ impl HostMatch {
 
 impl HttpRoute {
     fn host_rank(&self, host: &str) -> Option<HostRank> {
-        if self.hosts.is_empty() {
-            return Some(HostRank::Any);
-        }
-        self.hosts.iter().filter_map(|pattern| pattern.rank(host)).max()
+        host_rank(&self.hosts, host)
     }
+}
+
+fn host_rank(patterns: &[HostMatch], host: &str) -> Option<HostRank> {
+    if patterns.is_empty() {
+        return Some(HostRank::Any);
+    }
+    patterns.iter().filter_map(|pattern| pattern.rank(host)).max()
 }
 
 impl HttpRule {
