@@ -1,0 +1,183 @@
+//! Pure. What a proxy should see: (index, request) → answer, and the keys that the answer depends on.
+//!
+//! Answers are decisions in our own words; how they are written on the wire is in `wire`.
+
+mod endpoints;
+mod inbound;
+mod outbound;
+mod profile;
+mod target;
+
+pub use endpoints::{Endpoint, Endpoints, endpoints};
+pub use inbound::{Inbound, Workload, inbound};
+pub use outbound::{Outbound, PortProtocol, outbound};
+pub use profile::{Profile, profile};
+pub use target::Target;
+
+use crate::{
+    index::{Index, Key, Namespace, Pod, Service},
+    ports::PortSet,
+    resources::Name,
+};
+use ipnet::IpNet;
+use remora_core::policy::DefaultPolicy;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+/// What the answers depend on besides the cluster's objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The domain of the cluster's DNS, without a trailing dot: `cluster.local`.
+    pub cluster_domain: String,
+    /// The last part of identities: `cluster.local`.
+    pub trust_domain: String,
+    /// The namespace of this control plane; only pods with its proxies get identities.
+    pub control_namespace: String,
+    /// Where pods and Services are. What is outside is forwarded as it is.
+    pub cluster_networks: Vec<IpNet>,
+    /// From where probes may come without being authorised.
+    pub probe_networks: Vec<IpNet>,
+    /// The policy of ports that nothing else speaks of.
+    pub default_inbound_policy: DefaultPolicy,
+    /// The opaque ports of whatever has no annotation.
+    pub default_opaque_ports: PortSet,
+    /// How meshed endpoints are reached.
+    pub transport_mode: TransportMode,
+    /// May clients upgrade HTTP/1 to HTTP/2 towards meshed endpoints (contract 1.9)?
+    pub h2_upgrade: bool,
+}
+
+/// How meshed endpoints are reached. Contract 1.8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TransportMode {
+    /// On their proxy's own port, with a header that names the real one.
+    TransportHeader,
+    /// On the real port, recognised by SNI.
+    Transparent,
+}
+
+/// Who asks, as far as it may be believed: `context_token` of contract 3.1. All of it may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+pub struct Context {
+    /// Its namespace.
+    #[serde(rename = "ns")]
+    pub namespace: Option<String>,
+    /// Its node.
+    #[serde(rename = "nodeName")]
+    pub node: Option<String>,
+    /// Its pod.
+    pub pod: Option<String>,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such question: the same request never has an answer. `InvalidArgument`, which is terminal for proxies.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not now: proxies go on without, and ask again. `NotFound`.
+    #[error("{0}")]
+    NotFound(String),
+}
+
+/// Reads the index for one answer and remembers what the answer depends on.
+#[derive(Debug)]
+pub struct Lens<'a> {
+    index: &'a Index,
+    keys: BTreeSet<Key>,
+}
+
+impl<'a> Lens<'a> {
+    /// A lens on an index that has seen nothing yet.
+    pub fn new(index: &'a Index) -> Self {
+        Self { index, keys: BTreeSet::new() }
+    }
+
+    /// Every key that was looked at, found or not.
+    pub fn into_keys(self) -> BTreeSet<Key> {
+        self.keys
+    }
+
+    fn service(&mut self, name: &Name) -> Option<&'a Service> {
+        self.keys.insert(Key::Service(name.clone()));
+        self.index.service(name)
+    }
+
+    fn service_at(&mut self, ip: IpAddr) -> Option<(&'a Name, &'a Service)> {
+        self.keys.insert(Key::Ip(ip));
+        let found = self.index.service_at(ip);
+        self.keys.extend(found.map(|(name, _)| Key::Service(name.clone())));
+        found
+    }
+
+    fn pod(&mut self, name: &Name) -> Option<&'a Pod> {
+        self.keys.insert(Key::Pod(name.clone()));
+        self.index.pod(name)
+    }
+
+    fn pod_at(&mut self, ip: IpAddr) -> Option<(&'a Name, &'a Pod)> {
+        self.keys.insert(Key::Ip(ip));
+        let found = self.index.pod_at(ip);
+        self.keys.extend(found.map(|(name, _)| Key::Pod(name.clone())));
+        found
+    }
+
+    fn namespace(&mut self, name: &str) -> Option<&'a Namespace> {
+        self.keys.insert(Key::Namespace(name.to_owned()));
+        self.index.namespace(name)
+    }
+
+    fn zone_of_client(&mut self, node: &str) -> Option<&'a str> {
+        self.keys.insert(Key::Node(node.to_owned()));
+        self.index.zone(node)
+    }
+
+    /// Is this port of the pod opaque? The pod's annotation, else its namespace's, else the default list. Contract
+    /// 3.1, rule 4.
+    fn pod_port_is_opaque(&mut self, settings: &Settings, name: &Name, pod: &Pod, port: u16) -> bool {
+        let namespace = self.namespace(&name.namespace);
+        let inherited = namespace.and_then(|namespace| namespace.opaque_ports.as_ref());
+        pod.opaque_ports.as_ref().or(inherited).unwrap_or(&settings.default_opaque_ports).contains(port)
+    }
+
+    /// Is this port of the Service opaque? The Service's annotation, else its namespace's, else the default list.
+    fn service_port_is_opaque(
+        &mut self,
+        settings: &Settings,
+        name: &Name,
+        service: &Service,
+        port: u16,
+    ) -> bool {
+        let namespace = self.namespace(&name.namespace);
+        let inherited = namespace.and_then(|namespace| namespace.opaque_ports.as_ref());
+        service.opaque_ports.as_ref().or(inherited).unwrap_or(&settings.default_opaque_ports).contains(port)
+    }
+}
+
+impl Settings {
+    /// The DNS name of a Service.
+    pub fn service_name(&self, name: &Name) -> String {
+        format!("{}.{}.svc.{}", name.name, name.namespace, self.cluster_domain)
+    }
+
+    /// Is the address one of the cluster's? An IPv4-mapped IPv6 address counts as IPv4.
+    pub fn in_cluster(&self, addr: SocketAddr) -> bool {
+        let ip = addr.ip().to_canonical();
+        self.cluster_networks.iter().any(|net| net.contains(&ip))
+    }
+}
+
+impl Context {
+    /// Reads a context token. What cannot be read counts as nothing: older proxies send `ns:<namespace>` or nothing.
+    pub fn parse(token: &str) -> Self {
+        serde_json::from_str(token).unwrap_or_else(|_| Self {
+            namespace: token.strip_prefix("ns:").map(str::to_owned),
+            ..Self::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
