@@ -87,12 +87,11 @@ impl Admin {
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => self.ready(),
             "/metrics" => self.metrics(request.headers()),
-            "/state.json" | "/env.json" | "/proxy-log-level" if !local => forbidden(&path),
             "/shutdown" if !self.shutdown_endpoint => text(
                 StatusCode::NOT_FOUND,
                 "shutdown over HTTP is off (config.linkerd.io/proxy-admin-shutdown)\n",
             ),
-            "/shutdown" if !local => forbidden(&path),
+            "/state.json" | "/env.json" | "/proxy-log-level" | "/shutdown" if !local => forbidden(&path),
             "/state.json" if reads => json(&(self.state)()),
             "/env.json" if reads => json(&self.env(request.uri().query().unwrap_or_default())),
             "/proxy-log-level" if reads => text(StatusCode::OK, format!("{}\n", self.log.filter())),

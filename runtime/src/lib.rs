@@ -2,6 +2,7 @@
 //! wire API. What to do about it is decided in `remora-core`; this crate reads, waits, counts and reports.
 
 pub mod admin;
+pub mod api;
 pub mod certify;
 pub mod clock;
 pub mod control;

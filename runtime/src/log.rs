@@ -261,10 +261,9 @@ mod tests {
         assert!(matches!(check("warn,remora=loud"), Err(InvalidFilter::Syntax(_))));
         assert!(matches!(check("remora[=info"), Err(InvalidFilter::Syntax(_))));
         assert_eq!(check(&"a".repeat(MAX_FILTER + 1)), Err(InvalidFilter::TooLong));
-        assert_eq!(
-            check("warn,linkerd=info,hickory=error").as_deref(),
-            Ok("warn,linkerd=info,hickory=error")
-        );
+        // As the chart writes it (logLevel and logHTTPHeaders).
+        let chart = "warn,linkerd=info,hickory=error,[{headers}]=off,[{request}]=off";
+        assert_eq!(check(chart).as_deref(), Ok(chart));
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! `InboundServerPolicies.WatchPort`: the policy of one port. Contract 3.4.
+
+use super::{Converted, Invalid, Reading, parts, routes};
+use linkerd2_proxy_api::inbound as wire;
+use remora_core::{
+    matching::SuffixMatch,
+    policy::{Authentication, Authorization, InboundRoute, ResourceRef, ServerPolicy, ServerProtocol},
+    route::{HttpRoute, HttpRule},
+};
+use std::{collections::HashMap, sync::Arc};
+
+/// Reads a policy. One that cannot be understood, or that asks for what this proxy cannot do yet (filters, rate
+/// limits), becomes [`ServerProtocol::Invalid`] with the reason, which admits nobody: a rule that is not understood
+/// must not be a rule that is not there.
+pub fn server_policy(wire: wire::Server) -> Converted<ServerPolicy> {
+    let mut reading = Reading::new();
+    let meta = Arc::new(from_labels(&wire.labels));
+    let policy = match rules(&mut reading, wire) {
+        Ok((protocol, authorizations)) => ServerPolicy { meta, protocol, authorizations },
+        Err(invalid) => ServerPolicy {
+            meta,
+            protocol: ServerProtocol::Invalid(invalid.to_string().into()),
+            authorizations: Vec::new(),
+        },
+    };
+    reading.finish(policy)
+}
+
+fn rules(reading: &mut Reading, wire: wire::Server) -> Result<(ServerProtocol, Vec<Authorization>), Invalid> {
+    let kind = wire.protocol.and_then(|protocol| protocol.kind);
+    let protocol = reading.required("protocol", kind, protocol)?;
+    Ok((protocol, reading.each("authorizations", wire.authorizations, authorization)?))
+}
+
+fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<ServerProtocol, Invalid> {
+    use wire::proxy_protocol::Kind;
+    Ok(match wire {
+        Kind::Detect(detect) => {
+            no_rate_limit("detect.http_local_rate_limit", detect.http_local_rate_limit.as_ref())?;
+            ServerProtocol::Detect {
+                timeout: reading
+                    .required("detect.timeout", detect.timeout, |_, timeout| parts::duration(timeout))?,
+                routes: reading.each("detect.http_routes", detect.http_routes, http_route)?,
+            }
+        }
+        Kind::Http1(http) => {
+            no_rate_limit("http1.local_rate_limit", http.local_rate_limit.as_ref())?;
+            ServerProtocol::Http1 { routes: reading.each("http1.routes", http.routes, http_route)? }
+        }
+        Kind::Http2(http) => {
+            no_rate_limit("http2.local_rate_limit", http.local_rate_limit.as_ref())?;
+            ServerProtocol::Http2 { routes: reading.each("http2.routes", http.routes, http_route)? }
+        }
+        Kind::Grpc(grpc) => {
+            ServerProtocol::Grpc { routes: reading.each("grpc.routes", grpc.routes, grpc_route)? }
+        }
+        Kind::Opaque(_) => ServerProtocol::Opaque,
+        Kind::Tls(_) => ServerProtocol::Tls,
+    })
+}
+
+/// A limit without any number limits nothing.
+fn no_rate_limit(place: &str, limit: Option<&wire::HttpLocalRateLimit>) -> Result<(), Invalid> {
+    let limits = |limit: &&wire::HttpLocalRateLimit| {
+        limit.total.is_some() || limit.identity.is_some() || !limit.overrides.is_empty()
+    };
+    match limit.filter(limits) {
+        Some(_) => Err(Invalid::new("rate limits are not supported yet").within(place)),
+        None => Ok(()),
+    }
+}
+
+fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<InboundRoute, Invalid> {
+    let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
+    let authorizations = reading.each("authorizations", wire.authorizations, authorization)?;
+    let rules = reading.each("rules", wire.rules, |reading, rule| {
+        reading.each("filters", rule.filters, |_, filter| -> Result<(), Invalid> {
+            use wire::http_route::filter::Kind;
+            Err(unsupported(match filter.kind {
+                Some(Kind::FailureInjector(_)) => "failure injector",
+                Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
+                Some(Kind::Redirect(_)) => "redirect",
+                None => "unknown",
+            }))
+        })?;
+        Ok(HttpRule { matches: reading.each("matches", rule.matches, routes::http_match)? })
+    })?;
+    Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, authorizations })
+}
+
+fn grpc_route(reading: &mut Reading, wire: wire::GrpcRoute) -> Result<InboundRoute, Invalid> {
+    let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
+    let authorizations = reading.each("authorizations", wire.authorizations, authorization)?;
+    let rules = reading.each("rules", wire.rules, |reading, rule| {
+        reading.each("filters", rule.filters, |_, filter| -> Result<(), Invalid> {
+            use wire::grpc_route::filter::Kind;
+            Err(unsupported(match filter.kind {
+                Some(Kind::FailureInjector(_)) => "failure injector",
+                Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
+                None => "unknown",
+            }))
+        })?;
+        Ok(HttpRule { matches: reading.each("matches", rule.matches, routes::grpc_match)? })
+    })?;
+    Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, authorizations })
+}
+
+fn unsupported(filter: &str) -> Invalid {
+    Invalid::new(format!("filters are not supported yet ({filter})"))
+}
+
+fn authorization(reading: &mut Reading, wire: wire::Authz) -> Result<Authorization, Invalid> {
+    let meta = match wire.metadata {
+        Some(metadata) => parts::resource(Some(metadata))?,
+        None => Arc::new(from_labels(&wire.labels)),
+    };
+    let networks = reading
+        .each("networks", wire.networks, |reading, wire| parts::network(reading, wire.net, wire.except))?;
+    if networks.is_empty() {
+        return Err(Invalid::new("empty").within("networks"));
+    }
+    let permit = wire.authentication.and_then(|authentication| authentication.permit);
+    Ok(Authorization {
+        meta,
+        networks,
+        authentication: reading.required("authentication", permit, permitted)?,
+    })
+}
+
+fn permitted(reading: &mut Reading, wire: wire::authn::Permit) -> Result<Authentication, Invalid> {
+    use wire::authn::{Permit, permit_mesh_tls::Clients};
+    let mesh_tls = match wire {
+        Permit::Unauthenticated(_) => return Ok(Authentication::Unauthenticated),
+        Permit::MeshTls(mesh_tls) => mesh_tls,
+    };
+    reading.required("mesh_tls.clients", mesh_tls.clients, |reading, clients| match clients {
+        Clients::Unauthenticated(_) => Ok(Authentication::TlsUnauthenticated),
+        Clients::Identities(clients) => Ok(Authentication::TlsAuthenticated {
+            identities: reading
+                .each("identities", clients.identities, |_, wire| parts::identity(&wire.name))?,
+            suffixes: reading.each("suffixes", clients.suffixes, |_, wire| suffix(wire.parts))?,
+        }),
+    })
+}
+
+/// No labels at all mean any DNS identity; an empty label means nothing.
+fn suffix(labels: Vec<String>) -> Result<SuffixMatch, Invalid> {
+    if labels.iter().any(|label| label.is_empty() || label.contains('.')) {
+        return Err(Invalid::new("a label that is empty or has a dot"));
+    }
+    Ok(SuffixMatch { labels: labels.into_iter().map(|label| label.to_ascii_lowercase()).collect() })
+}
+
+/// The reference that labels `group`, `kind` and `name` give (servers, and authorizations of older controllers).
+fn from_labels(labels: &HashMap<String, String>) -> ResourceRef {
+    let label = |name: &str| labels.get(name).map(|value| parts::shown(value).into());
+    ResourceRef {
+        group: label("group").unwrap_or_default(),
+        kind: label("kind").unwrap_or_else(|| "default".into()),
+        name: label("name").unwrap_or_default(),
+        ..ResourceRef::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

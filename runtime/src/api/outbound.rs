@@ -1,0 +1,299 @@
+//! `OutboundPolicies.Watch`: what to do with a target. Contract 3.3.
+
+use super::{Converted, Invalid, Reading, destination, parts, routes};
+use linkerd2_proxy_api::outbound as wire;
+use remora_core::route::{
+    Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HttpRoute, HttpRule, OutboundPolicy,
+    OutboundProtocol, OutboundRoute, TlsRoute,
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+/// Reads a policy. One that cannot be understood, or that asks for what this proxy cannot do yet (HTTP filters),
+/// becomes [`OutboundProtocol::Invalid`] with the reason. Timeouts, retries and failure accrual are ignored and
+/// listed: without them a request may wait longer or fail once more, but goes where it should.
+pub fn outbound_policy(wire: wire::OutboundPolicy) -> Converted<OutboundPolicy> {
+    let mut reading = Reading::new();
+    let parent = parts::resource(wire.metadata);
+    let kind = wire.protocol.and_then(|protocol| protocol.kind);
+    let protocol = reading.required("protocol", kind, protocol);
+    let policy = match (parent, protocol) {
+        (Ok(parent), Ok(protocol)) => OutboundPolicy { parent, protocol },
+        (Ok(parent), Err(invalid)) => OutboundPolicy { parent, protocol: refusing(&invalid) },
+        (Err(invalid), _) => OutboundPolicy { parent: Arc::default(), protocol: refusing(&invalid) },
+    };
+    reading.finish(policy)
+}
+
+fn refusing(invalid: &Invalid) -> OutboundProtocol {
+    OutboundProtocol::Invalid(invalid.to_string().into())
+}
+
+fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<OutboundProtocol, Invalid> {
+    use wire::proxy_protocol::Kind;
+    Ok(match wire {
+        // The message's timeout is not used: detection outbound has the one of the environment (contract 1.6).
+        Kind::Detect(detect) => OutboundProtocol::Detect {
+            http1: reading.required("detect.http1", detect.http1, |reading, http| {
+                http_routes(reading, http.routes, http.failure_accrual.as_ref())
+            })?,
+            http2: reading.required("detect.http2", detect.http2, |reading, http| {
+                http_routes(reading, http.routes, http.failure_accrual.as_ref())
+            })?,
+            opaque: reading.required("detect.opaque", detect.opaque, opaque)?,
+        },
+        Kind::Http1(http) => OutboundProtocol::Http1(
+            reading
+                .at("http1", |reading| http_routes(reading, http.routes, http.failure_accrual.as_ref()))?,
+        ),
+        Kind::Http2(http) => OutboundProtocol::Http2(
+            reading
+                .at("http2", |reading| http_routes(reading, http.routes, http.failure_accrual.as_ref()))?,
+        ),
+        Kind::Grpc(grpc) => OutboundProtocol::Http2(reading.at("grpc", |reading| {
+            note_accrual(reading, grpc.failure_accrual.as_ref());
+            reading.each("routes", grpc.routes, grpc_route)
+        })?),
+        Kind::Opaque(wire) => {
+            OutboundProtocol::Opaque(reading.at("opaque", |reading| opaque(reading, wire))?)
+        }
+        Kind::Tls(tls) => OutboundProtocol::Tls(reading.each("tls.routes", tls.routes, tls_route)?),
+    })
+}
+
+fn http_routes(
+    reading: &mut Reading,
+    wire: Vec<wire::HttpRoute>,
+    accrual: Option<&wire::FailureAccrual>,
+) -> Result<Vec<OutboundRoute>, Invalid> {
+    note_accrual(reading, accrual);
+    reading.each("routes", wire, http_route)
+}
+
+fn note_accrual(reading: &mut Reading, accrual: Option<&wire::FailureAccrual>) {
+    reading.ignore_if(accrual.is_some_and(|accrual| accrual.kind.is_some()), "failure_accrual");
+}
+
+#[expect(deprecated, reason = "older controllers still send request_timeout, and ignoring it must be shown")]
+fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<OutboundRoute, Invalid> {
+    let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
+    let rules = reading.each("rules", wire.rules, |reading, rule| {
+        no_http_filters(reading, rule.filters)?;
+        note_timeouts(
+            reading,
+            rule.timeouts.is_some() || rule.request_timeout.is_some(),
+            rule.retry.is_some(),
+        );
+        reading.ignore_if(rule.allow_l5d_request_headers, "allow_l5d_request_headers");
+        let matches = reading.each("matches", rule.matches, routes::http_match)?;
+        Ok((HttpRule { matches }, Arc::new(reading.required("backends", rule.backends, http_backends)?)))
+    })?;
+    let (matches, rules) = rules.into_iter().unzip();
+    Ok(OutboundRoute { route: HttpRoute { meta, hosts, rules: matches }, rules })
+}
+
+#[expect(deprecated, reason = "older controllers still send request_timeout, and ignoring it must be shown")]
+fn grpc_route(reading: &mut Reading, wire: wire::GrpcRoute) -> Result<OutboundRoute, Invalid> {
+    let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
+    let rules = reading.each("rules", wire.rules, |reading, rule| {
+        no_grpc_filters(reading, rule.filters)?;
+        note_timeouts(
+            reading,
+            rule.timeouts.is_some() || rule.request_timeout.is_some(),
+            rule.retry.is_some(),
+        );
+        reading.ignore_if(rule.allow_l5d_request_headers, "allow_l5d_request_headers");
+        let matches = reading.each("matches", rule.matches, routes::grpc_match)?;
+        Ok((HttpRule { matches }, Arc::new(reading.required("backends", rule.backends, grpc_backends)?)))
+    })?;
+    let (matches, rules) = rules.into_iter().unzip();
+    Ok(OutboundRoute { route: HttpRoute { meta, hosts, rules: matches }, rules })
+}
+
+fn note_timeouts(reading: &mut Reading, timeouts: bool, retry: bool) {
+    reading.ignore_if(timeouts, "timeouts");
+    reading.ignore_if(retry, "retry");
+}
+
+/// Opaque connections take the first rule of the first route (contract 3.3); further ones are listed.
+fn opaque(reading: &mut Reading, wire: wire::proxy_protocol::Opaque) -> Result<Arc<Distribution>, Invalid> {
+    let mut routes = wire.routes.into_iter();
+    let Some(route) = routes.next() else { return Ok(Arc::new(Distribution::Empty)) };
+    reading.ignore_if(routes.next().is_some(), "routes[1..]");
+    reading.at("routes[0]", |reading| {
+        let meta = parts::resource(route.metadata)?;
+        let mut rules = route.rules.into_iter();
+        let Some(rule) = rules.next() else { return Ok(Arc::new(Distribution::Empty)) };
+        reading.ignore_if(rules.next().is_some(), "rules[1..]");
+        reading.at("rules[0]", |reading| {
+            let refusal = reading.each("filters", rule.filters, |_, filter| opaque_filter(filter.kind))?;
+            let distribution = reading.required("backends", rule.backends, opaque_backends)?;
+            Ok(Arc::new(refused(refusal, distribution, &meta.name)))
+        })
+    })
+}
+
+fn tls_route(reading: &mut Reading, wire: wire::TlsRoute) -> Result<TlsRoute, Invalid> {
+    let meta = parts::resource(wire.metadata)?;
+    let snis = reading.each("snis", wire.snis, |_, wire| routes::sni(wire))?;
+    let mut rules = wire.rules.into_iter();
+    let distribution = match rules.next() {
+        None => Distribution::Empty,
+        Some(rule) => reading.at("rules[0]", |reading| {
+            let refusal = reading.each("filters", rule.filters, |_, filter| tls_filter(filter.kind))?;
+            let distribution = reading.required("backends", rule.backends, tls_backends)?;
+            Ok(refused(refusal, distribution, &meta.name))
+        })?,
+    };
+    reading.ignore_if(rules.next().is_some(), "rules[1..]");
+    Ok(TlsRoute { meta, snis, distribution: Arc::new(distribution) })
+}
+
+/// A distribution whose filters refuse every connection.
+fn refused(reasons: Vec<String>, distribution: Distribution, route: &str) -> Distribution {
+    match reasons.into_iter().next() {
+        Some(reason) if route.is_empty() => Distribution::Forbidden(reason.into()),
+        Some(reason) => Distribution::Forbidden(format!("{reason} ({route})").into()),
+        None => distribution,
+    }
+}
+
+fn opaque_filter(wire: Option<wire::opaque_route::filter::Kind>) -> Result<String, Invalid> {
+    use wire::opaque_route::filter::Kind;
+    match wire {
+        Some(Kind::Forbidden(_)) => Ok(FORBIDDEN.to_owned()),
+        Some(Kind::Invalid(invalid)) => Ok(parts::shown(&invalid.message).to_owned()),
+        None => Err(unsupported("unknown")),
+    }
+}
+
+fn tls_filter(wire: Option<wire::tls_route::filter::Kind>) -> Result<String, Invalid> {
+    use wire::tls_route::filter::Kind;
+    match wire {
+        Some(Kind::Forbidden(_)) => Ok(FORBIDDEN.to_owned()),
+        Some(Kind::Invalid(invalid)) => Ok(parts::shown(&invalid.message).to_owned()),
+        None => Err(unsupported("unknown")),
+    }
+}
+
+const FORBIDDEN: &str = "forbidden by policy";
+
+fn no_http_filters(reading: &mut Reading, wire: Vec<wire::http_route::Filter>) -> Result<(), Invalid> {
+    use wire::http_route::filter::Kind;
+    let refuse = |_: &mut Reading, filter: wire::http_route::Filter| -> Result<(), Invalid> {
+        Err(unsupported(match filter.kind {
+            Some(Kind::FailureInjector(_)) => "failure injector",
+            Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
+            Some(Kind::Redirect(_)) => "redirect",
+            Some(Kind::ResponseHeaderModifier(_)) => "response header modifier",
+            None => "unknown",
+        }))
+    };
+    reading.each("filters", wire, refuse).map(drop)
+}
+
+fn no_grpc_filters(reading: &mut Reading, wire: Vec<wire::grpc_route::Filter>) -> Result<(), Invalid> {
+    use wire::grpc_route::filter::Kind;
+    let refuse = |_: &mut Reading, filter: wire::grpc_route::Filter| -> Result<(), Invalid> {
+        Err(unsupported(match filter.kind {
+            Some(Kind::FailureInjector(_)) => "failure injector",
+            Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
+            None => "unknown",
+        }))
+    };
+    reading.each("filters", wire, refuse).map(drop)
+}
+
+/// A TCP filter refuses connections. On one backend of several it would refuse a share of them, which a distribution
+/// cannot say: the policy is invalid rather than too generous.
+fn no_opaque_filters(reading: &mut Reading, wire: Vec<wire::opaque_route::Filter>) -> Result<(), Invalid> {
+    let refuse = |_: &mut Reading, filter: wire::opaque_route::Filter| -> Result<(), Invalid> {
+        Err(unsupported(&opaque_filter(filter.kind)?))
+    };
+    reading.each("filters", wire, refuse).map(drop)
+}
+
+fn no_tls_filters(reading: &mut Reading, wire: Vec<wire::tls_route::Filter>) -> Result<(), Invalid> {
+    let refuse = |_: &mut Reading, filter: wire::tls_route::Filter| -> Result<(), Invalid> {
+        Err(unsupported(&tls_filter(filter.kind)?))
+    };
+    reading.each("filters", wire, refuse).map(drop)
+}
+
+fn unsupported(filter: &str) -> Invalid {
+    Invalid::new(format!("filters are not supported yet ({filter})"))
+}
+
+/// The four kinds of route have four message types for the same distribution.
+macro_rules! backends {
+    ($name:ident, $route:ident, $no_filters:ident) => {
+        fn $name(reading: &mut Reading, wire: wire::$route::Distribution) -> Result<Distribution, Invalid> {
+            use wire::$route::{RouteBackend, distribution::Kind};
+            let one = |reading: &mut Reading, wire: RouteBackend| {
+                $no_filters(reading, wire.filters)?;
+                reading.required("backend", wire.backend, backend)
+            };
+            match wire.kind {
+                None => Err(Invalid::new("neither empty, first_available nor random_available")),
+                Some(Kind::Empty(_)) => Ok(Distribution::Empty),
+                Some(Kind::FirstAvailable(first)) => reading
+                    .each("first_available.backends", first.backends, one)
+                    .map(Distribution::FirstAvailable),
+                Some(Kind::RandomAvailable(random)) => reading
+                    .each("random_available.backends", random.backends, |reading, weighted| {
+                        Ok((reading.required("backend", weighted.backend, one)?, weighted.weight))
+                    })
+                    .map(Distribution::RandomAvailable),
+            }
+        }
+    };
+}
+
+backends!(http_backends, http_route, no_http_filters);
+backends!(grpc_backends, grpc_route, no_grpc_filters);
+backends!(opaque_backends, opaque_route, no_opaque_filters);
+backends!(tls_backends, tls_route, no_tls_filters);
+
+/// The queue that a backend asks for is not read: queues are bounded by this proxy's own limits.
+fn backend(reading: &mut Reading, wire: wire::Backend) -> Result<Backend, Invalid> {
+    use wire::backend::Kind;
+    let meta = parts::resource(wire.metadata)?;
+    let target = reading.required("kind", wire.kind, |reading, kind| match kind {
+        Kind::Forward(addr) => reading
+            .at("forward", |reading| destination::endpoint(reading, addr, &HashMap::new()))
+            .map(BackendTarget::Forward),
+        Kind::Balancer(balancer) => reading.at("balancer", |reading| balance(reading, balancer)),
+    })?;
+    Ok(Backend { meta, target })
+}
+
+fn balance(reading: &mut Reading, wire: wire::backend::BalanceP2c) -> Result<BackendTarget, Invalid> {
+    use wire::backend::{balance_p2c::Load, endpoint_discovery::Kind};
+    let discovery = wire.discovery.and_then(|discovery| discovery.kind);
+    let authority = reading.required("discovery", discovery, |_, Kind::Dst(dst)| match dst.path.len() {
+        0 => Err(Invalid::new("an empty path")),
+        1..=512 => Ok(Arc::from(dst.path)),
+        _ => Err(Invalid::new("a path of more than 512 bytes")),
+    })?;
+    let (default_rtt, decay) = match wire.load {
+        Some(Load::PeakEwma(ewma)) => (ewma.default_rtt, ewma.decay),
+        Some(Load::PenaltyPeakEwma(ewma)) => {
+            reading.ignore("penalty");
+            (ewma.default_rtt, ewma.decay)
+        }
+        None => (None, None),
+    };
+    Ok(BackendTarget::Balance {
+        authority,
+        default_rtt: time_or(default_rtt, DEFAULT_RTT).map_err(|invalid| invalid.within("default_rtt"))?,
+        decay: time_or(decay, DEFAULT_DECAY).map_err(|invalid| invalid.within("decay"))?,
+    })
+}
+
+/// A time above zero: the load estimate divides by the decay.
+fn time_or(wire: Option<prost_types::Duration>, default: Duration) -> Result<Duration, Invalid> {
+    let time = wire.map(parts::duration).transpose()?;
+    Ok(time.filter(|time| !time.is_zero()).unwrap_or(default))
+}
+
+#[cfg(test)]
+mod tests;
