@@ -5,7 +5,13 @@
 
 use ipnet::IpNet;
 use remora_core::{identity::Identity, policy::DefaultPolicy};
-use std::{collections::BTreeSet, net::{IpAddr, SocketAddr}, path::PathBuf, time::Duration};
+pub use remora_runtime::control::{ControlAddr, StreamLimits};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Everything that the proxy is told at start.
 #[derive(Clone, Debug)]
@@ -31,10 +37,16 @@ pub struct Config {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat { Plain, Json }
+pub enum LogFormat {
+    Plain,
+    Json,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLog { Apache, Json }
+pub enum AccessLog {
+    Apache,
+    Json,
+}
 
 #[derive(Clone, Debug)]
 pub struct InboundConfig {
@@ -115,21 +127,6 @@ pub struct IdentityConfig {
     pub local_name: Identity,
     pub min_refresh: Duration,
     pub max_refresh: Duration,
-}
-
-/// A control-plane address. Without a name (only for loopback) the connection is plaintext.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ControlAddr {
-    pub host: String,
-    pub port: u16,
-    pub name: Option<Identity>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct StreamLimits {
-    pub initial: Option<Duration>,
-    pub idle: Option<Duration>,
-    pub lifetime: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,55 @@
+//! What the control plane says of targets: one stream per target and process, shared by all workers, kept while
+//! somebody uses it. The last good state is kept for ever while in use; losing the control plane changes nothing.
+
+pub mod cache;
+pub mod resolve;
+pub mod source;
+pub mod target;
+
+pub use cache::{Cache, Full, Watch};
+use remora_core::{endpoint::Endpoint, profile::Profile, route::OutboundPolicy};
+use std::{net::SocketAddr, sync::Arc};
+
+/// What is known of a key.
+#[derive(Debug)]
+pub enum Known<T> {
+    /// The control plane has not answered yet.
+    Pending,
+    /// The latest answer.
+    Is(Arc<T>),
+    /// The control plane says that there is nothing, and why.
+    Absent(Absence),
+}
+
+/// Why nothing is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// `NotFound` or `Unimplemented`: another source may know.
+    NotFound,
+    /// `InvalidArgument` or `FailedPrecondition`: asking again does not help.
+    Refused(Arc<str>),
+}
+
+impl<T> Clone for Known<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Pending => Self::Pending,
+            Self::Is(value) => Self::Is(value.clone()),
+            Self::Absent(absence) => Self::Absent(absence.clone()),
+        }
+    }
+}
+
+/// An outbound policy, and what of it is not applied by this proxy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub policy: OutboundPolicy,
+    pub ignored: Vec<Arc<str>>,
+}
+
+/// The three lookups of the outbound side.
+pub struct Discovery {
+    pub profiles: Cache<SocketAddr, Profile>,
+    pub policies: Cache<SocketAddr, Policy>,
+    pub endpoints: Cache<Arc<str>, Vec<Endpoint>>,
+}

@@ -1,0 +1,186 @@
+//! One lookup per key and process: started on first use, shared, ended some time after the last use.
+
+use super::Known;
+use std::{
+    collections::HashMap,
+    future::Future,
+    hash::Hash,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+/// A running lookup: publishes what it learns until it is dropped.
+pub type Lookup = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Start<K, T> = Box<dyn Fn(&K, watch::Sender<Known<T>>) -> Lookup + Send + Sync>;
+
+/// Lookups by key.
+pub struct Cache<K, T> {
+    shared: Arc<Shared<K, T>>,
+    start: Start<K, T>,
+    /// Where lookups run: the control thread.
+    runtime: Handle,
+    idle: Duration,
+    max: usize,
+}
+
+struct Shared<K, T> {
+    entries: Mutex<HashMap<K, Entry<T>>>,
+}
+
+struct Entry<T> {
+    latest: watch::Receiver<Known<T>>,
+    users: Arc<()>,
+}
+
+/// The cache holds as many keys as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full {
+    pub max: usize,
+}
+
+/// A use of a lookup: while it lives, the lookup does.
+pub struct Watch<T> {
+    latest: watch::Receiver<Known<T>>,
+    _user: Arc<()>,
+}
+
+impl<K, T> Cache<K, T>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    T: Send + Sync + 'static,
+{
+    /// Lookups begin with `start` on `runtime`, end `idle` after the last use, and are never more than `max`.
+    pub fn new(
+        runtime: Handle,
+        idle: Duration,
+        max: usize,
+        start: impl Fn(&K, watch::Sender<Known<T>>) -> Lookup + Send + Sync + 'static,
+    ) -> Self {
+        let shared = Arc::new(Shared { entries: Mutex::default() });
+        Self { shared, start: Box::new(start), runtime, idle, max }
+    }
+
+    /// Begins or joins the lookup of `key`.
+    pub fn watch(&self, key: &K) -> Result<Watch<T>, Full> {
+        let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(key) {
+            return Ok(Watch { latest: entry.latest.clone(), _user: entry.users.clone() });
+        }
+        if entries.len() >= self.max {
+            return Err(Full { max: self.max });
+        }
+        let (sender, latest) = watch::channel(Known::Pending);
+        let users = Arc::new(());
+        entries.insert(key.clone(), Entry { latest: latest.clone(), users: users.clone() });
+        drop(entries);
+        let lookup = (self.start)(key, sender);
+        self.runtime.spawn(run(lookup, self.shared.clone(), key.clone(), self.idle));
+        Ok(Watch { latest, _user: users })
+    }
+
+    /// Every key with what is known of it, for `/state.json`.
+    pub fn snapshot(&self) -> Vec<(K, Known<T>)> {
+        let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().map(|(key, entry)| (key.clone(), entry.latest.borrow().clone())).collect()
+    }
+}
+
+/// Runs a lookup until nobody has used it for `idle`.
+async fn run<K: Eq + Hash, T>(mut lookup: Lookup, shared: Arc<Shared<K, T>>, key: K, idle: Duration) {
+    let mut unused = false;
+    let mut ended = false;
+    loop {
+        tokio::select! {
+            () = &mut lookup, if !ended => ended = true,
+            () = tokio::time::sleep(idle.max(Duration::from_millis(1))) => {}
+        }
+        let mut entries = shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        // One count is the map's own; under the lock nobody can add another.
+        let in_use = entries.get(&key).is_some_and(|entry| Arc::strong_count(&entry.users) > 1);
+        if in_use {
+            unused = false;
+        } else if unused {
+            entries.remove(&key);
+            return;
+        } else {
+            unused = true;
+        }
+    }
+}
+
+impl<T> Watch<T> {
+    /// What is known now.
+    pub fn latest(&mut self) -> Known<T> {
+        self.latest.borrow_and_update().clone()
+    }
+
+    /// What is known now, without taking it as seen.
+    pub fn peek(&self) -> Known<T> {
+        self.latest.borrow().clone()
+    }
+
+    /// Waits for news. An error: there will be none.
+    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.latest.changed().await
+    }
+
+    /// Waits for the first answer.
+    pub async fn known(&mut self) -> Known<T> {
+        match self.latest.wait_for(|known| !matches!(known, Known::Pending)).await {
+            Ok(known) => known.clone(),
+            Err(_) => Known::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn cache(started: &Arc<AtomicUsize>, max: usize) -> Cache<u16, u32> {
+        let started = started.clone();
+        Cache::new(Handle::current(), Duration::from_secs(5), max, move |key, sender| {
+            let nth = started.fetch_add(1, Ordering::Relaxed);
+            let value = u32::from(*key) * 10 + nth as u32;
+            Box::pin(async move {
+                sender.send_replace(Known::Is(Arc::new(value)));
+                sender.closed().await;
+            })
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn users_of_one_key_share_one_lookup() {
+        let started = Arc::default();
+        let cache = cache(&started, 10);
+        let (mut a, mut b) = (cache.watch(&7).unwrap(), cache.watch(&7).unwrap());
+        assert!(matches!(a.known().await, Known::Is(v) if *v == 70));
+        assert!(matches!(b.known().await, Known::Is(v) if *v == 70));
+        assert_eq!(started.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_in_use_is_kept_and_an_unused_one_ends() {
+        let started = Arc::default();
+        let cache = cache(&started, 10);
+        let held = cache.watch(&1).unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(cache.snapshot().len(), 1);
+        drop(held);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(cache.snapshot().len(), 0);
+        drop(cache.watch(&1).unwrap());
+        assert_eq!(started.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_cache_says_so_and_keeps_what_it_has() {
+        let cache = cache(&Arc::default(), 1);
+        let _held = cache.watch(&1).unwrap();
+        assert_eq!(cache.watch(&2).err(), Some(Full { max: 1 }));
+        assert!(cache.watch(&1).is_ok());
+    }
+}

@@ -1,0 +1,280 @@
+//! The control plane's streams → what is known: one function per lookup. What a message means is in `runtime::api`;
+//! that a stream never stops is in `runtime::control`.
+
+use super::{Absence, Cache, Discovery, Known, Policy, cache::Lookup};
+use crate::{config::Config, policy::Server};
+use futures_util::{StreamExt, stream::BoxStream};
+use linkerd2_proxy_api::{
+    destination::{GetDestination, destination_client::DestinationClient},
+    inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient},
+    outbound::{TrafficSpec, outbound_policies_client::OutboundPoliciesClient, traffic_spec},
+};
+use remora_core::endpoint::Endpoint;
+use remora_runtime::{
+    api::{self, destination::Update},
+    control::{Event, StreamLimits, subscribe},
+};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::watch};
+use tonic::{Code, Status, transport::Channel};
+use tracing::{debug, info, warn};
+
+/// Ports of a pod that can be watched at once: every one of them, if need be.
+const MAX_PORTS: usize = 65_536;
+
+/// The lookups, running on `runtime` over these channels.
+pub struct Sources {
+    pub destination: Channel,
+    pub policy: Channel,
+    pub runtime: Handle,
+    pub limits: StreamLimits,
+}
+
+impl Sources {
+    /// The outbound side's lookups.
+    pub fn discovery(&self, config: &Config) -> Discovery {
+        let (idle, max) = (config.outbound.discovery_idle, config.limits.max_targets);
+        let context: Arc<str> = config.discovery.context.as_str().into();
+        let workload: Arc<str> = config.discovery.workload.as_str().into();
+        let (limits, destination) = (self.limits, self.destination.clone());
+        let (profile_context, profile_channel) = (context.clone(), destination.clone());
+        let policy = self.policy.clone();
+        Discovery {
+            profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
+                Box::pin(profile(profile_channel.clone(), profile_context.clone(), *addr, limits, sender))
+            }),
+            policies: self.cache(idle, max, move |addr: &SocketAddr, sender| {
+                Box::pin(outbound_policy(policy.clone(), workload.clone(), *addr, limits, sender))
+            }),
+            endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
+                Box::pin(endpoints(destination.clone(), context.clone(), authority.clone(), limits, sender))
+            }),
+        }
+    }
+
+    /// The inbound side's lookups.
+    pub fn policies(&self, config: &Config) -> Cache<u16, Server> {
+        let workload: Arc<str> = config.discovery.workload.as_str().into();
+        let (limits, channel) = (self.limits, self.policy.clone());
+        self.cache(config.inbound.discovery_idle, MAX_PORTS, move |port: &u16, sender| {
+            Box::pin(server_policy(channel.clone(), workload.clone(), *port, limits, sender))
+        })
+    }
+
+    fn cache<K, T>(
+        &self,
+        idle: Duration,
+        max: usize,
+        start: impl Fn(&K, watch::Sender<Known<T>>) -> Lookup + Send + Sync + 'static,
+    ) -> Cache<K, T>
+    where
+        K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
+        T: Send + Sync + 'static,
+    {
+        Cache::new(self.runtime.clone(), idle, max, start)
+    }
+}
+
+async fn profile(
+    channel: Channel,
+    context: Arc<str>,
+    addr: SocketAddr,
+    limits: StreamLimits,
+    sender: watch::Sender<Known<remora_core::profile::Profile>>,
+) {
+    let request =
+        GetDestination { path: addr.to_string(), context_token: context.to_string(), ..Default::default() };
+    let open = || {
+        let (mut client, request) = (DestinationClient::new(channel.clone()), request.clone());
+        async move { client.get_profile(request).await.map(tonic::Response::into_inner) }
+    };
+    let messages = subscribe(limits, open).boxed();
+    let what = format!("the profile of {addr}");
+    follow(messages, &what, &sender, |message| match api::destination::profile(message) {
+        Ok(converted) => {
+            noted(&what, &converted.ignored);
+            Some(converted.value)
+        }
+        Err(invalid) => {
+            warn!(what, %invalid, "the control plane sent what cannot be understood; what was known stays");
+            None
+        }
+    })
+    .await;
+}
+
+async fn outbound_policy(
+    channel: Channel,
+    workload: Arc<str>,
+    addr: SocketAddr,
+    limits: StreamLimits,
+    sender: watch::Sender<Known<Policy>>,
+) {
+    let request = TrafficSpec {
+        source_workload: workload.to_string(),
+        target: Some(traffic_spec::Target::Addr(addr.into())),
+    };
+    let open = || {
+        let (mut client, request) = (OutboundPoliciesClient::new(channel.clone()), request.clone());
+        async move { client.watch(request).await.map(tonic::Response::into_inner) }
+    };
+    let messages = subscribe(limits, open).boxed();
+    let what = format!("the outbound policy of {addr}");
+    follow(messages, &what, &sender, |message| {
+        let converted = api::outbound::outbound_policy(message);
+        noted(&what, &converted.ignored);
+        Some(Policy { policy: converted.value, ignored: converted.ignored })
+    })
+    .await;
+}
+
+async fn server_policy(
+    channel: Channel,
+    workload: Arc<str>,
+    port: u16,
+    limits: StreamLimits,
+    sender: watch::Sender<Known<Server>>,
+) {
+    let request = PortSpec { workload: workload.to_string(), port: port.into() };
+    let open = || {
+        let (mut client, request) = (InboundServerPoliciesClient::new(channel.clone()), request.clone());
+        async move { client.watch_port(request).await.map(tonic::Response::into_inner) }
+    };
+    let messages = subscribe(limits, open).boxed();
+    let what = format!("the policy of port {port}");
+    follow(messages, &what, &sender, |message| {
+        let converted = api::inbound::server_policy(message);
+        noted(&what, &converted.ignored);
+        Some(Server { policy: Arc::new(converted.value), ignored: converted.ignored })
+    })
+    .await;
+}
+
+/// Endpoints come as differences; every new stream begins with the whole state.
+async fn endpoints(
+    channel: Channel,
+    context: Arc<str>,
+    authority: Arc<str>,
+    limits: StreamLimits,
+    sender: watch::Sender<Known<Vec<Endpoint>>>,
+) {
+    let request = GetDestination {
+        path: authority.to_string(),
+        context_token: context.to_string(),
+        ..Default::default()
+    };
+    let streams = AtomicU64::new(0);
+    let open = || {
+        let (mut client, request) = (DestinationClient::new(channel.clone()), request.clone());
+        let opened = client_opened(&streams);
+        async move {
+            let stream = client.get(request).await?.into_inner();
+            Ok(stream.map(move |message| message.map(|message| (opened, message))))
+        }
+    };
+    let messages = subscribe(limits, open).boxed();
+    let what = format!("the endpoints of {authority}");
+    let mut set = BTreeMap::<SocketAddr, Endpoint>::new();
+    let mut of_stream = 0;
+    follow(messages, &what, &sender, |(stream, message)| {
+        if stream != of_stream {
+            of_stream = stream;
+            set.clear();
+        }
+        match api::destination::update(message) {
+            Ok(converted) => {
+                noted(&what, &converted.ignored);
+                apply(&mut set, converted.value);
+            }
+            Err(invalid) => {
+                warn!(what, %invalid, "the control plane sent what cannot be understood; what was known stays");
+            }
+        }
+        Some(set.values().cloned().collect())
+    })
+    .await;
+}
+
+fn client_opened(streams: &AtomicU64) -> u64 {
+    streams.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+fn apply(set: &mut BTreeMap<SocketAddr, Endpoint>, update: Update) {
+    match update {
+        Update::Add(endpoints) => {
+            set.extend(endpoints.into_iter().map(|endpoint| (endpoint.addr, endpoint)));
+        }
+        Update::Remove(addrs) => {
+            for addr in addrs {
+                set.remove(&addr);
+            }
+        }
+        Update::NoEndpoints { .. } => set.clear(),
+    }
+}
+
+/// Publishes what `read` makes of the messages until the subscription ends or nobody listens. What is known stays known
+/// whatever happens to the stream.
+async fn follow<M, T: PartialEq>(
+    mut messages: BoxStream<'_, Event<M>>,
+    what: &str,
+    sender: &watch::Sender<Known<T>>,
+    mut read: impl FnMut(M) -> Option<T>,
+) {
+    while let Some(event) = messages.next().await {
+        match event {
+            Event::Message(message) => {
+                if let Some(value) = read(message) {
+                    publish(sender, value);
+                }
+            }
+            Event::NotFound(status) => absent(what, sender, &status, Absence::NotFound),
+            Event::Failed(status) if status.code() == Code::Unimplemented => {
+                absent(what, sender, &status, Absence::NotFound);
+            }
+            Event::Failed(status) => {
+                debug!(what, code = ?status.code(), message = status.message(), "a lookup failed; trying again");
+            }
+            Event::Terminal(status) => {
+                info!(what, code = ?status.code(), message = status.message(), "a lookup was refused");
+                let reason = format!("{:?}: {}", status.code(), status.message()).into();
+                sender.send_replace(Known::Absent(Absence::Refused(reason)));
+            }
+        }
+    }
+}
+
+fn publish<T: PartialEq>(sender: &watch::Sender<Known<T>>, value: T) {
+    sender.send_if_modified(|known| {
+        let same = matches!(known, Known::Is(old) if **old == value);
+        if !same {
+            *known = Known::Is(Arc::new(value));
+        }
+        !same
+    });
+}
+
+fn absent<T>(what: &str, sender: &watch::Sender<Known<T>>, status: &Status, absence: Absence) {
+    debug!(what, code = ?status.code(), message = status.message(), "nothing is there");
+    sender.send_if_modified(|known| {
+        let same = matches!(known, Known::Absent(old) if *old == absence);
+        if !same {
+            *known = Known::Absent(absence);
+        }
+        !same
+    });
+}
+
+fn noted(what: &str, ignored: &[Arc<str>]) {
+    if !ignored.is_empty() {
+        info!(what, ?ignored, "parts of the control plane's answer are not applied by this proxy");
+    }
+}

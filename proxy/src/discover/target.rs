@@ -1,0 +1,342 @@
+//! A target as one worker uses it: the control plane's answer compiled into routes, splits and live balancers. A
+//! connection that has its target looks nothing up any more.
+
+use super::{
+    Full, Known, Policy, Watch,
+    resolve::{self, Resolution},
+};
+use crate::{
+    Worker,
+    balance::{AbortOnDrop, Balancer},
+    endpoint::LiveEndpoint,
+    fault::Fault,
+    metrics::{BackendMetrics, RouteMetrics},
+};
+use arc_swap::ArcSwapOption;
+use remora_core::{
+    policy::ResourceRef,
+    profile::Profile,
+    route::{
+        Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HostMatch, HttpRoute,
+        OutboundPolicy, OutboundProtocol, OutboundRoute, pick_backend,
+    },
+};
+use remora_runtime::clock;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// One original destination.
+pub struct Target {
+    pub addr: SocketAddr,
+    plan: ArcSwapOption<Plan>,
+    planned: Notify,
+    speculation_denied: AtomicBool,
+    following: OnceLock<AbortOnDrop>,
+}
+
+/// What to do with connections to a target.
+pub struct Plan {
+    pub parent: Arc<ResourceRef>,
+    pub protocol: PlanProtocol,
+}
+
+/// By protocol.
+pub enum PlanProtocol {
+    Detect { http1: Routes, http2: Routes, opaque: Arc<Split> },
+    Http1(Routes),
+    Http2(Routes),
+    Opaque(Arc<Split>),
+    Tls(Vec<TlsPlan>),
+    Invalid(Arc<str>),
+}
+
+/// HTTP routes with the split of every rule, by the same indices.
+pub struct Routes {
+    pub routes: Vec<HttpRoute>,
+    pub rules: Vec<Vec<Rule>>,
+}
+
+/// Where one rule sends requests, and where they are counted.
+pub struct Rule {
+    pub split: Arc<Split>,
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// A TLS route.
+pub struct TlsPlan {
+    pub snis: Vec<HostMatch>,
+    pub split: Arc<Split>,
+}
+
+/// A distribution over live backends, by the same indices.
+pub struct Split {
+    distribution: Arc<Distribution>,
+    backends: Vec<LiveBackend>,
+}
+
+/// One backend.
+pub struct LiveBackend {
+    pub balancer: Arc<Balancer>,
+    pub metrics: Arc<BackendMetrics>,
+}
+
+impl Split {
+    /// The backend of the next request.
+    pub fn pick(&self) -> Result<&LiveBackend, Fault> {
+        if let Distribution::Forbidden(reason) = &*self.distribution {
+            return Err(Fault::Forbidden { target: "this destination".into(), reason: reason.clone() });
+        }
+        let available = |i: usize| self.backends.get(i).is_some_and(|one| one.balancer.is_available());
+        pick_backend(&self.distribution, available, clock::random())
+            // Nobody is available: the first one says so, after failfast.
+            .or_else(|| (!self.backends.is_empty()).then_some(0))
+            .and_then(|i| self.backends.get(i))
+            .ok_or_else(|| Fault::NoEndpoint("a route without backends".into()))
+    }
+
+    /// The balancers, for `/state.json`.
+    pub fn backends(&self) -> &[LiveBackend] {
+        &self.backends
+    }
+}
+
+impl Target {
+    /// What to do now. Until the control plane has answered, what was decided in its place.
+    pub fn plan(&self, worker: &Arc<Worker>) -> Arc<Plan> {
+        self.plan.load_full().unwrap_or_else(|| Arc::new(compile(worker, &resolve::original(self.addr))))
+    }
+
+    /// Waits for the control plane's first answer, but not beyond the limit: then connections inside the cluster's
+    /// networks fail, others are forwarded. Design decision 8.
+    pub async fn first_plan(&self, worker: &Arc<Worker>) -> Result<(), Fault> {
+        let limit = worker.proxy.config.outbound.first_lookup;
+        let waiting = async {
+            loop {
+                let planned = self.planned.notified();
+                if self.plan.load().is_some() {
+                    return;
+                }
+                planned.await;
+            }
+        };
+        if tokio::time::timeout(limit, waiting).await.is_ok() {
+            return Ok(());
+        }
+        if worker.proxy.in_cluster(self.addr.ip()) {
+            return Err(Fault::FirstLookup { target: self.addr, waited: limit });
+        }
+        worker.proxy.metrics.first_lookup_forwarded.inc();
+        Ok(())
+    }
+
+    /// Whether the next silent client's connection may be dialled before it speaks.
+    pub fn may_speculate(&self) -> bool {
+        !self.speculation_denied.load(Ordering::Relaxed)
+    }
+
+    /// The server does not like connections on which nobody speaks.
+    pub fn deny_speculation(&self) {
+        self.speculation_denied.store(true, Ordering::Relaxed);
+    }
+
+    /// The plan if there is one, for `/state.json`.
+    pub fn known(&self) -> Option<Arc<Plan>> {
+        self.plan.load_full()
+    }
+}
+
+/// The targets that a worker's connections use.
+#[derive(Default)]
+pub struct Targets {
+    targets: Mutex<HashMap<SocketAddr, Arc<Target>>>,
+    balancers: Mutex<HashMap<Arc<str>, Weak<Balancer>>>,
+}
+
+impl Targets {
+    /// The target of a connection; begins to follow it if nobody else does.
+    pub fn target(&self, worker: &Arc<Worker>, addr: SocketAddr) -> Result<Arc<Target>, Fault> {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = targets.get(&addr) {
+            return Ok(target.clone());
+        }
+        let proxy = &worker.proxy;
+        let full = |full: Full| {
+            proxy.metrics.targets_refused.inc();
+            Fault::Overloaded(format!("a lookup (at most {} targets are followed)", full.max).into())
+        };
+        // Only these networks are asked about; elsewhere there are no Services. Contract 1.7.
+        let profile = if proxy.has_profiles(addr.ip()) {
+            Some(proxy.discovery.profiles.watch(&addr).map_err(full)?)
+        } else {
+            None
+        };
+        let policy = proxy.discovery.policies.watch(&addr).map_err(full)?;
+        let target = Arc::new(Target {
+            addr,
+            plan: ArcSwapOption::empty(),
+            planned: Notify::new(),
+            speculation_denied: AtomicBool::new(false),
+            following: OnceLock::new(),
+        });
+        let following = follow(Arc::downgrade(&target), worker.clone(), profile, policy);
+        // Never set before: the target is new.
+        let _ = target.following.set(AbortOnDrop(proxy.tasks.spawn("target", following)));
+        targets.insert(addr, target.clone());
+        Ok(target)
+    }
+
+    /// Forgets what nobody uses. A target survives one call, so that the next connection finds it warm.
+    pub fn sweep(&self, unused: &mut Vec<SocketAddr>) {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut still = Vec::new();
+        targets.retain(|addr, target| {
+            if Arc::strong_count(target) > 1 {
+                return true;
+            }
+            let keep = !unused.contains(addr);
+            if keep {
+                still.push(*addr);
+            }
+            keep
+        });
+        *unused = still;
+        drop(targets);
+        self.balancers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, balancer| balancer.strong_count() > 0);
+    }
+
+    /// All targets, for `/state.json`.
+    pub fn all(&self) -> Vec<Arc<Target>> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn balancer(&self, key: Arc<str>, make: impl FnOnce() -> Arc<Balancer>) -> Arc<Balancer> {
+        let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(balancer) = balancers.get(&key).and_then(Weak::upgrade) {
+            return balancer;
+        }
+        let balancer = make();
+        balancers.insert(key, Arc::downgrade(&balancer));
+        balancer
+    }
+}
+
+/// Compiles every answer of the control plane for as long as the target lives.
+async fn follow(
+    target: Weak<Target>,
+    worker: Arc<Worker>,
+    mut profile: Option<Watch<Profile>>,
+    mut policy: Watch<Policy>,
+) {
+    loop {
+        let latest = match &mut profile {
+            Some(profile) => profile.latest(),
+            None => Known::Absent(super::Absence::NotFound),
+        };
+        {
+            let Some(target) = target.upgrade() else { return };
+            match resolve::resolve(target.addr, &latest, &policy.latest()) {
+                Resolution::Wait => {}
+                Resolution::Use(policy) => {
+                    target.plan.store(Some(Arc::new(compile(&worker, &policy))));
+                    target.planned.notify_waiters();
+                }
+            }
+        }
+        let changed = match &mut profile {
+            Some(profile) => tokio::select! {
+                changed = profile.changed() => changed,
+                changed = policy.changed() => changed,
+            },
+            None => policy.changed().await,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+fn compile(worker: &Arc<Worker>, policy: &OutboundPolicy) -> Plan {
+    let splits = |distribution: &Arc<Distribution>| split(worker, &policy.parent, distribution);
+    let routes = |routes: &[OutboundRoute]| compile_routes(worker, &policy.parent, routes);
+    let protocol = match &policy.protocol {
+        OutboundProtocol::Detect { http1, http2, opaque } => {
+            PlanProtocol::Detect { http1: routes(http1), http2: routes(http2), opaque: splits(opaque) }
+        }
+        OutboundProtocol::Http1(http1) => PlanProtocol::Http1(routes(http1)),
+        OutboundProtocol::Http2(http2) => PlanProtocol::Http2(routes(http2)),
+        OutboundProtocol::Opaque(opaque) => PlanProtocol::Opaque(splits(opaque)),
+        OutboundProtocol::Tls(tls) => PlanProtocol::Tls(
+            tls.iter()
+                .map(|route| TlsPlan { snis: route.snis.clone(), split: splits(&route.distribution) })
+                .collect(),
+        ),
+        OutboundProtocol::Invalid(reason) => PlanProtocol::Invalid(reason.clone()),
+    };
+    Plan { parent: policy.parent.clone(), protocol }
+}
+
+fn compile_routes(worker: &Arc<Worker>, parent: &Arc<ResourceRef>, routes: &[OutboundRoute]) -> Routes {
+    let rules = routes.iter().map(|outbound| {
+        let rule = |distribution| Rule {
+            split: split(worker, parent, distribution),
+            metrics: worker.proxy.metrics.route(parent, &outbound.route.meta),
+        };
+        outbound.rules.iter().map(rule).collect()
+    });
+    Routes { rules: rules.collect(), routes: routes.iter().map(|outbound| outbound.route.clone()).collect() }
+}
+
+fn split(worker: &Arc<Worker>, parent: &Arc<ResourceRef>, distribution: &Arc<Distribution>) -> Arc<Split> {
+    let live = |backend: &Backend| LiveBackend {
+        balancer: balancer(worker, &backend.target),
+        metrics: worker.proxy.metrics.backend(parent, &backend.meta),
+    };
+    let backends = match &**distribution {
+        Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),
+        Distribution::FirstAvailable(backends) => backends.iter().map(live).collect(),
+        Distribution::RandomAvailable(backends) => {
+            backends.iter().map(|(backend, _)| live(backend)).collect()
+        }
+    };
+    Arc::new(Split { distribution: distribution.clone(), backends })
+}
+
+/// The worker's balancer of a backend: shared by all targets that name it.
+fn balancer(worker: &Arc<Worker>, target: &BackendTarget) -> Arc<Balancer> {
+    let targets = &worker.targets;
+    match target {
+        BackendTarget::Balance { authority, default_rtt, decay } => {
+            targets.balancer(authority.clone(), || match worker.proxy.discovery.endpoints.watch(authority) {
+                Ok(watch) => Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch),
+                Err(Full { .. }) => {
+                    worker.proxy.metrics.targets_refused.inc();
+                    Balancer::fixed(authority.clone(), Vec::new())
+                }
+            })
+        }
+        BackendTarget::Forward(endpoint) => fixed(worker, format!("{endpoint:?}"), endpoint),
+        BackendTarget::Original(addr) => {
+            let endpoint = remora_core::endpoint::Endpoint::bare(*addr);
+            fixed(worker, format!("original {addr}"), &endpoint)
+        }
+    }
+}
+
+fn fixed(worker: &Arc<Worker>, key: String, endpoint: &remora_core::endpoint::Endpoint) -> Arc<Balancer> {
+    worker.targets.balancer(key.into(), || {
+        let ewma: (Duration, Duration) = (DEFAULT_RTT, DEFAULT_DECAY);
+        let live = LiveEndpoint::new(worker, endpoint.clone(), None, ewma);
+        Balancer::fixed(endpoint.addr.to_string().into(), vec![live])
+    })
+}

@@ -1,0 +1,265 @@
+//! One endpoint as a worker knows it: how to dial it, its connections, its load, its health, its metrics.
+
+use crate::{
+    Worker,
+    config::SocketConfig,
+    connect,
+    fault::Fault,
+    http::client::{Client, Dial, PoolLimits},
+    metrics::{RequestMetrics, TcpMetrics},
+    stream::Stream,
+    tls,
+};
+use remora_core::{
+    backoff::Backoff,
+    endpoint::{DialPlan, Endpoint, EndpointTls, ProtocolHint},
+    ewma::PeakEwma,
+    header::{SessionProtocol, TransportHeader},
+    time::Time,
+};
+use remora_runtime::{clock, tls::Credentials};
+use rustls::ClientConfig;
+use std::{
+    net::SocketAddr,
+    num::NonZeroU16,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
+
+/// How long an endpoint that refused a connection is passed over. Contract 1.8.
+const REACH_AGAIN: Backoff =
+    Backoff { min: Duration::from_millis(100), max: Duration::from_secs(60), jitter: 0.1 };
+
+/// One endpoint of one balancer of one worker.
+pub struct LiveEndpoint {
+    endpoint: Endpoint,
+    dialer: Dialer,
+    client: Arc<Client>,
+    state: Mutex<State>,
+    pub requests: Arc<RequestMetrics>,
+    pub tcp: Arc<TcpMetrics>,
+}
+
+struct State {
+    ewma: PeakEwma,
+    in_flight: u32,
+    refusals: u32,
+    not_before: Time,
+}
+
+/// Opens connections to one endpoint.
+struct Dialer {
+    plan: DialPlan,
+    limit: Duration,
+    socket: SocketConfig,
+    credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    /// Sessions resume per endpoint and epoch of credentials.
+    config: Mutex<Option<(u64, Arc<ClientConfig>)>>,
+    /// An opaque endpoint is never told that a connection is HTTP.
+    opaque: bool,
+}
+
+impl LiveEndpoint {
+    /// `authority` is the balancer's destination, if there is one.
+    pub fn new(
+        worker: &Arc<Worker>,
+        endpoint: Endpoint,
+        authority: Option<Arc<str>>,
+        (rtt, decay): (Duration, Duration),
+    ) -> Arc<Self> {
+        let proxy = &worker.proxy;
+        let config = &proxy.config;
+        let now = clock::now();
+        let plan = endpoint.dial_plan(&config.inbound.ips);
+        let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority.as_deref());
+        Arc::new(Self {
+            dialer: Dialer {
+                plan,
+                limit: config.outbound.connect_timeout,
+                socket: config.outbound.socket,
+                credentials: proxy.credentials.clone(),
+                config: Mutex::new(None),
+                opaque: endpoint.hint == ProtocolHint::Opaque,
+            },
+            client: Client::new(PoolLimits {
+                idle: config.outbound.http1_pool_idle,
+                max_age: config.limits.pool_max_age,
+                max_idle: config.limits.max_idle_per_endpoint,
+                max_header_bytes: config.limits.max_header_bytes,
+            }),
+            state: Mutex::new(State {
+                ewma: PeakEwma::new(rtt, decay, now),
+                in_flight: 0,
+                refusals: 0,
+                not_before: now,
+            }),
+            endpoint,
+            requests: metrics.0,
+            tcp: metrics.1,
+        })
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub fn plan(&self) -> &DialPlan {
+        &self.dialer.plan
+    }
+
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Load as the balancer compares it.
+    pub fn load(&self, now: Time) -> f64 {
+        let state = self.state();
+        state.ewma.load(state.in_flight, now) / f64::from(self.endpoint.weight.max(1))
+    }
+
+    /// Load, unless the endpoint refused a connection just now or has no weight.
+    pub fn load_if_reachable(&self, now: Time) -> Option<f64> {
+        if self.endpoint.weight == 0 || self.state().not_before > now {
+            return None;
+        }
+        Some(self.load(now))
+    }
+
+    /// Requests and opaque connections under way.
+    pub fn in_flight(&self) -> u32 {
+        self.state().in_flight
+    }
+
+    /// Counts one more request or connection until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.state().in_flight += 1;
+        InFlight { endpoint: self.clone(), started: clock::now(), answered: false }
+    }
+
+    /// Opens a connection for bytes that are not HTTP (or that the endpoint must not take for HTTP).
+    pub async fn connect_opaque(&self) -> Result<Stream, Fault> {
+        self.connect(None).await
+    }
+
+    async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
+        let connected = self.dialer.connect(session).await;
+        let mut state = self.state();
+        match &connected {
+            Ok(_) => state.refusals = 0,
+            Err(_) => {
+                let now = clock::now();
+                state.not_before = now + REACH_AGAIN.delay(state.refusals, clock::random());
+                state.refusals = state.refusals.saturating_add(1);
+            }
+        }
+        drop(state);
+        connected.map(|stream| stream.metered(Arc::new(self.tcp.open())))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Dial for Arc<LiveEndpoint> {
+    async fn dial(&self, session: SessionProtocol) -> Result<Stream, Fault> {
+        self.connect(Some(session)).await
+    }
+}
+
+impl Dialer {
+    /// Connects, handshakes and announces, all within one limit.
+    async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
+        let (addr, tls) = match &self.plan {
+            DialPlan::Plain { addr, .. } => (*addr, None),
+            DialPlan::Transparent { addr, tls } => (*addr, Some((tls, None))),
+            DialPlan::Direct { addr, tls, port } => (*addr, Some((tls, Some(*port)))),
+        };
+        let session = if self.opaque { None } else { session };
+        let connecting = async {
+            let (keepalive, user_timeout) = connect::dialled(&self.socket);
+            let tcp = connect::tcp(addr, self.limit, keepalive, user_timeout).await?;
+            match tls {
+                None => Ok(Stream::plain(tcp)),
+                Some((tls, port)) => {
+                    let config = self.config(port.is_some())?;
+                    let originated = tls::originate(config, tcp, addr, tls).await?;
+                    match port {
+                        Some(port) if originated.header => {
+                            announce(originated.stream, addr, port, session).await
+                        }
+                        Some(_) | None => Ok(originated.stream),
+                    }
+                }
+            }
+        };
+        timeout(self.limit, connecting)
+            .await
+            .unwrap_or(Err(Fault::ConnectTimeout { addr, limit: self.limit }))
+    }
+
+    fn config(&self, direct: bool) -> Result<Arc<ClientConfig>, Fault> {
+        let credentials = self.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
+        let mut cached = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cached {
+            Some((epoch, config)) if *epoch == credentials.epoch() => Ok(config.clone()),
+            _ => {
+                let config = credentials.client_config_for_endpoint(direct);
+                *cached = Some((credentials.epoch(), config.clone()));
+                Ok(config)
+            }
+        }
+    }
+}
+
+/// Says where the connection goes and what is spoken on it.
+async fn announce(
+    mut stream: Stream,
+    addr: SocketAddr,
+    port: u16,
+    protocol: Option<SessionProtocol>,
+) -> Result<Stream, Fault> {
+    let port = NonZeroU16::new(port).ok_or(Fault::BadTarget("port 0"))?;
+    let header = TransportHeader { port, name: None, protocol }.encode();
+    let written = async {
+        stream.write_all(&header).await?;
+        stream.flush().await
+    };
+    written.await.map_err(|error| Fault::Connect { addr, source: Arc::new(error) })?;
+    Ok(stream)
+}
+
+/// The identity that an endpoint must have, for labels and `l5d-require-id`.
+pub fn identity(plan: &DialPlan) -> Option<&EndpointTls> {
+    match plan {
+        DialPlan::Plain { .. } => None,
+        DialPlan::Transparent { tls, .. } | DialPlan::Direct { tls, .. } => Some(tls),
+    }
+}
+
+/// A request or connection under way; its first answer is a round trip.
+pub struct InFlight {
+    endpoint: Arc<LiveEndpoint>,
+    started: Time,
+    answered: bool,
+}
+
+impl InFlight {
+    /// The first bytes of the answer's body are there.
+    pub fn answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            let now = clock::now();
+            self.endpoint.state().ewma.observe(now.since(self.started), now);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // Without an answer there was no round trip: an endpoint that fails fast must not look fast.
+        let mut state = self.endpoint.state();
+        state.in_flight = state.in_flight.saturating_sub(1);
+    }
+}

@@ -1,0 +1,265 @@
+//! Why a connection or a request failed: who has to act, what the peer is told, what the metrics call it.
+//!
+//! One type for the whole data path. Every question about a fault is a total function beside it, so that the log line,
+//! the metric's label and the response header cannot disagree. Contract 4.8.
+
+use remora_core::{header, policy::Denial};
+use remora_runtime::tls::TlsFault;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+/// Why a connection or a request failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("the client closed or reset the connection: {0}")]
+    ClientGone(Shared<io::Error>),
+    #[error("the client's connection failed: {0}")]
+    Client(Shared<hyper::Error>),
+    #[error("the client sent half a ClientHello and then nothing for {0:?}")]
+    TlsDetectTimeout(Duration),
+    #[error("the client's TLS was refused: {0}")]
+    ClientTls(TlsFault),
+    #[error("connections to the proxy's own port need mesh TLS: {0}")]
+    DirectWithoutTls(&'static str),
+    #[error("refused: no identity. Connections to the proxy's own port need a client certificate")]
+    IdentityRequired,
+    #[error("transport header refused: {0}")]
+    Header(#[from] header::Malformed),
+    #[error("the transport header did not arrive within {0:?}")]
+    HeaderTimeout(Duration),
+    #[error("the transport header names the host {0}; this proxy is no multicluster gateway")]
+    GatewayHeader(Arc<str>),
+    #[error("{0} is this proxy's own port: refused as a loop")]
+    Loop(SocketAddr),
+    #[error("{0} is not an address of this pod")]
+    NotOurAddress(SocketAddr),
+    #[error("{} may not use {server}: {}", .client, denial_text(.denial))]
+    Denied { client: Arc<str>, server: Arc<str>, denial: Denial },
+    #[error("the policy changed and no longer admits this connection to {0}")]
+    Revoked(Arc<str>),
+    #[error("nothing is known of {target} after {waited:?}: the control plane does not answer")]
+    FirstLookup { target: SocketAddr, waited: Duration },
+    #[error("the policy of {target} cannot be applied: {reason}")]
+    InvalidPolicy { target: Arc<str>, reason: Arc<str> },
+    #[error("policy forbids this connection to {target}: {reason}")]
+    Forbidden { target: Arc<str>, reason: Arc<str> },
+    #[error("no route of {0} matches the request")]
+    NoRoute(Arc<str>),
+    #[error("no endpoint of {0} is available")]
+    NoEndpoint(Arc<str>),
+    #[error("cannot connect to {addr}: {source}")]
+    Connect { addr: SocketAddr, source: Shared<io::Error> },
+    #[error("connecting to {addr} took longer than {limit:?}")]
+    ConnectTimeout { addr: SocketAddr, limit: Duration },
+    #[error("the TLS handshake with {addr} failed: {source}")]
+    EndpointTls { addr: SocketAddr, source: TlsFault },
+    #[error("the request requires the server identity {required}, the endpoint has {actual}")]
+    RequiredIdentity { required: Arc<str>, actual: Arc<str> },
+    #[error("this proxy has no certificate yet")]
+    NoCredentials,
+    #[error("the server failed: {0}")]
+    Server(#[source] Shared<hyper::Error>),
+    #[error("the connection to the server broke: {0}")]
+    Io(Shared<io::Error>),
+    #[error("the request's target is not valid: {0}")]
+    BadTarget(&'static str),
+    #[error("too many requests wait for {0}")]
+    Overloaded(Arc<str>),
+}
+
+/// An error that several readers may hold.
+pub type Shared<E> = Arc<E>;
+
+/// Who has to act for a fault to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    Client,
+    Policy,
+    Server,
+    Mesh,
+}
+
+/// What an HTTP client is told. Contract 4.8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: http::StatusCode,
+    pub grpc: GrpcCode,
+    /// Whether the client's connection ends after the answer.
+    pub close: bool,
+}
+
+/// The gRPC codes that this proxy makes up itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum GrpcCode {
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    PermissionDenied = 7,
+    Aborted = 10,
+    Internal = 13,
+    Unavailable = 14,
+}
+
+impl Fault {
+    /// Who has to act for this to stop.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::ClientGone(_)
+            | Self::Client(_)
+            | Self::TlsDetectTimeout(_)
+            | Self::ClientTls(_)
+            | Self::DirectWithoutTls(_)
+            | Self::IdentityRequired
+            | Self::Header(_)
+            | Self::HeaderTimeout(_)
+            | Self::GatewayHeader(_)
+            | Self::Loop(_)
+            | Self::RequiredIdentity { .. }
+            | Self::BadTarget(_) => Blame::Client,
+            Self::NotOurAddress(_)
+            | Self::Denied { .. }
+            | Self::Revoked(_)
+            | Self::InvalidPolicy { .. }
+            | Self::Forbidden { .. }
+            | Self::NoRoute(_) => Blame::Policy,
+            Self::NoEndpoint(_)
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::EndpointTls { .. }
+            | Self::Server(_)
+            | Self::Io(_) => Blame::Server,
+            Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) => Blame::Mesh,
+        }
+    }
+
+    /// The `error` label of the `*_errors_total` families: Linkerd's word where it has one. Contract 5.4.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::ClientGone(_)
+            | Self::Client(_)
+            | Self::Io(_)
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Server(_) => "i/o",
+            Self::TlsDetectTimeout(_) => "tls detection timeout",
+            Self::ClientTls(_) => "client tls",
+            Self::DirectWithoutTls(_) | Self::IdentityRequired | Self::RequiredIdentity { .. } => {
+                "identity required"
+            }
+            Self::Header(_) | Self::HeaderTimeout(_) => "transport header",
+            Self::GatewayHeader(_) => "gateway domain invalid",
+            Self::Loop(_) => "loop",
+            Self::NotOurAddress(_) => "not our address",
+            Self::Denied { .. } | Self::Revoked(_) => "unauthorized",
+            Self::FirstLookup { .. } => "first lookup timeout",
+            Self::InvalidPolicy { .. } => "invalid policy",
+            Self::Forbidden { .. } => "forbidden",
+            Self::NoRoute(_) => "no route",
+            Self::NoEndpoint(_) => "failfast",
+            Self::EndpointTls { .. } => "endpoint tls",
+            Self::NoCredentials => "no credentials",
+            Self::BadTarget(_) => "bad target",
+            Self::Overloaded(_) => "loadshed",
+        }
+    }
+
+    /// What an HTTP client is told.
+    pub fn answer(&self) -> Answer {
+        use GrpcCode as G;
+        use http::StatusCode as S;
+        let (status, grpc, close) = match self {
+            Self::ClientGone(_)
+            | Self::Client(_)
+            | Self::TlsDetectTimeout(_)
+            | Self::ClientTls(_)
+            | Self::DirectWithoutTls(_)
+            | Self::IdentityRequired
+            | Self::Header(_)
+            | Self::HeaderTimeout(_)
+            | Self::BadTarget(_) => (S::BAD_REQUEST, G::Internal, true),
+            Self::GatewayHeader(_) => (S::NOT_FOUND, G::NotFound, false),
+            Self::Loop(_) => (S::LOOP_DETECTED, G::Aborted, true),
+            Self::Denied { denial, .. } => match denial {
+                Denial::NoRoute | Denial::WrongProtocol => (S::NOT_FOUND, G::NotFound, false),
+                Denial::Unauthorized => (S::FORBIDDEN, G::PermissionDenied, false),
+                Denial::Invalid(_) => (S::INTERNAL_SERVER_ERROR, G::Internal, true),
+            },
+            Self::NotOurAddress(_) | Self::Revoked(_) | Self::Forbidden { .. } => {
+                (S::FORBIDDEN, G::PermissionDenied, false)
+            }
+            Self::NoRoute(_) => (S::NOT_FOUND, G::NotFound, false),
+            Self::InvalidPolicy { .. } => (S::INTERNAL_SERVER_ERROR, G::Internal, true),
+            Self::FirstLookup { .. } | Self::ConnectTimeout { .. } | Self::NoEndpoint(_) => {
+                (S::GATEWAY_TIMEOUT, G::DeadlineExceeded, true)
+            }
+            Self::Connect { .. } | Self::EndpointTls { .. } | Self::Server(_) | Self::Io(_) => {
+                (S::BAD_GATEWAY, G::Unavailable, true)
+            }
+            Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, false),
+            Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
+        };
+        Answer { status, grpc, close }
+    }
+
+    /// Whether the server reset the stream of an HTTP/2 request: the client is told by a reset of its own, with the same
+    /// code.
+    pub fn is_reset(&self) -> bool {
+        let Self::Server(error) = self else { return false };
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&**error);
+        while let Some(error) = source {
+            if error.downcast_ref::<h2::Error>().is_some_and(|error| error.is_reset()) {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+
+    /// Whether another endpoint may do better: nothing of the request or connection reached an application.
+    pub fn is_connect(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::EndpointTls { .. })
+    }
+}
+
+fn denial_text(denial: &Denial) -> String {
+    match denial {
+        Denial::Unauthorized => "no authorization admits it".into(),
+        Denial::NoRoute => "no route matches the request".into(),
+        Denial::WrongProtocol => "the declared protocol of the port does not carry this".into(),
+        Denial::Invalid(reason) => format!("the policy is invalid: {reason}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_connection_is_502_and_closes() {
+        let source = Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused));
+        check(&Fault::Connect { addr: ([10, 0, 0, 1], 80).into(), source }, 502, GrpcCode::Unavailable, true);
+    }
+
+    #[test]
+    fn an_unauthorized_request_is_403_and_keeps_the_connection() {
+        let fault = Fault::Denied { client: "x".into(), server: "s".into(), denial: Denial::Unauthorized };
+        check(&fault, 403, GrpcCode::PermissionDenied, false);
+    }
+
+    #[test]
+    fn no_endpoint_is_failfast_504() {
+        check(&Fault::NoEndpoint("web".into()), 504, GrpcCode::DeadlineExceeded, true);
+        assert_eq!(Fault::NoEndpoint("web".into()).label(), "failfast");
+    }
+
+    #[test]
+    fn an_invalid_policy_is_500() {
+        let fault = Fault::InvalidPolicy { target: "web".into(), reason: "x".into() };
+        check(&fault, 500, GrpcCode::Internal, true);
+    }
+
+    #[track_caller]
+    fn check(fault: &Fault, status: u16, grpc: GrpcCode, close: bool) {
+        let answer = fault.answer();
+        assert_eq!((answer.status.as_u16(), answer.grpc, answer.close), (status, grpc, close));
+    }
+}

@@ -1,0 +1,145 @@
+//! Serves HTTP/1 and HTTP/2 on a stream; what happens to a request is [`request`].
+
+pub mod body;
+pub mod client;
+pub mod exchange;
+pub mod headers;
+pub mod request;
+pub mod respond;
+pub mod upgrade;
+
+use crate::{
+    config::{Config, Http2Config},
+    fault::Fault,
+    stream::Stream,
+};
+use body::Body;
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use remora_core::header::SessionProtocol;
+use remora_runtime::tasks::Drain;
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+/// How a connection is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    http2: Http2Config,
+    max_header_bytes: usize,
+}
+
+impl Settings {
+    pub fn inbound(config: &Config) -> Self {
+        Self::of(config, config.inbound.http2)
+    }
+
+    pub fn outbound(config: &Config) -> Self {
+        Self::of(config, config.outbound.http2)
+    }
+
+    fn of(config: &Config, http2: Http2Config) -> Self {
+        Self { http2, max_header_bytes: config.limits.max_header_bytes }
+    }
+}
+
+/// Serves requests until the client or the drain ends the connection. A service's error resets the request's stream
+/// (HTTP/2) or the connection (HTTP/1).
+pub async fn serve<S, F>(
+    stream: Stream,
+    version: SessionProtocol,
+    settings: Settings,
+    drain: Drain,
+    service: S,
+) -> Result<(), Fault>
+where
+    S: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
+{
+    let io = TokioIo::new(stream);
+    // A drain waits for the connection; an idle one ends at once.
+    let _busy = drain.guard();
+    let served = match version {
+        SessionProtocol::Http1 => {
+            let connection = http1(settings).serve_connection(io, service_fn(service)).with_upgrades();
+            until_drained(connection, &drain, |connection| connection.graceful_shutdown()).await
+        }
+        SessionProtocol::Http2 => {
+            let connection = http2(settings).serve_connection(io, service_fn(service));
+            until_drained(connection, &drain, |connection| connection.graceful_shutdown()).await
+        }
+    };
+    served.map_err(|error| Fault::Client(Arc::new(error)))
+}
+
+fn http1(settings: Settings) -> hyper::server::conn::http1::Builder {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .preserve_header_case(true)
+        // A client may say that it is done and still wait for the answer.
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .max_buf_size(settings.max_header_bytes.max(8192))
+        .auto_date_header(false);
+    // hyper's limit of a head also ends idle keep-alive connections, which are the client's business; detection bounds
+    // the first head.
+    builder.header_read_timeout(None::<Duration>);
+    builder
+}
+
+fn http2(settings: Settings) -> hyper::server::conn::http2::Builder<TokioExecutor> {
+    let Http2Config {
+        keep_alive_interval,
+        keep_alive_timeout,
+        initial_stream_window,
+        initial_connection_window,
+        adaptive_flow_control,
+        max_concurrent_streams,
+        max_frame_size,
+        max_header_list_size,
+        max_pending_accept_reset_streams,
+        max_send_buf_size,
+    } = settings.http2;
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .keep_alive_interval(keep_alive_interval)
+        .initial_stream_window_size(initial_stream_window)
+        .initial_connection_window_size(initial_connection_window)
+        .max_frame_size(max_frame_size);
+    if let Some(timeout) = keep_alive_timeout {
+        builder.keep_alive_timeout(timeout);
+    }
+    if adaptive_flow_control {
+        builder.adaptive_window(true);
+    }
+    if let Some(streams) = max_concurrent_streams {
+        builder.max_concurrent_streams(streams);
+    }
+    let bytes = u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX);
+    builder.max_header_list_size(max_header_list_size.unwrap_or(bytes));
+    if let Some(streams) = max_pending_accept_reset_streams {
+        builder.max_pending_accept_reset_streams(streams);
+    }
+    if let Some(bytes) = max_send_buf_size {
+        builder.max_send_buf_size(bytes);
+    }
+    builder
+}
+
+/// Runs a connection; when the drain begins, tells the client to go elsewhere and finishes what is under way.
+async fn until_drained<C: Future>(
+    connection: C,
+    drain: &Drain,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) -> C::Output {
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        ended = &mut connection => ended,
+        () = drain.draining() => {
+            shut_down(connection.as_mut());
+            connection.await
+        }
+    }
+}

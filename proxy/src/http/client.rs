@@ -1,0 +1,244 @@
+//! One server's HTTP connections: a pool of HTTP/1 connections and one HTTP/2 connection.
+//!
+//! Belongs to one worker and one endpoint. A request is handed back unsent whenever no byte of it was written, so that
+//! the caller may try elsewhere.
+
+use super::body::Body;
+use crate::{fault::Fault, stream::Stream};
+use http::{Request, Response, Version};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use remora_core::{header::SessionProtocol, time::Time};
+use remora_runtime::clock;
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Opens connections to the server.
+pub trait Dial: Sync {
+    fn dial(&self, session: SessionProtocol) -> impl Future<Output = Result<Stream, Fault>> + Send;
+}
+
+/// Bounds of a server's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolLimits {
+    /// An HTTP/1 connection that nobody used for so long is closed.
+    pub idle: Duration,
+    /// A connection that is older is not used again.
+    pub max_age: Duration,
+    /// Idle HTTP/1 connections kept.
+    pub max_idle: usize,
+    /// Bytes of a message's head.
+    pub max_header_bytes: usize,
+}
+
+/// The connections to one server.
+pub struct Client {
+    limits: PoolLimits,
+    http1: Mutex<Pool>,
+    /// Held while dialling, so that many requests make one connection.
+    http2: tokio::sync::Mutex<Option<Http2>>,
+}
+
+#[derive(Default)]
+struct Pool {
+    /// The most recently used last.
+    idle: Vec<Idle>,
+    /// A task closes what is idle too long.
+    swept: bool,
+}
+
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    born: Time,
+    since: Time,
+}
+
+struct Http2 {
+    sender: http2::SendRequest<Body>,
+    born: Time,
+}
+
+/// Returns an HTTP/1 connection to its pool when its response has ended.
+pub struct Reuse {
+    client: Arc<Client>,
+    sender: http1::SendRequest<Body>,
+    born: Time,
+}
+
+/// Why there is no response.
+pub enum SendError {
+    /// No byte of the request was written: it may go elsewhere.
+    Unsent(Box<Request<Body>>, Fault),
+    /// The request, or a part of it, may have been processed.
+    Failed(Fault),
+}
+
+impl Client {
+    pub fn new(limits: PoolLimits) -> Arc<Self> {
+        Arc::new(Self { limits, http1: Mutex::default(), http2: tokio::sync::Mutex::default() })
+    }
+
+    /// Idle HTTP/1 connections, for `/state.json`.
+    pub fn idle(&self) -> usize {
+        self.http1.lock().unwrap_or_else(PoisonError::into_inner).idle.len()
+    }
+
+    /// Sends a request in its own version and waits for the response's head.
+    pub async fn send<D: Dial>(
+        self: &Arc<Self>,
+        dial: &D,
+        request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Option<Reuse>), SendError> {
+        match request.version() {
+            Version::HTTP_2 => self.send_http2(dial, request).await.map(|response| (response, None)),
+            _ => self.send_http1(dial, request).await.map(|(response, reuse)| (response, Some(reuse))),
+        }
+    }
+
+    async fn send_http1<D: Dial>(
+        self: &Arc<Self>,
+        dial: &D,
+        mut request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Reuse), SendError> {
+        loop {
+            let idle = self.take_idle();
+            let pooled = idle.is_some();
+            let (mut sender, born) = match idle {
+                Some(idle) => (idle.sender, idle.born),
+                None => match self.connect_http1(dial).await {
+                    Ok(sender) => (sender, clock::now()),
+                    Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
+                },
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, Reuse { client: self.clone(), sender, born })),
+                Err(mut refused) => match refused.take_message() {
+                    // The server closed the connection while it was idle.
+                    Some(unsent) if pooled => request = unsent,
+                    Some(unsent) => {
+                        let fault = Fault::Server(Arc::new(refused.into_error()));
+                        return Err(SendError::Unsent(Box::new(unsent), fault));
+                    }
+                    None => return Err(SendError::Failed(Fault::Server(Arc::new(refused.into_error())))),
+                },
+            }
+        }
+    }
+
+    async fn send_http2<D: Dial>(
+        self: &Arc<Self>,
+        dial: &D,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>, SendError> {
+        loop {
+            let (mut sender, fresh) = match self.http2_sender(dial).await {
+                Ok(sender) => sender,
+                Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(mut refused) => match refused.take_message() {
+                    Some(unsent) if !fresh => request = unsent,
+                    Some(unsent) => {
+                        let fault = Fault::Server(Arc::new(refused.into_error()));
+                        return Err(SendError::Unsent(Box::new(unsent), fault));
+                    }
+                    None => return Err(SendError::Failed(Fault::Server(Arc::new(refused.into_error())))),
+                },
+            }
+        }
+    }
+
+    fn take_idle(&self) -> Option<Idle> {
+        let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.idle.retain(|idle| !idle.sender.is_closed());
+        let ready = pool.idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(pool.idle.swap_remove(ready))
+    }
+
+    async fn connect_http1<D: Dial>(&self, dial: &D) -> Result<http1::SendRequest<Body>, Fault> {
+        let stream = dial.dial(SessionProtocol::Http1).await?;
+        let (sender, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .max_buf_size(self.limits.max_header_bytes.max(8192))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Fault::Server(Arc::new(error)))?;
+        // Ends with the connection; what failed is told to the request that was on it.
+        tokio::spawn(connection.with_upgrades());
+        Ok(sender)
+    }
+
+    /// The HTTP/2 connection, and whether it was made just now.
+    async fn http2_sender<D: Dial>(&self, dial: &D) -> Result<(http2::SendRequest<Body>, bool), Fault> {
+        let mut slot = self.http2.lock().await;
+        let now = clock::now();
+        if let Some(http2) = &*slot
+            && !http2.sender.is_closed()
+            && now.since(http2.born) < self.limits.max_age
+        {
+            return Ok((http2.sender.clone(), false));
+        }
+        *slot = None;
+        let stream = dial.dial(SessionProtocol::Http2).await?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(3))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_header_list_size(u32::try_from(self.limits.max_header_bytes).unwrap_or(u32::MAX))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Fault::Server(Arc::new(error)))?;
+        // Ends when the last sender is dropped and its streams have ended.
+        tokio::spawn(connection);
+        *slot = Some(Http2 { sender: sender.clone(), born: now });
+        Ok((sender, true))
+    }
+
+    fn put_back(self: &Arc<Self>, sender: http1::SendRequest<Body>, born: Time) {
+        let now = clock::now();
+        if sender.is_closed() || now.since(born) >= self.limits.max_age {
+            return;
+        }
+        let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.idle.len() >= self.limits.max_idle {
+            return;
+        }
+        pool.idle.push(Idle { sender, born, since: now });
+        if !pool.swept {
+            pool.swept = true;
+            tokio::spawn(sweep(Arc::downgrade(self), self.limits.idle));
+        }
+    }
+}
+
+/// Closes idle connections when their time has come; ends when there is none.
+async fn sweep(client: std::sync::Weak<Client>, idle: Duration) {
+    loop {
+        tokio::time::sleep(idle).await;
+        let Some(client) = client.upgrade() else { return };
+        let mut pool = client.http1.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::now();
+        pool.idle.retain(|one| !one.sender.is_closed() && now.since(one.since) < idle);
+        if pool.idle.is_empty() {
+            pool.swept = false;
+            pool.idle.shrink_to_fit();
+            return;
+        }
+    }
+}
+
+impl Reuse {
+    pub(super) fn put_back(self) {
+        self.client.put_back(self.sender, self.born);
+    }
+}

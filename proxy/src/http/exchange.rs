@@ -1,0 +1,147 @@
+//! One request and its response, watched from the dispatch to the last byte: load, latency, classification.
+
+use super::client::Reuse;
+use crate::endpoint::InFlight;
+use crate::metrics::RequestMetrics;
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use remora_core::time::Time;
+use remora_runtime::clock;
+use std::sync::Arc;
+
+/// Success or failure as Linkerd classifies it. Contract 4.4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    Success,
+    Failure,
+}
+
+impl Class {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+/// Whether a status is a failure by itself.
+pub fn classify_status(status: u16) -> Class {
+    if status >= 500 { Class::Failure } else { Class::Success }
+}
+
+/// Whether a gRPC status is a failure: Unknown, `DeadlineExceeded`, `PermissionDenied`, Internal, Unavailable,
+/// `DataLoss`.
+pub fn classify_grpc(code: u16) -> Class {
+    if matches!(code, 2 | 4 | 7 | 13 | 14 | 15) { Class::Failure } else { Class::Success }
+}
+
+/// What is counted when the exchange is over.
+pub struct Exchange {
+    metrics: Arc<RequestMetrics>,
+    started: Time,
+    status: u16,
+    grpc: Option<GrpcStatus>,
+    in_flight: Option<InFlight>,
+    reuse: Option<Reuse>,
+    counted: bool,
+}
+
+/// A gRPC response's status, as far as it is known.
+#[derive(Clone, Copy)]
+struct GrpcStatus(Option<u16>);
+
+impl Exchange {
+    /// Begins to watch a response whose head has just arrived.
+    pub fn of<B>(
+        response: &Response<B>,
+        metrics: Arc<RequestMetrics>,
+        started: Time,
+        in_flight: Option<InFlight>,
+        reuse: Option<Reuse>,
+    ) -> Self {
+        let grpc = is_grpc(response.headers()).then(|| GrpcStatus(grpc_status(response.headers())));
+        Self { metrics, started, status: response.status().as_u16(), grpc, in_flight, reuse, counted: false }
+    }
+
+    /// The connection is not an HTTP connection any more: it must not return to its pool.
+    pub fn upgraded(&mut self) {
+        self.reuse = None;
+    }
+
+    pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.answered();
+        }
+        if let (Some(trailers), Some(grpc)) = (frame.trailers_ref(), &mut self.grpc) {
+            grpc.0 = grpc.0.or_else(|| grpc_status(trailers));
+        }
+    }
+
+    pub(super) fn ended(&mut self) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.answered();
+        }
+        self.count(None);
+        if let Some(reuse) = self.reuse.take() {
+            reuse.put_back();
+        }
+    }
+
+    pub(super) fn failed(&mut self, error: &hyper::Error) {
+        self.count(Some(if error.is_timeout() { "timeout" } else { "i/o" }));
+    }
+
+    fn count(&mut self, error: Option<&'static str>) {
+        if self.counted {
+            return;
+        }
+        self.counted = true;
+        let code = self.grpc.map(|grpc| grpc.0);
+        let class = match (error, code) {
+            (Some(_), _) => Class::Failure,
+            (None, Some(Some(code))) => classify_grpc(code),
+            (None, Some(None) | None) => classify_status(self.status),
+        };
+        let latency = clock::now().since(self.started);
+        self.metrics.response(self.status, class, code, error, latency);
+        self.in_flight = None;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Nobody wants the rest: the head decides, as in Linkerd. The connection is not reused, its body is not read.
+        self.count(None);
+    }
+}
+
+/// Whether a message is gRPC by its content type.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_error_is_a_failure_and_a_client_error_is_not() {
+        assert_eq!(classify_status(500), Class::Failure);
+        assert_eq!(classify_status(499), Class::Success);
+        assert_eq!(classify_status(404), Class::Success);
+    }
+
+    #[test]
+    fn grpc_failures_are_those_of_the_contract() {
+        let failures: Vec<u16> = (0..20).filter(|&code| classify_grpc(code) == Class::Failure).collect();
+        assert_eq!(failures, [2, 4, 7, 13, 14, 15]);
+    }
+}

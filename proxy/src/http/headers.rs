@@ -1,0 +1,208 @@
+//! What the proxy adds to, strips from and restores in a message's head. Contract 1.9, 1.10, 4.9.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri,
+};
+
+pub const ORIG_PROTO: HeaderName = HeaderName::from_static("l5d-orig-proto");
+pub const CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
+pub const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
+pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-connection");
+pub const REQUIRE_ID: HeaderName = HeaderName::from_static("l5d-require-id");
+pub const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-override");
+const PROXY_AUTH_LEGACY: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Whether a request asks to stop being HTTP: `CONNECT`, or `Upgrade` named by `Connection`. RFC 9110 section 7.8.
+pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT
+        || (request.version() == Version::HTTP_11 && upgrade_token(request.headers()))
+}
+
+/// Whether a response says that the connection stops being HTTP.
+pub fn is_upgrade<B>(response: &Response<B>, method_was_connect: bool) -> bool {
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (method_was_connect && response.status().is_success())
+}
+
+fn upgrade_token(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::UPGRADE)
+        && connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"))
+}
+
+fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Removes what concerns one connection only (RFC 9110 section 7.6.1); an upgrade keeps what asks for it.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
+    let upgrade = (keep_upgrade && upgrade_token(headers)).then(|| headers.get(header::UPGRADE).cloned());
+    let te_trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes() == b"trailers");
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = connection_tokens(headers)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .collect();
+        for name in named {
+            headers.remove(&name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_AUTH_LEGACY);
+    headers.remove(header::UPGRADE);
+    headers.remove(header::TE);
+    if te_trailers {
+        // Trailers are forwarded on every hop, so what the client accepts the server may send.
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(Some(upgrade)) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, upgrade);
+    }
+}
+
+/// How an HTTP/1 request came that another proxy carried over HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrigProto {
+    pub version: Version,
+    pub absolute_form: bool,
+}
+
+/// Takes `l5d-orig-proto` off a request that came over HTTP/2 and makes it an HTTP/1 request again.
+pub fn undo_orig_proto<B>(request: &mut Request<B>) -> Option<OrigProto> {
+    let value = request.headers_mut().remove(ORIG_PROTO)?;
+    if request.version() != Version::HTTP_2 {
+        return None;
+    }
+    let orig = parse_orig_proto(value.to_str().ok()?)?;
+    *request.version_mut() = orig.version;
+    let authority = request.uri().authority().cloned();
+    if !request.headers().contains_key(header::HOST)
+        && let Some(authority) = &authority
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    if !orig.absolute_form {
+        to_origin_form(request.uri_mut());
+    }
+    Some(orig)
+}
+
+/// Marks the response of such a request, as the other proxy expects.
+pub fn redo_orig_proto<B>(response: &mut Response<B>, orig: OrigProto) {
+    let version = response.version();
+    strip_hop_by_hop(response.headers_mut(), false);
+    response.headers_mut().remove(header::TRANSFER_ENCODING);
+    let value =
+        if version == Version::HTTP_10 || orig.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
+    response.headers_mut().insert(ORIG_PROTO, HeaderValue::from_static(value));
+    *response.version_mut() = Version::HTTP_2;
+}
+
+fn parse_orig_proto(value: &str) -> Option<OrigProto> {
+    let mut parts = value.split(';').map(str::trim);
+    let version = match parts.next()? {
+        "HTTP/1.1" => Version::HTTP_11,
+        "HTTP/1.0" => Version::HTTP_10,
+        _ => return None,
+    };
+    Some(OrigProto { version, absolute_form: parts.any(|part| part == "absolute-form") })
+}
+
+/// Drops scheme and authority of a target.
+pub fn to_origin_form(target: &mut Uri) {
+    let path = target.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+    let mut parts = uri::Parts::default();
+    parts.path_and_query = Some(path);
+    if let Ok(origin) = Uri::from_parts(parts) {
+        *target = origin;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_connection_names_is_removed_and_the_rest_stays() {
+        let mut headers = map(&[("connection", "close, x-hop"), ("x-hop", "1"), ("x-end", "2")]);
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(names(&headers), ["x-end"]);
+    }
+
+    #[test]
+    fn an_upgrade_is_kept_only_when_asked() {
+        let websocket = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        let mut kept = map(&websocket);
+        strip_hop_by_hop(&mut kept, true);
+        assert_eq!(names(&kept), ["connection", "upgrade"]);
+        let mut stripped = map(&websocket);
+        strip_hop_by_hop(&mut stripped, false);
+        assert_eq!(names(&stripped), [""; 0]);
+    }
+
+    #[test]
+    fn te_trailers_survives_and_other_codings_do_not() {
+        let mut headers = map(&[("te", "trailers")]);
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(names(&headers), ["te"]);
+        let mut headers = map(&[("te", "gzip")]);
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(names(&headers), [""; 0]);
+    }
+
+    #[test]
+    fn an_upgraded_http1_request_comes_back_in_its_own_form() {
+        check_orig_proto("HTTP/1.1", "/a?b", Version::HTTP_11);
+        check_orig_proto("HTTP/1.0", "/a?b", Version::HTTP_10);
+        check_orig_proto("HTTP/1.1; absolute-form", "http://web.example/a?b", Version::HTTP_11);
+    }
+
+    #[test]
+    fn nonsense_in_orig_proto_is_dropped_and_the_request_stays_http2() {
+        let mut request = http2("HTTP/3");
+        assert_eq!(undo_orig_proto(&mut request), None);
+        assert_eq!(request.version(), Version::HTTP_2);
+        assert!(!request.headers().contains_key(ORIG_PROTO));
+    }
+
+    #[track_caller]
+    fn check_orig_proto(value: &str, target: &str, version: Version) {
+        let mut request = http2(value);
+        let orig = undo_orig_proto(&mut request).unwrap();
+        assert_eq!(request.uri().to_string(), target);
+        assert_eq!(request.version(), version);
+        assert_eq!(request.headers()["host"], "web.example");
+        let mut response = Response::new(());
+        redo_orig_proto(&mut response, orig);
+        assert_eq!(response.headers()[ORIG_PROTO], value.split(';').next().unwrap());
+    }
+
+    fn http2(orig_proto: &str) -> Request<()> {
+        let mut request = Request::new(());
+        *request.uri_mut() = "http://web.example/a?b".parse().unwrap();
+        *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().insert(ORIG_PROTO, orig_proto.parse().unwrap());
+        request
+    }
+
+    fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+        headers
+            .iter()
+            .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+}

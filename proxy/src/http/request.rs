@@ -1,0 +1,339 @@
+//! THE LIFE OF A REQUEST, top to bottom.
+//!
+//! ```text
+//! inbound:   restore what a proxy changed → authorise → name the client → send to the application → answer
+//! outbound:  strip what is not for others → route → backend → endpoint → send (elsewhere, if it was not sent) → answer
+//! ```
+
+use super::{
+    body::Body,
+    client::{Reuse, SendError},
+    exchange::Exchange,
+    headers,
+    respond::{self, Asker},
+    upgrade,
+};
+use crate::{
+    Worker,
+    discover::target::{LiveBackend, Plan, PlanProtocol, Routes, Rule, Split, Target},
+    endpoint::{self, InFlight, LiveEndpoint},
+    fault::Fault,
+    inbound::{self, Connection},
+    metrics::{InboundRequests, RequestMetrics},
+    policy::PortPolicy,
+};
+use http::{HeaderValue, Method, Request, Response, Version};
+use hyper::body::Incoming;
+use remora_core::{
+    policy::{self, Peer},
+    route::{self, RequestView},
+    time::Time,
+};
+use remora_runtime::clock;
+use std::{net::SocketAddr, sync::Arc};
+
+/// What the requests of one inbound connection share.
+pub struct Inbound {
+    worker: Arc<Worker>,
+    connection: Connection,
+    policy: PortPolicy,
+    app: Arc<inbound::app::App>,
+    client_id: Option<HeaderValue>,
+    requests: InboundRequests,
+}
+
+impl Inbound {
+    pub fn new(worker: Arc<Worker>, connection: Connection, policy: PortPolicy) -> Self {
+        let app = worker.apps.port(&worker, connection.target);
+        let identity = connection.peer.identity();
+        let client_id = identity.and_then(|identity| HeaderValue::from_str(identity.as_str()).ok());
+        let requests = worker.proxy.metrics.inbound_requests(&connection);
+        Self { worker, connection, policy, app, client_id, requests }
+    }
+}
+
+/// An inbound request.
+pub async fn inbound(context: Arc<Inbound>, mut request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let started = clock::now();
+    let Inbound { worker, connection, policy, app, .. } = &*context;
+    let metrics = &worker.proxy.metrics;
+    let meshed = matches!(connection.peer, Peer::Tls { .. });
+    let asker = Asker::of(&request, meshed);
+
+    let orig_proto = meshed.then(|| headers::undo_orig_proto(&mut request)).flatten();
+
+    let server = policy.current();
+    let view = View(&request);
+    let permit = policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view);
+    let counted = context.requests.of(metrics, &server, permit.as_ref());
+    counted.request();
+    let _permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            let fault = inbound::denied(connection, &server, refusal.denial);
+            metrics.inbound_http_fault(&fault, connection.target);
+            return Ok(answer(&fault, asker, &counted, started));
+        }
+    };
+
+    let connect = request.method() == Method::CONNECT;
+    let mut offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
+    headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
+    // Only this proxy says who the client is.
+    request.headers_mut().remove(headers::CLIENT_ID);
+    if let Some(client_id) = &context.client_id {
+        request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
+    }
+    if request.version() == Version::HTTP_2 {
+        offered = None;
+    }
+
+    let sent = app.client.send(&**app, request.map(Body::incoming)).await;
+    let (response, reuse) = match sent {
+        Ok(sent) => sent,
+        Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
+            metrics.inbound_http_fault(&fault, connection.target);
+            return failed(fault, asker, &counted, started, orig_proto.is_some());
+        }
+    };
+    let mut response = respond_with(response, &counted, started, None, reuse, connect);
+    match offered {
+        Some(offered) if headers::is_upgrade(&response, connect) => {
+            offered.join(&mut response, &worker.proxy.drain, metrics);
+        }
+        Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
+    }
+    if let Some(orig) = orig_proto {
+        headers::redo_orig_proto(&mut response, orig);
+    }
+    Ok(response)
+}
+
+/// What the requests of one outbound connection share.
+pub struct Outbound {
+    worker: Arc<Worker>,
+    target: Arc<Target>,
+    _client: SocketAddr,
+}
+
+impl Outbound {
+    pub fn new(worker: Arc<Worker>, target: Arc<Target>, client: SocketAddr) -> Self {
+        Self { worker, target, _client: client }
+    }
+}
+
+/// An outbound request.
+pub async fn outbound(
+    context: Arc<Outbound>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Fault> {
+    let started = clock::now();
+    let Outbound { worker, target, .. } = &*context;
+    let config = &worker.proxy.config.outbound;
+    let asker = Asker::of(&request, config.informational_headers && !worker.proxy.config.ingress_mode);
+
+    let connect = request.method() == Method::CONNECT;
+    let mut offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
+    headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
+    // Honoured in ingress mode only (a later issue), and never passed on.
+    request.headers_mut().remove(headers::DST_OVERRIDE);
+    // Between proxies only: an application cannot claim that its request was something else.
+    request.headers_mut().remove(headers::ORIG_PROTO);
+    let required = request.headers_mut().remove(headers::REQUIRE_ID);
+    if request.version() == Version::HTTP_2 {
+        offered = None;
+    }
+
+    let plan = target.plan(worker);
+    let sent = match route(&plan, &request) {
+        Ok((split, rule)) => {
+            if let Some(rule) = rule {
+                rule.metrics.requests.inc();
+            }
+            let sent = send(split, required.as_ref(), request.map(Body::incoming)).await;
+            if let Some(rule) = rule {
+                rule.metrics.answered(sent.as_ref().ok().map(|sent| sent.response.status()), started);
+            }
+            sent
+        }
+        Err(fault) => Err(fault),
+    };
+    let Sent { response, reuse, in_flight, endpoint } = match sent {
+        Ok(sent) => sent,
+        Err(fault) => {
+            worker.proxy.metrics.outbound_http_fault(&fault);
+            return refused_or_reset(fault, asker);
+        }
+    };
+    let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), reuse, connect);
+    match offered {
+        Some(offered) if headers::is_upgrade(&response, connect) => {
+            offered.join(&mut response, &worker.proxy.drain, &worker.proxy.metrics);
+        }
+        Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
+    }
+    // The other proxy's remarks are for this one; the application sees only ours.
+    response.headers_mut().remove(headers::PROXY_ERROR);
+    response.headers_mut().remove(headers::PROXY_CONNECTION);
+    Ok(response)
+}
+
+/// The rule that a request takes, and where it leads. A target without routes has one way for everything.
+fn route<'a>(plan: &'a Plan, request: &Request<Incoming>) -> Result<(&'a Split, Option<&'a Rule>), Fault> {
+    let routes: &Routes = match (&plan.protocol, request.version()) {
+        (PlanProtocol::Detect { http2, .. }, Version::HTTP_2) => http2,
+        (PlanProtocol::Detect { http1, .. }, _) => http1,
+        (PlanProtocol::Http1(routes) | PlanProtocol::Http2(routes), _) => routes,
+        // The target changed under an open connection.
+        (PlanProtocol::Opaque(split), _) => return Ok((split, None)),
+        (PlanProtocol::Tls(_), _) => return Err(Fault::NoRoute(plan.parent.name.clone())),
+        (PlanProtocol::Invalid(reason), _) => {
+            return Err(Fault::InvalidPolicy { target: plan.parent.name.clone(), reason: reason.clone() });
+        }
+    };
+    let chosen = route::choose(&routes.routes, &View(request));
+    chosen
+        .and_then(|chosen| routes.rules.get(chosen.route)?.get(chosen.rule))
+        .map(|rule| (&*rule.split, Some(rule)))
+        .ok_or_else(|| Fault::NoRoute(plan.parent.name.clone()))
+}
+
+struct Sent {
+    response: Response<Incoming>,
+    reuse: Option<Reuse>,
+    in_flight: InFlight,
+    endpoint: Arc<LiveEndpoint>,
+}
+
+/// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
+async fn send(
+    split: &Split,
+    required: Option<&HeaderValue>,
+    mut request: Request<Body>,
+) -> Result<Sent, Fault> {
+    let LiveBackend { balancer, metrics } = split.pick()?;
+    let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
+    loop {
+        let except = failed.as_ref().map(|(endpoint, _)| endpoint);
+        let endpoint = balancer.pick(except).await?;
+        if let Some((first, fault)) = failed.take() {
+            if Arc::ptr_eq(&first, &endpoint) {
+                return Err(fault);
+            }
+            failed = Some((endpoint.clone(), fault));
+        }
+        require_identity(required, &endpoint)?;
+        let in_flight = endpoint.begin();
+        metrics.requests.inc();
+        endpoint.requests.request();
+        let began = clock::now();
+        match endpoint.client().send(&endpoint, request).await {
+            Ok((response, reuse)) => {
+                metrics.answered(response.status(), began);
+                return Ok(Sent { response, reuse, in_flight, endpoint });
+            }
+            Err(SendError::Unsent(unsent, fault)) if failed.is_none() => {
+                endpoint.requests.failed(&fault, clock::now().since(began));
+                request = *unsent;
+                failed = Some((endpoint, fault));
+            }
+            Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
+                endpoint.requests.failed(&fault, clock::now().since(began));
+                return Err(fault);
+            }
+        }
+    }
+}
+
+/// `l5d-require-id`: the endpoint must be who the application expects. Contract 4.9.
+fn require_identity(required: Option<&HeaderValue>, endpoint: &LiveEndpoint) -> Result<(), Fault> {
+    let Some(required) = required else { return Ok(()) };
+    let actual = endpoint::identity(endpoint.plan()).map(|tls| tls.identity.as_str());
+    if actual.is_some_and(|actual| actual.as_bytes() == required.as_bytes()) {
+        return Ok(());
+    }
+    Err(Fault::RequiredIdentity {
+        required: String::from_utf8_lossy(required.as_bytes()).into(),
+        actual: actual.unwrap_or("no identity").into(),
+    })
+}
+
+/// A response whose body is watched to its end.
+fn respond_with(
+    response: Response<Incoming>,
+    metrics: &Arc<RequestMetrics>,
+    started: Time,
+    in_flight: Option<InFlight>,
+    reuse: Option<Reuse>,
+    connect: bool,
+) -> Response<Body> {
+    let mut exchange = Exchange::of(&response, metrics.clone(), started, in_flight, reuse);
+    if headers::is_upgrade(&response, connect) {
+        exchange.upgraded();
+    }
+    response.map(|body| Body::incoming(body).watched(Box::new(exchange)))
+}
+
+/// The answer to a refused request, for a client that has only the fault.
+pub fn refuse(fault: &Fault, request: &Request<Incoming>, informational: bool) -> Response<Body> {
+    respond::respond(fault, Asker::of(request, informational))
+}
+
+/// An answer that this proxy makes up, counted like any other.
+fn answer(fault: &Fault, asker: Asker, metrics: &RequestMetrics, started: Time) -> Response<Body> {
+    let response = respond::respond(fault, asker);
+    metrics.failed_with(response.status().as_u16(), fault, clock::now().since(started));
+    response
+}
+
+/// A failed exchange with the application: an HTTP/2 reset travels on as a reset, unless the request had been HTTP/1.
+fn failed(
+    fault: Fault,
+    asker: Asker,
+    metrics: &RequestMetrics,
+    started: Time,
+    was_http1: bool,
+) -> Result<Response<Body>, Fault> {
+    if asker.version == Version::HTTP_2 && !was_http1 && fault.is_reset() {
+        metrics.failed(&fault, clock::now().since(started));
+        return Err(fault);
+    }
+    Ok(answer(&fault, asker, metrics, started))
+}
+
+fn refused_or_reset(fault: Fault, asker: Asker) -> Result<Response<Body>, Fault> {
+    if asker.version == Version::HTTP_2 && fault.is_reset() {
+        return Err(fault);
+    }
+    Ok(respond::respond(&fault, asker))
+}
+
+/// What routing and policy see of a request.
+pub struct View<'a, B>(pub &'a Request<B>);
+
+impl<B> RequestView for View<'_, B> {
+    fn method(&self) -> &str {
+        self.0.method().as_str()
+    }
+
+    fn authority(&self) -> &str {
+        match self.0.uri().authority() {
+            Some(authority) => authority.as_str(),
+            None => {
+                self.0.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("")
+            }
+        }
+    }
+
+    fn path(&self) -> &str {
+        self.0.uri().path()
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.0.uri().query()
+    }
+
+    fn header(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.0.headers().get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+}

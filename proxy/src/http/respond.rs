@@ -1,0 +1,102 @@
+//! Fault → response: an HTTP status or gRPC trailers-only answer, with the reason where the client may see it.
+//! Contract 4.8.
+
+use super::{body::Body, exchange, headers};
+use crate::fault::Fault;
+use http::{HeaderValue, Response, StatusCode, Version, header};
+
+/// What the answer depends on besides the fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    pub version: Version,
+    pub grpc: bool,
+    /// Whether the client may see the reason: the application of this pod, or a meshed peer.
+    pub informational: bool,
+}
+
+impl Asker {
+    /// A gRPC request is HTTP/2 with gRPC's content type.
+    pub fn of<B>(request: &http::Request<B>, informational: bool) -> Self {
+        let version = request.version();
+        Self {
+            version,
+            grpc: version == Version::HTTP_2 && exchange::is_grpc(request.headers()),
+            informational,
+        }
+    }
+}
+
+/// The answer to a request that failed.
+pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
+    let answer = fault.answer();
+    let mut response = Response::new(Body::empty());
+    *response.version_mut() = asker.version;
+    let reason = printable(&fault.to_string());
+    let head = response.headers_mut();
+    if asker.grpc {
+        head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        head.insert("grpc-status", HeaderValue::from(answer.grpc as u16));
+        if asker.informational {
+            head.insert("grpc-message", percent_encoded(&reason));
+        }
+    } else {
+        head.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+    if asker.informational
+        && let Ok(reason) = HeaderValue::from_str(&reason)
+    {
+        head.insert(headers::PROXY_ERROR, reason);
+    }
+    if answer.close {
+        if asker.version <= Version::HTTP_11 {
+            head.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if asker.informational {
+            head.insert(headers::PROXY_CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+    *response.status_mut() = if asker.grpc { StatusCode::OK } else { answer.status };
+    response
+}
+
+/// Header values are visible ASCII.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).take(512).collect()
+}
+
+/// gRPC's messages are percent-encoded.
+fn percent_encoded(text: &str) -> HeaderValue {
+    HeaderValue::from_str(&text.replace('%', "%25")).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn http1_gets_the_status_the_reason_and_a_close() {
+        let response = answer(Version::HTTP_11, false, true);
+        assert_eq!(response.status(), 504);
+        assert_eq!(response.headers()["connection"], "close");
+        assert_eq!(response.headers()["l5d-proxy-error"], "no endpoint of web is available");
+        assert_eq!(response.headers()["l5d-proxy-connection"], "close");
+    }
+
+    #[test]
+    fn grpc_gets_200_and_a_code() {
+        let response = answer(Version::HTTP_2, true, true);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "4");
+        assert_eq!(response.headers()["grpc-message"], "no endpoint of web is available");
+    }
+
+    #[test]
+    fn a_stranger_is_not_told_why() {
+        let response = answer(Version::HTTP_11, false, false);
+        assert!(!response.headers().contains_key("l5d-proxy-error"));
+    }
+
+    fn answer(version: Version, grpc: bool, informational: bool) -> Response<Body> {
+        respond(&Fault::NoEndpoint("web".into()), Asker { version, grpc, informational })
+    }
+}

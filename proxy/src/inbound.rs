@@ -1,0 +1,283 @@
+//! THE LIFE OF AN INBOUND CONNECTION, top to bottom.
+//!
+//! ```text
+//! accept → original destination → policy of that port → ClientHello for us? → terminate mTLS
+//!        → transport header if the ALPN announced one → detect, unless told → authorise → HTTP, or copy
+//! ```
+
+pub mod app;
+
+use crate::{
+    Worker,
+    fault::Fault,
+    http::{self, request},
+    listen::Accepted,
+    policy::PortPolicy,
+    sniff::{self, AsServer, First, MeshHello, Never, Speculate},
+    stream::Stream,
+    tcp, tls,
+};
+pub use app::Apps;
+use app::{AppConnection, Speculation};
+use remora_core::{
+    detect::Protocol,
+    endpoint::NoTlsReason,
+    header::SessionProtocol,
+    policy::{self, Peer, ServerPolicy, ServerProtocol},
+};
+use std::{net::SocketAddr, sync::Arc};
+
+/// One connection, as far as it is known.
+#[derive(Clone)]
+pub struct Connection {
+    pub client: SocketAddr,
+    /// The application's address.
+    pub target: SocketAddr,
+    pub peer: Peer,
+    /// Why the peer has no mesh TLS, if it has none.
+    pub no_tls: Option<NoTlsReason>,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
+    let Accepted { tcp, client, target, permit: _permit } = accepted;
+    let stream = Stream::plain(tcp);
+    let served = if target.port() == worker.proxy.config.inbound.listen.port() {
+        direct(&worker, client, target, stream).await
+    } else {
+        redirected(&worker, client, target, stream).await
+    };
+    if let Err(fault) = &served {
+        worker.proxy.metrics.inbound_fault(fault, target);
+    }
+    served
+}
+
+/// A connection to the application's port: mesh TLS is recognised by its SNI, everything else is what it is.
+async fn redirected(
+    worker: &Arc<Worker>,
+    client: SocketAddr,
+    target: SocketAddr,
+    mut stream: Stream,
+) -> Result<(), Fault> {
+    ours(worker, target)?;
+    let mut policy = worker.proxy.policies.port(target.port());
+    let server = policy.latest();
+    let plain = Connection { client, target, peer: Peer::Plain, no_tls: Some(NoTlsReason::NoTlsFromRemote) };
+    if matches!(server.protocol, ServerProtocol::Opaque) {
+        let skipped = Connection { no_tls: Some(NoTlsReason::PortSkipped), ..plain };
+        return opaque(worker, skipped, policy, stream, None).await;
+    }
+
+    let limit = detect_limit(worker, &server);
+    let speculation = Speculation::new(worker, &server, &plain);
+    let (connection, first) = match worker.proxy.server_name() {
+        None => {
+            let first = sniff::protocol(&mut stream, limit, &speculation).await?;
+            (Connection { no_tls: Some(NoTlsReason::Disabled), ..plain }, first)
+        }
+        Some(name) => match sniff::mesh_hello(&mut stream, name, limit, &speculation).await? {
+            MeshHello::NotTls(first) => (plain, first),
+            MeshHello::Foreign(sni) => {
+                let peer = Peer::Passthrough { sni };
+                (Connection { peer, no_tls: None, ..plain }, First::Client(Protocol::Tls, None))
+            }
+            MeshHello::Ours => {
+                let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
+                let (peer, tls) = tls::terminate(&credentials, tls::Door::Ordinary, stream, limit).await?;
+                stream = tls;
+                let meshed = Connection { peer, no_tls: None, ..plain };
+                let first = detect(worker, &server, &meshed, &mut stream).await?;
+                (meshed, first)
+            }
+        },
+    };
+
+    let version = match (&server.protocol, first) {
+        (_, First::Server(app)) => return opaque(worker, connection, policy, stream, Some(app)).await,
+        (ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. }, First::Client(..))
+        | (_, First::Client(Protocol::Http2, _)) => SessionProtocol::Http2,
+        (ServerProtocol::Http1 { .. }, First::Client(..)) | (_, First::Client(Protocol::Http1, _)) => {
+            SessionProtocol::Http1
+        }
+        (_, First::Client(Protocol::Tls | Protocol::Opaque, spare)) => {
+            return opaque(worker, connection, policy, stream, spare).await;
+        }
+    };
+    if matches!(server.protocol, ServerProtocol::Tls) {
+        // Declared as the application's own TLS: not read as HTTP, whatever it looks like.
+        return opaque(worker, connection, policy, stream, None).await;
+    }
+    http(worker, connection, policy, stream, version).await
+}
+
+/// A connection to the proxy's own port, from another proxy: mTLS, then a transport header that says the rest.
+async fn direct(
+    worker: &Arc<Worker>,
+    client: SocketAddr,
+    local: SocketAddr,
+    mut stream: Stream,
+) -> Result<(), Fault> {
+    let limit = worker.proxy.config.inbound.detect_timeout;
+    let name = worker.proxy.server_name().ok_or(Fault::NoCredentials)?;
+    match sniff::mesh_hello(&mut stream, name, limit, &Never).await? {
+        MeshHello::Ours => {}
+        MeshHello::Foreign(_) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
+        MeshHello::NotTls(_) => return Err(Fault::DirectWithoutTls("the client speaks no TLS")),
+    }
+    let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
+    let (peer, mut stream) = tls::terminate(&credentials, tls::Door::Direct, stream, limit).await?;
+
+    let header = sniff::transport_header(&mut stream, limit).await?;
+    worker.proxy.metrics.transport_header(&header, &peer);
+    if let Some(name) = header.name {
+        return Err(Fault::GatewayHeader((*name).into()));
+    }
+    let target = SocketAddr::new(local.ip(), header.port.get());
+    ours(worker, target)?;
+
+    let policy = worker.proxy.policies.port(target.port());
+    let connection = Connection { client, target, peer, no_tls: None };
+    match header.protocol {
+        None => opaque(worker, connection, policy, stream, None).await,
+        Some(version) => http(worker, connection, policy, stream, version).await,
+    }
+}
+
+/// Refuses what would come back to this proxy, and what was never meant for this pod.
+fn ours(worker: &Worker, target: SocketAddr) -> Result<(), Fault> {
+    if worker.proxy.is_own_port(target.port()) {
+        return Err(Fault::Loop(target));
+    }
+    let ips = &worker.proxy.config.inbound.ips;
+    if !ips.is_empty() && !ips.contains(&target.ip()) {
+        return Err(Fault::NotOurAddress(target));
+    }
+    Ok(())
+}
+
+fn detect_limit(worker: &Worker, server: &ServerPolicy) -> std::time::Duration {
+    match &server.protocol {
+        ServerProtocol::Detect { timeout, .. } => *timeout,
+        ServerProtocol::Http1 { .. }
+        | ServerProtocol::Http2 { .. }
+        | ServerProtocol::Grpc { .. }
+        | ServerProtocol::Opaque
+        | ServerProtocol::Tls
+        | ServerProtocol::Invalid(_) => worker.proxy.config.inbound.detect_timeout,
+    }
+}
+
+/// What a meshed client speaks within TLS. A declared HTTP/1 port is looked at too: Linkerd's proxies may carry its
+/// requests over HTTP/2.
+async fn detect(
+    worker: &Arc<Worker>,
+    server: &Arc<ServerPolicy>,
+    connection: &Connection,
+    stream: &mut Stream,
+) -> Result<First<AppConnection>, Fault> {
+    match &server.protocol {
+        ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. } => {
+            Ok(First::Client(Protocol::Http2, None))
+        }
+        ServerProtocol::Opaque | ServerProtocol::Tls => Ok(First::Client(Protocol::Opaque, None)),
+        ServerProtocol::Detect { .. } | ServerProtocol::Http1 { .. } | ServerProtocol::Invalid(_) => {
+            let speculation = Speculation::new(worker, server, connection);
+            let began = remora_runtime::clock::now();
+            let first = sniff::protocol(stream, detect_limit(worker, server), &speculation).await?;
+            worker.proxy.metrics.inbound_detected(&first, began);
+            Ok(first)
+        }
+    }
+}
+
+/// Bytes: may this client connect? Then copy, for as long as it may.
+async fn opaque(
+    worker: &Arc<Worker>,
+    connection: Connection,
+    mut policy: PortPolicy,
+    stream: Stream,
+    spare: Option<AppConnection>,
+) -> Result<(), Fault> {
+    let metrics = &worker.proxy.metrics;
+    let server = policy.latest();
+    let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
+    metrics.tcp_authorized(&connection, &server, authorized.as_ref().ok());
+    authorized.map_err(|denial| denied(&connection, &server, denial))?;
+
+    let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
+    let app = match spare {
+        Some(app) => app,
+        None => app::connect(worker, connection.target).await?,
+    };
+    let revoked = revoked(worker, &connection, policy);
+    let _drain = worker.proxy.drain.guard();
+    tcp::forward(stream, app.into_stream(), revoked).await
+}
+
+/// Ends when a changed policy does not admit the connection any more.
+async fn revoked(worker: &Worker, connection: &Connection, mut policy: PortPolicy) -> Fault {
+    loop {
+        policy.changed().await;
+        let server = policy.latest();
+        if policy::authorize_tcp(&server, connection.client.ip(), &connection.peer).is_err() {
+            worker.proxy.metrics.tcp_terminated(connection, &server);
+            return Fault::Revoked(server.meta.name.clone());
+        }
+    }
+}
+
+/// Requests: each is authorised by itself, see [`request::inbound`].
+async fn http(
+    worker: &Arc<Worker>,
+    connection: Connection,
+    policy: PortPolicy,
+    stream: Stream,
+    version: SessionProtocol,
+) -> Result<(), Fault> {
+    let proxy = &worker.proxy;
+    let meter = proxy.metrics.inbound_tcp(&connection, &policy.current());
+    let stream = stream.metered(Arc::new(meter.open()));
+    let settings = http::Settings::inbound(&proxy.config);
+    let context = Arc::new(request::Inbound::new(worker.clone(), connection, policy));
+    http::serve(stream, version, settings, proxy.drain.clone(), move |request| {
+        request::inbound(context.clone(), request)
+    })
+    .await
+}
+
+/// The fault of a refused client. Names the client by what it proved, or by its address.
+pub fn denied(connection: &Connection, server: &ServerPolicy, denial: policy::Denial) -> Fault {
+    let client = match connection.peer.identity() {
+        Some(identity) => identity.as_str().into(),
+        None => connection.client.ip().to_string().into(),
+    };
+    Fault::Denied { client, server: server.meta.name.clone(), denial }
+}
+
+impl AsServer for AppConnection {
+    fn stream(&mut self) -> &mut Stream {
+        self.stream_mut()
+    }
+}
+
+impl Speculate for Speculation<'_> {
+    type Upstream = AppConnection;
+
+    async fn dial(&self) -> Option<AppConnection> {
+        self.try_dial().await
+    }
+
+    fn denied(&self) {
+        // The application closed on a silent client: that is its answer, and it is not asked twice on this
+        // connection. The next connection may be another client's.
+    }
+
+    fn delay(&self) -> Option<std::time::Duration> {
+        self.delay
+    }
+
+    fn patience(&self) -> std::time::Duration {
+        app::PATIENCE
+    }
+}

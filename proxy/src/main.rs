@@ -1,0 +1,36 @@
+//! The proxy's process: reads the environment, runs, and says by its exit code how it ended.
+
+use remora_proxy::{config::Config, run};
+use remora_runtime::{env::Env, log};
+use std::process::ExitCode;
+
+// Memory goes back to the system after a burst, on every architecture.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+#[expect(clippy::print_stderr, reason = "there is no log before the configuration is read")]
+fn main() -> ExitCode {
+    let env = Env::from_process();
+    let shown = env.shown();
+    let config = match Config::from_env(env) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("remora-proxy: the environment has mistakes:\n{mistakes}");
+            return ExitCode::from(remora_runtime::env::EX_USAGE);
+        }
+    };
+    let handle = match log::init(&config.log, config.log_format) {
+        Ok(handle) => handle,
+        Err(error) => {
+            eprintln!("remora-proxy: {error}");
+            return ExitCode::from(remora_runtime::env::EX_USAGE);
+        }
+    };
+    match run::run(config, shown, handle) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

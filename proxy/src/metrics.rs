@@ -1,0 +1,318 @@
+//! Every metric that the proxy has, by subject. Handles are resolved when a connection, endpoint or route appears;
+//! after that there are only relaxed atomics. Names and labels: contract 5.4; what is ours alone begins with `remora_`.
+
+pub mod labels;
+pub mod requests;
+pub mod tcp;
+
+use crate::{fault::Fault, inbound::Connection, sniff::First};
+use labels::{Labels, label};
+use remora_core::{
+    detect::Protocol,
+    endpoint::{DialPlan, Endpoint},
+    header::{SessionProtocol, TransportHeader},
+    policy::{Denial, Peer, Permit, Refusal, ResourceRef, ServerPolicy},
+    time::Time,
+};
+use remora_runtime::{
+    clock,
+    metrics::{Buckets, Budgeted, Counter, Gauge, Histogram, Registry},
+};
+pub use requests::{BackendMetrics, InboundRequests, RequestMetrics, RouteMetrics};
+use requests::{HttpFamilies, RouteFamilies};
+use std::{net::SocketAddr, sync::Arc};
+use tcp::TcpFamilies;
+pub use tcp::TcpMetrics;
+
+/// The proxy's metrics.
+pub struct Metrics {
+    pub(crate) http: HttpFamilies,
+    tcp: TcpFamilies,
+    routes: RouteFamilies,
+    errors: Errors,
+    authz: Authz,
+    transport_headers: Budgeted<Labels, Counter>,
+    detect_inbound: Detect,
+    detect_outbound: Detect,
+    protocols: Budgeted<Labels, Counter>,
+    /// Targets outside the cluster's networks that were forwarded before the control plane answered.
+    pub first_lookup_forwarded: Counter,
+    /// Lookups refused because too many are followed.
+    pub targets_refused: Counter,
+    pub speculative_inbound: Counter,
+    pub speculative_outbound: Counter,
+    /// Speculative dials not made because too many are open.
+    pub speculation_limited: Counter,
+    /// Accepts that had to wait because too many connections are served.
+    pub inbound_limited: Counter,
+    pub outbound_limited: Counter,
+    /// Upgraded connections being copied.
+    pub upgraded: Gauge,
+}
+
+struct Errors {
+    inbound_tcp: Budgeted<Labels, Counter>,
+    inbound_http: Budgeted<Labels, Counter>,
+    outbound_tcp: Budgeted<Labels, Counter>,
+    outbound_http: Budgeted<Labels, Counter>,
+}
+
+struct Authz {
+    http_allow: Budgeted<Labels, Counter>,
+    http_deny: Budgeted<Labels, Counter>,
+    route_not_found: Budgeted<Labels, Counter>,
+    tcp_allow: Budgeted<Labels, Counter>,
+    tcp_deny: Budgeted<Labels, Counter>,
+    tcp_terminate: Budgeted<Labels, Counter>,
+}
+
+struct Detect {
+    results: Budgeted<Labels, Counter>,
+    duration: Histogram,
+}
+
+impl Metrics {
+    /// Registers every family, each with at most `budget` series.
+    pub fn register(registry: &Registry, budget: usize) -> Self {
+        let counters = |name: &str, help: &str| registry.counters(name, help, budget);
+        let detect = |results: &str, duration: &str| Detect {
+            results: counters(results, "Verdicts of protocol detection"),
+            duration: registry.histogram(
+                duration,
+                "Time from the accept to the verdict of protocol detection",
+                Buckets::QUEUE_SECONDS,
+            ),
+        };
+        Self {
+            http: HttpFamilies::register(registry, budget),
+            tcp: TcpFamilies::register(registry, budget),
+            routes: RouteFamilies::register(registry, budget),
+            errors: Errors {
+                inbound_tcp: counters("inbound_tcp_errors_total", "Inbound connections that failed"),
+                inbound_http: counters("inbound_http_errors_total", "Inbound requests that failed"),
+                outbound_tcp: counters("outbound_tcp_errors_total", "Outbound connections that failed"),
+                outbound_http: counters("outbound_http_errors_total", "Outbound requests that failed"),
+            },
+            authz: Authz {
+                http_allow: counters("inbound_http_authz_allow_total", "Requests that policy admitted"),
+                http_deny: counters("inbound_http_authz_deny_total", "Requests that policy refused"),
+                route_not_found: counters("inbound_http_route_not_found_total", "Requests without a route"),
+                tcp_allow: counters("inbound_tcp_authz_allow_total", "Connections that policy admitted"),
+                tcp_deny: counters("inbound_tcp_authz_deny_total", "Connections that policy refused"),
+                tcp_terminate: counters(
+                    "inbound_tcp_authz_terminate_total",
+                    "Connections ended because policy changed",
+                ),
+            },
+            transport_headers: counters(
+                "inbound_tcp_transport_header_connections_total",
+                "Connections that began with a transport header",
+            ),
+            detect_inbound: detect(
+                "inbound_tcp_detect_http_results_total",
+                "inbound_tcp_detect_http_duration_seconds",
+            ),
+            detect_outbound: detect(
+                "outbound_tcp_detect_http_results_total",
+                "outbound_tcp_detect_http_duration_seconds",
+            ),
+            protocols: counters("outbound_tcp_protocol_connections_total", "Connections by protocol"),
+            first_lookup_forwarded: registry.counter(
+                "remora_outbound_first_lookup_forwarded_total",
+                "Connections outside the cluster forwarded before the control plane answered",
+            ),
+            targets_refused: registry.counter(
+                "remora_outbound_targets_refused_total",
+                "Lookups refused because REMORA_PROXY_MAX_TARGETS are followed",
+            ),
+            speculative_inbound: registry.counter(
+                "remora_inbound_speculative_dials_total",
+                "Connections to the application opened because the client was silent",
+            ),
+            speculative_outbound: registry.counter(
+                "remora_outbound_speculative_dials_total",
+                "Connections to an endpoint opened because the client was silent",
+            ),
+            speculation_limited: registry.counter(
+                "remora_speculative_dials_limited_total",
+                "Speculative dials not made because REMORA_PROXY_MAX_SPECULATIVE are open",
+            ),
+            inbound_limited: registry.counter(
+                "remora_inbound_accepts_limited_total",
+                "Accepts that waited because REMORA_PROXY_MAX_CONNECTIONS are served",
+            ),
+            outbound_limited: registry.counter(
+                "remora_outbound_accepts_limited_total",
+                "Accepts that waited because REMORA_PROXY_MAX_CONNECTIONS are served",
+            ),
+            upgraded: registry
+                .gauge("remora_upgraded_connections", "Connections that stopped being HTTP and are copied"),
+        }
+    }
+
+    /// The series of an endpoint; `authority` is the balancer's destination, if there is one.
+    pub fn endpoint(
+        &self,
+        endpoint: &Endpoint,
+        plan: &DialPlan,
+        authority: Option<&str>,
+    ) -> (Arc<RequestMetrics>, Arc<TcpMetrics>) {
+        let mut labels: Labels = vec![label("direction", "outbound")];
+        if let Some(authority) = authority {
+            labels.push(label("authority", authority));
+        }
+        let mut tcp = labels::side("outbound", "dst");
+        for labels in [&mut labels, &mut tcp] {
+            labels::target(labels, endpoint.addr);
+            labels::server_tls(labels, plan);
+            labels::destination(labels, endpoint);
+        }
+        (self.http.of(labels), self.tcp.of(tcp))
+    }
+
+    /// The series of a route.
+    pub fn route(&self, parent: &ResourceRef, route: &ResourceRef) -> Arc<RouteMetrics> {
+        self.routes.route(parent, route)
+    }
+
+    /// The series of a backend.
+    pub fn backend(&self, parent: &ResourceRef, backend: &ResourceRef) -> Arc<BackendMetrics> {
+        self.routes.backend(parent, backend)
+    }
+
+    /// The request series of an inbound connection.
+    #[expect(clippy::unused_self, reason = "asked of the metrics, like every other series")]
+    pub fn inbound_requests(&self, connection: &Connection) -> InboundRequests {
+        InboundRequests::new(connection)
+    }
+
+    /// The series of accepted inbound connections.
+    pub fn inbound_tcp(&self, connection: &Connection, server: &ServerPolicy) -> Arc<TcpMetrics> {
+        let mut labels = labels::side("inbound", "src");
+        labels::target(&mut labels, connection.target);
+        labels::client_tls(&mut labels, connection);
+        labels::server(&mut labels, server, connection.target.port());
+        self.tcp.of(labels)
+    }
+
+    /// The series of connections to the application.
+    pub fn app(&self, addr: SocketAddr) -> Arc<TcpMetrics> {
+        let mut labels = labels::side("inbound", "dst");
+        labels::target(&mut labels, addr);
+        labels.push(label("tls", "no_identity"));
+        labels.push(label("no_tls_reason", "loopback"));
+        self.tcp.of(labels)
+    }
+
+    /// The series of accepted outbound connections.
+    pub fn outbound_tcp(&self, target: SocketAddr) -> Arc<TcpMetrics> {
+        let mut labels = labels::side("outbound", "src");
+        labels::target(&mut labels, target);
+        labels.push(label("tls", "no_identity"));
+        labels.push(label("no_tls_reason", "loopback"));
+        self.tcp.of(labels)
+    }
+
+    pub fn inbound_fault(&self, fault: &Fault, target: SocketAddr) {
+        self.errors.inbound_tcp.get(vec![label("error", fault.label()), label("target_addr", target)]).inc();
+    }
+
+    pub fn inbound_http_fault(&self, fault: &Fault, target: SocketAddr) {
+        self.errors.inbound_http.get(vec![label("error", fault.label()), label("target_addr", target)]).inc();
+    }
+
+    pub fn outbound_fault(&self, fault: &Fault) {
+        self.errors.outbound_tcp.get(vec![label("error", fault.label())]).inc();
+    }
+
+    pub fn outbound_http_fault(&self, fault: &Fault) {
+        self.errors.outbound_http.get(vec![label("error", fault.label())]).inc();
+    }
+
+    /// The counter of a request's authorization: allowed, denied, or without a route.
+    pub fn http_authorized(&self, labels: Labels, permit: Result<&Permit, &Refusal>) -> Counter {
+        match permit {
+            Ok(_) => self.authz.http_allow.get(labels),
+            Err(Refusal { denial: Denial::NoRoute, .. }) => self.authz.route_not_found.get(labels),
+            Err(_) => self.authz.http_deny.get(labels),
+        }
+    }
+
+    /// Counts a connection's authorization.
+    pub fn tcp_authorized(
+        &self,
+        connection: &Connection,
+        server: &ServerPolicy,
+        authorization: Option<&Arc<ResourceRef>>,
+    ) {
+        let mut labels = self.authz_labels(connection, server);
+        match authorization {
+            Some(authorization) => {
+                labels::resource(&mut labels, labels::AUTHZ, authorization);
+                self.authz.tcp_allow.get(labels).inc();
+            }
+            None => self.authz.tcp_deny.get(labels).inc(),
+        }
+    }
+
+    /// Counts a connection that a changed policy ended.
+    pub fn tcp_terminated(&self, connection: &Connection, server: &ServerPolicy) {
+        self.authz.tcp_terminate.get(self.authz_labels(connection, server)).inc();
+    }
+
+    #[expect(clippy::unused_self, reason = "the labels of this struct's families")]
+    fn authz_labels(&self, connection: &Connection, server: &ServerPolicy) -> Labels {
+        let mut labels = vec![label("target_addr", connection.target)];
+        labels::client_tls(&mut labels, connection);
+        labels::server(&mut labels, server, connection.target.port());
+        labels
+    }
+
+    /// Counts a transport header.
+    pub fn transport_header(&self, header: &TransportHeader, peer: &Peer) {
+        let protocol = match header.protocol {
+            None => "none",
+            Some(SessionProtocol::Http1) => "http/1",
+            Some(SessionProtocol::Http2) => "http/2",
+        };
+        let labels = vec![
+            label("session_protocol", protocol),
+            label("target_port", header.port),
+            label("target_name", header.name.as_deref().unwrap_or("")),
+            label("client_id", peer.identity().map_or("", |identity| identity.as_str())),
+        ];
+        self.transport_headers.get(labels).inc();
+    }
+
+    pub fn inbound_detected<U>(&self, first: &First<U>, began: Time) {
+        self.detect_inbound.verdict(first, began);
+    }
+
+    pub fn outbound_detected<U>(&self, first: &First<U>, began: Time) {
+        self.detect_outbound.verdict(first, began);
+        if !matches!(first, First::Client(Protocol::Http1 | Protocol::Http2, _)) {
+            self.protocols.get(vec![label("protocol", "opaq")]).inc();
+        }
+    }
+
+    pub fn outbound_protocol(&self, version: SessionProtocol) {
+        let protocol = match version {
+            SessionProtocol::Http1 => "http/1",
+            SessionProtocol::Http2 => "http/2",
+        };
+        self.protocols.get(vec![label("protocol", protocol)]).inc();
+    }
+}
+
+impl Detect {
+    fn verdict<U>(&self, first: &First<U>, began: Time) {
+        let result = match first {
+            First::Server(_) => "server_first",
+            First::Client(Protocol::Http1, _) => "http/1",
+            First::Client(Protocol::Http2, _) => "http/2",
+            First::Client(Protocol::Tls | Protocol::Opaque, _) => "not_http",
+        };
+        self.results.get(vec![label("result", result)]).inc();
+        self.duration.record(clock::now().since(began));
+    }
+}

@@ -1,0 +1,212 @@
+//! THE LIFE OF AN OUTBOUND CONNECTION, top to bottom.
+//!
+//! ```text
+//! accept → original destination → discover → detect, unless told → HTTP, or balance → dial and mTLS → header → copy
+//! ```
+
+use crate::{
+    Worker,
+    discover::target::{PlanProtocol, Split, Target, TlsPlan},
+    endpoint::{InFlight, LiveEndpoint},
+    fault::Fault,
+    http::{self, request},
+    listen::Accepted,
+    sniff::{self, AsServer, First, Never, Speculate},
+    stream::Stream,
+    tcp,
+};
+use remora_core::{detect::Protocol, header::SessionProtocol, route};
+use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// A spare connection on which nobody speaks is dropped after so long. Design: server-first speculation.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves a connection to its end.
+pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
+    let Accepted { tcp, client, target: addr, permit: _permit } = accepted;
+    let stream = Stream::plain(tcp).metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
+    let served = match lookup(&worker, client, addr).await {
+        Ok(target) => planned(&worker, client, &target, stream).await,
+        Err(fault) => refuse(&worker, stream, &fault).await.and(Err(fault)),
+    };
+    if let Err(fault) = &served {
+        worker.proxy.metrics.outbound_fault(fault);
+    }
+    served
+}
+
+/// What is this target?
+async fn lookup(worker: &Arc<Worker>, client: SocketAddr, addr: SocketAddr) -> Result<Arc<Target>, Fault> {
+    let own = worker.proxy.config.outbound.listen.iter().any(|listen| listen.port() == addr.port());
+    if addr.ip().is_loopback() || addr == client || own && worker.proxy.is_own_address(addr.ip()) {
+        return Err(Fault::Loop(addr));
+    }
+    let target = worker.targets.target(worker, addr)?;
+    target.first_plan(worker).await?;
+    Ok(target)
+}
+
+/// As the plan says.
+async fn planned(
+    worker: &Arc<Worker>,
+    client: SocketAddr,
+    target: &Arc<Target>,
+    mut stream: Stream,
+) -> Result<(), Fault> {
+    let plan = target.plan(worker);
+    let metrics = &worker.proxy.metrics;
+    let (protocol, spare) = match &plan.protocol {
+        PlanProtocol::Invalid(reason) => {
+            let fault =
+                Fault::InvalidPolicy { target: target.addr.to_string().into(), reason: reason.clone() };
+            return refuse(worker, stream, &fault).await.and(Err(fault));
+        }
+        PlanProtocol::Http1(_) => (Protocol::Http1, None),
+        PlanProtocol::Http2(_) => (Protocol::Http2, None),
+        PlanProtocol::Opaque(split) => return opaque(worker, split, stream, None).await,
+        PlanProtocol::Tls(plans) => {
+            let sni = sniff::sni(&mut stream, worker.proxy.config.outbound.detect_timeout).await?;
+            return opaque(worker, by_sni(plans, sni.as_deref())?, stream, None).await;
+        }
+        PlanProtocol::Detect { opaque: split, .. } => {
+            let speculation = Speculation { worker, target, split };
+            let began = remora_runtime::clock::now();
+            let limit = worker.proxy.config.outbound.detect_timeout;
+            let first = sniff::protocol(&mut stream, limit, &speculation).await?;
+            metrics.outbound_detected(&first, began);
+            match first {
+                First::Server(server) => return opaque(worker, split, stream, Some(server)).await,
+                First::Client(Protocol::Opaque | Protocol::Tls, spare) => {
+                    return opaque(worker, split, stream, spare).await;
+                }
+                First::Client(protocol, spare) => (protocol, spare),
+            }
+        }
+    };
+    // A connection opened for bytes carries no requests: the header on it has announced none.
+    drop(spare);
+    let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
+    metrics.outbound_protocol(version);
+    let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), client));
+    let settings = http::Settings::outbound(&worker.proxy.config);
+    http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
+        request::outbound(context.clone(), request)
+    })
+    .await
+}
+
+/// Bytes: pick an endpoint, dial it with mTLS if it has an identity, copy.
+async fn opaque(
+    worker: &Arc<Worker>,
+    split: &Split,
+    stream: Stream,
+    spare: Option<Server>,
+) -> Result<(), Fault> {
+    let server = match spare {
+        Some(server) => server,
+        None => dial(split).await?,
+    };
+    let Server { stream: server, in_flight: mut under_way, permit } = server;
+    drop(permit);
+    under_way.answered();
+    let _drain = worker.proxy.drain.guard();
+    tcp::forward(stream, server, pending()).await
+}
+
+/// Dials an endpoint of the split; one that cannot be reached is followed by one other.
+async fn dial(split: &Split) -> Result<Server, Fault> {
+    let backend = split.pick()?;
+    let first = backend.balancer.pick(None).await?;
+    match connect(&first).await {
+        Err(fault) if fault.is_connect() => {
+            let second = backend.balancer.pick(Some(&first)).await?;
+            if Arc::ptr_eq(&first, &second) { Err(fault) } else { connect(&second).await }
+        }
+        connected => connected,
+    }
+}
+
+async fn connect(endpoint: &Arc<LiveEndpoint>) -> Result<Server, Fault> {
+    let in_flight = endpoint.begin();
+    let stream = endpoint.connect_opaque().await?;
+    Ok(Server { stream, in_flight, permit: None })
+}
+
+fn by_sni<'a>(plans: &'a [TlsPlan], sni: Option<&str>) -> Result<&'a Split, Fault> {
+    let sni = sni.ok_or(Fault::BadTarget("a TLS route needs a server name"))?;
+    let best = route::choose_sni(plans.iter().map(|plan| plan.snis.as_slice()), sni);
+    best.and_then(|i| plans.get(i)).map(|plan| &*plan.split).ok_or_else(|| Fault::NoRoute(sni.into()))
+}
+
+/// Tells an HTTP client why; closes any other connection with a reset.
+async fn refuse(worker: &Arc<Worker>, mut stream: Stream, fault: &Fault) -> Result<(), Fault> {
+    let limit = worker.proxy.config.outbound.first_lookup;
+    let first = tokio::time::timeout(limit, sniff::protocol(&mut stream, limit, &Never)).await;
+    let version = match first {
+        Ok(Ok(First::Client(Protocol::Http1, _))) => SessionProtocol::Http1,
+        Ok(Ok(First::Client(Protocol::Http2, _))) => SessionProtocol::Http2,
+        Ok(Ok(First::Client(Protocol::Opaque | Protocol::Tls, _) | First::Server(_)) | Err(_)) | Err(_) => {
+            stream.reset_on_close();
+            return Ok(());
+        }
+    };
+    let settings = http::Settings::outbound(&worker.proxy.config);
+    let informational = worker.proxy.config.outbound.informational_headers;
+    let fault = fault.clone();
+    http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
+        let answer = request::refuse(&fault, &request, informational);
+        async move { Ok(answer) }
+    })
+    .await
+}
+
+/// A connection to an endpoint, for bytes.
+struct Server {
+    stream: Stream,
+    in_flight: InFlight,
+    /// Counts it among the speculative ones until it is used.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsServer for Server {
+    fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+}
+
+/// Dials the endpoint while the client is silent.
+struct Speculation<'a> {
+    worker: &'a Arc<Worker>,
+    target: &'a Arc<Target>,
+    split: &'a Split,
+}
+
+impl Speculate for Speculation<'_> {
+    type Upstream = Server;
+
+    async fn dial(&self) -> Option<Server> {
+        let proxy = &self.worker.proxy;
+        let Ok(permit) = proxy.speculative_permits.clone().try_acquire_owned() else {
+            proxy.metrics.speculation_limited.inc();
+            return None;
+        };
+        proxy.metrics.speculative_outbound.inc();
+        let mut server = dial(self.split).await.ok()?;
+        server.permit = Some(permit);
+        Some(server)
+    }
+
+    fn denied(&self) {
+        self.target.deny_speculation();
+    }
+
+    fn delay(&self) -> Option<Duration> {
+        let delay = self.worker.proxy.config.limits.server_first_delay;
+        (self.target.may_speculate() && !delay.is_zero()).then_some(delay)
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
+}

@@ -1,0 +1,97 @@
+//! The inbound policy of every port: the control plane's latest word, the default until there is one.
+
+use crate::{
+    config::InboundConfig,
+    discover::{Cache, Full, Known, Watch},
+};
+use remora_core::policy::ServerPolicy;
+use std::sync::Arc;
+
+/// A server policy, and what of it is not applied by this proxy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub policy: Arc<ServerPolicy>,
+    pub ignored: Vec<Arc<str>>,
+}
+
+/// The policies of this pod's ports.
+pub struct Policies {
+    cache: Cache<u16, Server>,
+    /// Kept from start to end: the ports that the pod names.
+    _named: Vec<Watch<Server>>,
+    default: Arc<ServerPolicy>,
+    default_opaque: Arc<ServerPolicy>,
+    opaque_ports: std::collections::BTreeSet<u16>,
+}
+
+/// The policy of one port as a connection follows it.
+pub struct PortPolicy {
+    watch: Option<Watch<Server>>,
+    default: Arc<ServerPolicy>,
+}
+
+impl Policies {
+    /// Begins to watch the named ports at once.
+    pub fn new(
+        cache: Cache<u16, Server>,
+        inbound: &InboundConfig,
+        cluster_networks: &[ipnet::IpNet],
+        admin_port: u16,
+    ) -> Self {
+        let named = inbound.ports.iter().copied().chain([admin_port]);
+        let named = named.filter_map(|port| cache.watch(&port).ok()).collect();
+        let default = |opaque| {
+            let policy =
+                inbound.default_policy.server_policy(cluster_networks, inbound.detect_timeout, opaque);
+            Arc::new(policy)
+        };
+        Self {
+            _named: named,
+            default: default(false),
+            default_opaque: default(true),
+            opaque_ports: inbound.opaque_ports.clone(),
+            cache,
+        }
+    }
+
+    /// The policy of a port. Beyond the bound of watched ports the default policy holds.
+    pub fn port(&self, port: u16) -> PortPolicy {
+        let default = if self.opaque_ports.contains(&port) { &self.default_opaque } else { &self.default };
+        let watch = self.cache.watch(&port).map_err(|Full { .. }| ()).ok();
+        PortPolicy { watch, default: default.clone() }
+    }
+
+    /// Every watched port, for `/state.json`.
+    pub fn snapshot(&self) -> Vec<(u16, Known<Server>)> {
+        self.cache.snapshot()
+    }
+}
+
+impl PortPolicy {
+    /// What holds now.
+    pub fn latest(&mut self) -> Arc<ServerPolicy> {
+        if let Some(watch) = &mut self.watch {
+            watch.latest();
+        }
+        self.current()
+    }
+
+    /// What holds now, without taking it as seen.
+    pub fn current(&self) -> Arc<ServerPolicy> {
+        match self.watch.as_ref().map(Watch::peek) {
+            Some(Known::Is(server)) => server.policy.clone(),
+            // NotFound and Unavailable alike: the default, until the controller knows better. Contract 3.4.
+            Some(Known::Pending | Known::Absent(_)) | None => self.default.clone(),
+        }
+    }
+
+    /// Waits for another policy than the one last seen; for ever when there will be none.
+    pub async fn changed(&mut self) {
+        if let Some(watch) = &mut self.watch
+            && watch.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,332 @@
+//! How the process is put together: one thread for admin, identity and discovery, one per worker for connections.
+
+use crate::{
+    Proxy, Worker, admin,
+    config::Config,
+    discover::source::Sources,
+    fault::{Blame, Fault},
+    inbound, listen, outbound, state,
+};
+use anyhow::{Context, Result};
+use remora_core::cert::RefreshBounds;
+use remora_runtime::{
+    admin::Admin,
+    certify::{Certifier, CertifierConfig, CertifyMetrics, GrpcCertify},
+    control::{self, ClientAuth, ControlAddr, Resolver, StreamLimits},
+    log::LogHandle,
+    metrics::Registry,
+    tasks::{Drain, Tasks, shutdown_signal},
+    tls::{Credentials, TrustBundle},
+};
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, info, warn};
+
+/// While there is no certificate, the log says so this often. Contract 1.1.
+const REMIND: Duration = Duration::from_secs(15);
+
+/// Runs the proxy until it has been told to stop and has drained.
+pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result<()> {
+    let listeners = Listeners::bind(&config)?;
+    let control = runtime()?;
+    let _entered = control.enter();
+    let tasks = Tasks::new();
+    let drain = Drain::new();
+    let registry = Registry::new(Duration::from_secs(600));
+    registry.build_info(env!("CARGO_PKG_VERSION"), "remora");
+
+    let credentials = credentials(&config, &registry, &tasks)?;
+    let proxy = Arc::new(assemble(config, credentials, &registry, tasks, drain.clone(), control.handle())?);
+    let workers: Vec<_> = (0..proxy.config.workers).map(|_| Arc::new(Worker::new(proxy.clone()))).collect();
+
+    let (ready, is_ready) = watch::channel(false);
+    let state_of = (proxy.clone(), workers.clone());
+    let admin = Admin {
+        ready: is_ready.clone(),
+        registry,
+        log,
+        state: Arc::new(move || state::state(&state_of.0, &state_of.1)),
+        env,
+        drain: drain.clone(),
+        shutdown_endpoint: proxy.config.admin.shutdown_endpoint,
+    };
+    let mut threads = Vec::new();
+    for (nth, (worker, sockets)) in workers.into_iter().zip(listeners.workers).enumerate() {
+        let is_ready = is_ready.clone();
+        let thread = std::thread::Builder::new().name(format!("worker-{nth}"));
+        threads.push(thread.spawn(move || work(worker, sockets, is_ready)).context("cannot start a worker")?);
+    }
+    control.block_on(supervise(proxy, listeners.admin, admin, ready, drain));
+    for thread in threads {
+        if thread.join().is_err() {
+            warn!("a worker thread panicked");
+        }
+    }
+    Ok(())
+}
+
+/// The control thread's work: admin, readiness, signals, the drain.
+async fn supervise(
+    proxy: Arc<Proxy>,
+    admin_socket: TcpListener,
+    admin: Admin,
+    ready: watch::Sender<bool>,
+    drain: Drain,
+) {
+    let admin_socket = match tokio::net::TcpListener::from_std(admin_socket) {
+        Ok(socket) => socket,
+        Err(error) => return warn!(%error, "the admin port cannot be served; stopping"),
+    };
+    let listening = proxy.config.clone();
+    tokio::spawn(admin::serve(proxy.clone(), admin_socket, Arc::new(admin)));
+    let stop = async {
+        tokio::select! {
+            signal = shutdown_signal() => match signal {
+                Ok(signal) => info!(signal, "stopping"),
+                Err(error) => warn!(%error, "cannot listen for signals; stopping"),
+            },
+            () = drain.draining() => info!("asked to stop"),
+        }
+    };
+    tokio::pin!(stop);
+    tokio::select! {
+        () = &mut stop => {}
+        () = certified(&proxy) => {
+            info!(
+                inbound = %listening.inbound.listen, outbound = ?listening.outbound.listen,
+                admin = %listening.admin.listen, "ready"
+            );
+            ready.send_replace(true);
+            stop.await;
+        }
+    }
+    ready.send_replace(false);
+    let left = drain.drained(proxy.config.shutdown_grace).await;
+    if left > 0 {
+        warn!(connections = left, grace = ?proxy.config.shutdown_grace, "the grace period is over; closing what is left");
+    } else {
+        info!("drained");
+    }
+}
+
+/// Waits for the first certificate, and says so while it waits.
+async fn certified(proxy: &Proxy) {
+    if proxy.config.identity.is_none() {
+        warn!("this proxy has no identity: nothing is encrypted");
+        return;
+    }
+    let mut credentials = proxy.credentials.clone();
+    loop {
+        let first = credentials.wait_for(Option::is_some);
+        match tokio::time::timeout(REMIND, first).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => warn!("still waiting for the first certificate; no connection is served before"),
+        }
+    }
+}
+
+/// A worker thread: accepts and serves until the drain is over.
+fn work(worker: Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>) {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return warn!(%error, "a worker cannot start"),
+    };
+    runtime.block_on(async {
+        let drain = worker.proxy.drain.clone();
+        tokio::select! {
+            certified = ready.wait_for(|ready| *ready) => if certified.is_err() { return },
+            () = drain.draining() => return,
+        }
+        tokio::spawn(sweep(worker.clone()));
+        if let Err(error) = accept_all(&worker, sockets) {
+            return warn!(%error, "a worker cannot listen");
+        }
+        drain.draining().await;
+        drain.drained(worker.proxy.config.shutdown_grace).await;
+    });
+}
+
+fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
+    let proxy = worker.proxy.clone();
+    let inbound_socket = tokio::net::TcpListener::from_std(sockets.inbound)?;
+    let (for_limit, for_serve) = (proxy.clone(), worker.clone());
+    tokio::spawn(listen::accept(
+        inbound_socket,
+        proxy.config.inbound.socket,
+        proxy.inbound_permits.clone(),
+        proxy.drain.clone(),
+        move || for_limit.metrics.inbound_limited.inc(),
+        move |accepted| {
+            let (client, target) = (accepted.client, accepted.target);
+            let served = inbound::serve(for_serve.clone(), accepted);
+            async move { report("inbound", client, target, served).await }
+        },
+    ));
+    for socket in sockets.outbound {
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let (for_limit, for_serve) = (proxy.clone(), worker.clone());
+        tokio::spawn(listen::accept(
+            socket,
+            proxy.config.outbound.socket,
+            proxy.outbound_permits.clone(),
+            proxy.drain.clone(),
+            move || for_limit.metrics.outbound_limited.inc(),
+            move |accepted| {
+                let (client, target) = (accepted.client, accepted.target);
+                let served = outbound::serve(for_serve.clone(), accepted);
+                async move { report("outbound", client, target, served).await }
+            },
+        ));
+    }
+    Ok(())
+}
+
+/// Logs a fault once, at the edge.
+async fn report(
+    direction: &'static str,
+    client: SocketAddr,
+    target: SocketAddr,
+    served: impl Future<Output = Result<(), Fault>>,
+) {
+    match served.await {
+        Ok(()) => debug!(direction, %client, %target, "done"),
+        Err(fault @ (Fault::ClientGone(_) | Fault::Client(_) | Fault::Io(_))) => {
+            debug!(direction, %client, %target, %fault, "the connection ended early");
+        }
+        Err(fault) => match fault.blame() {
+            Blame::Mesh => warn!(direction, %client, %target, %fault, "connection failed"),
+            Blame::Client | Blame::Policy | Blame::Server => {
+                info!(direction, %client, %target, %fault, "connection failed");
+            }
+        },
+    }
+}
+
+/// Forgets targets and application ports that nobody uses any more.
+async fn sweep(worker: Arc<Worker>) {
+    let mut unused = Vec::new();
+    let every = worker.proxy.config.outbound.discovery_idle.max(Duration::from_secs(1));
+    loop {
+        tokio::time::sleep(every).await;
+        worker.targets.sweep(&mut unused);
+        worker.apps.sweep();
+    }
+}
+
+fn assemble(
+    config: Config,
+    credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    registry: &Registry,
+    tasks: Tasks,
+    drain: Drain,
+    control: &tokio::runtime::Handle,
+) -> Result<Proxy> {
+    let auth = || ClientAuth::Mesh(credentials.clone());
+    let channel = |what: &str, addr: &ControlAddr| {
+        let resolver = Resolver::from_system().context("cannot read the DNS configuration")?;
+        control::channel(addr, auth(), resolver).with_context(|| format!("the {what} address"))
+    };
+    let sources = Sources {
+        destination: channel("destination", &config.destination)?,
+        policy: channel("policy", &config.policy)?,
+        runtime: control.clone(),
+        limits: StreamLimits {
+            initial: config.streams.initial,
+            idle: config.streams.idle,
+            lifetime: config.streams.lifetime,
+        },
+    };
+    let policies = crate::policy::Policies::new(
+        sources.policies(&config),
+        &config.inbound,
+        &config.discovery.cluster_networks,
+        config.admin.listen.port(),
+    );
+    let discovery = sources.discovery(&config);
+    let limits = &config.limits;
+    Ok(Proxy {
+        credentials,
+        policies,
+        discovery,
+        metrics: crate::metrics::Metrics::register(registry, limits.metric_budget),
+        inbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
+        outbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
+        speculative_permits: Arc::new(Semaphore::new(limits.max_speculative)),
+        tasks,
+        drain,
+        config,
+    })
+}
+
+/// Starts the certificate client; without identity there are never credentials.
+fn credentials(
+    config: &Config,
+    registry: &Registry,
+    tasks: &Tasks,
+) -> Result<watch::Receiver<Option<Arc<Credentials>>>> {
+    let Some(identity) = &config.identity else {
+        // The receiver keeps the last value when the sender is gone.
+        return Ok(watch::channel(None).1);
+    };
+    let bundle =
+        TrustBundle::from_pem(&identity.trust_anchors).context("LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS")?;
+    let authority = GrpcCertify {
+        addr: identity.control.clone(),
+        token_file: identity.token_file.clone(),
+        bundle: bundle.clone(),
+        resolver: Resolver::from_system().context("cannot read the DNS configuration")?,
+    };
+    let certifier = CertifierConfig {
+        identity: identity.local_name.clone(),
+        bundle,
+        refresh: RefreshBounds { min: identity.min_refresh, max: identity.max_refresh },
+        dir: Some(identity.dir.clone()),
+    };
+    Certifier::spawn(certifier, authority, CertifyMetrics::register(registry), tasks)
+        .context("cannot make a key")
+}
+
+/// Sockets, bound before anything else: what cannot be bound is told at once.
+struct Listeners {
+    admin: TcpListener,
+    workers: Vec<Sockets>,
+}
+
+struct Sockets {
+    inbound: TcpListener,
+    outbound: Vec<TcpListener>,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self> {
+        let share = config.workers > 1;
+        let bind = |what: &str, addr: SocketAddr, share| {
+            listen::bind(addr, share).with_context(|| format!("cannot listen on {addr} ({what})"))
+        };
+        let worker = |_| {
+            Ok(Sockets {
+                inbound: bind("inbound", config.inbound.listen, share)?,
+                outbound: config
+                    .outbound
+                    .listen
+                    .iter()
+                    .map(|addr| bind("outbound", *addr, share))
+                    .collect::<Result<_>>()?,
+            })
+        };
+        Ok(Self {
+            admin: bind("admin", config.admin.listen, false)?,
+            workers: (0..config.workers).map(worker).collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
+}

@@ -1,0 +1,184 @@
+//! `/state.json`: what this proxy knows. Nothing secret is in it: no keys, no tokens, no request data.
+
+use crate::{
+    Proxy, Worker,
+    discover::{
+        Absence, Known,
+        target::{Plan, PlanProtocol, Split, Target},
+    },
+    endpoint::{self, LiveEndpoint},
+};
+use remora_core::{
+    endpoint::DialPlan,
+    policy::{ResourceRef, ServerPolicy, ServerProtocol},
+};
+use remora_runtime::{clock, tls::Credentials};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Everything, as JSON.
+pub fn state(proxy: &Proxy, workers: &[Arc<Worker>]) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "identity": identity(proxy),
+        "draining": proxy.drain.is_draining(),
+        "connections": {
+            "inbound": proxy.config.limits.max_connections - proxy.inbound_permits.available_permits(),
+            "outbound": proxy.config.limits.max_connections - proxy.outbound_permits.available_permits(),
+            "speculative": proxy.config.limits.max_speculative - proxy.speculative_permits.available_permits(),
+            "upgraded": proxy.metrics.upgraded.get(),
+        },
+        "tasks": proxy.tasks.live(),
+        "inbound": { "policies": policies(proxy) },
+        "outbound": {
+            "profiles": proxy.discovery.profiles.snapshot().into_iter()
+                .map(|(addr, known)| (addr.to_string(), describe(&known, |profile| json!({
+                    "name": profile.name, "opaque": profile.opaque,
+                })))).collect::<BTreeMap<_, _>>(),
+            "policies": proxy.discovery.policies.snapshot().into_iter()
+                .map(|(addr, known)| (addr.to_string(), describe(&known, |policy| json!({
+                    "parent": resource(&policy.policy.parent), "notApplied": policy.ignored,
+                })))).collect::<BTreeMap<_, _>>(),
+            "workers": workers.iter().map(|worker| targets(worker)).collect::<Vec<_>>(),
+        },
+    })
+}
+
+fn identity(proxy: &Proxy) -> Value {
+    let current = proxy.credentials.borrow();
+    let credentials: Option<&Arc<Credentials>> = current.as_ref();
+    json!({
+        "name": proxy.server_name(),
+        "certified": credentials.is_some(),
+        "serial": credentials.map(|credentials| credentials.serial()),
+        "notAfter": credentials.map(|credentials| credentials.expires().0.as_secs()),
+        "secondsLeft": credentials.map(|credentials| credentials.expires().since(clock::unix_now()).as_secs()),
+    })
+}
+
+fn policies(proxy: &Proxy) -> BTreeMap<u16, Value> {
+    let known = proxy.policies.snapshot().into_iter();
+    known
+        .map(|(port, known)| {
+            let described = describe(&known, |server| {
+                let mut value = policy(&server.policy);
+                if let Value::Object(fields) = &mut value {
+                    fields.insert("notApplied".into(), json!(server.ignored));
+                }
+                value
+            });
+            (port, described)
+        })
+        .collect()
+}
+
+fn policy(server: &ServerPolicy) -> Value {
+    let protocol = match &server.protocol {
+        ServerProtocol::Detect { .. } => "detect",
+        ServerProtocol::Http1 { .. } => "http/1",
+        ServerProtocol::Http2 { .. } => "http/2",
+        ServerProtocol::Grpc { .. } => "grpc",
+        ServerProtocol::Opaque => "opaque",
+        ServerProtocol::Tls => "tls",
+        ServerProtocol::Invalid(reason) => {
+            return json!({ "server": resource(&server.meta), "invalid": reason });
+        }
+    };
+    let routes = remora_core::policy::routes(server);
+    json!({
+        "server": resource(&server.meta),
+        "protocol": protocol,
+        "authorizations": server.authorizations.iter().map(|one| resource(&one.meta)).collect::<Vec<_>>(),
+        "routes": routes.iter().map(|one| resource(&one.route.meta)).collect::<Vec<_>>(),
+    })
+}
+
+fn targets(worker: &Worker) -> BTreeMap<String, Value> {
+    worker.targets.all().iter().map(|one| (one.addr.to_string(), target(one))).collect()
+}
+
+fn target(target: &Target) -> Value {
+    match target.known() {
+        None => json!({ "waiting": true }),
+        Some(plan) => json!({
+            "parent": resource(&plan.parent),
+            "protocol": protocol(&plan),
+            "speculation": target.may_speculate(),
+            "backends": backends(&plan),
+        }),
+    }
+}
+
+fn protocol(plan: &Plan) -> Value {
+    match &plan.protocol {
+        PlanProtocol::Detect { .. } => json!("detect"),
+        PlanProtocol::Http1(_) => json!("http/1"),
+        PlanProtocol::Http2(_) => json!("http/2"),
+        PlanProtocol::Opaque(_) => json!("opaque"),
+        PlanProtocol::Tls(_) => json!("tls"),
+        PlanProtocol::Invalid(reason) => json!({ "invalid": reason }),
+    }
+}
+
+fn backends(plan: &Plan) -> BTreeMap<String, Value> {
+    let mut splits: Vec<&Split> = Vec::new();
+    match &plan.protocol {
+        PlanProtocol::Detect { http1, http2, opaque } => {
+            for routes in [http1, http2] {
+                splits.extend(routes.rules.iter().flatten().map(|rule| &*rule.split));
+            }
+            splits.push(opaque);
+        }
+        PlanProtocol::Http1(routes) | PlanProtocol::Http2(routes) => {
+            splits.extend(routes.rules.iter().flatten().map(|rule| &*rule.split));
+        }
+        PlanProtocol::Opaque(split) => splits.push(split),
+        PlanProtocol::Tls(plans) => splits.extend(plans.iter().map(|plan| &*plan.split)),
+        PlanProtocol::Invalid(_) => {}
+    }
+    let backends = splits.into_iter().flat_map(Split::backends);
+    backends
+        .map(|backend| {
+            let endpoints = backend.balancer.endpoints();
+            (
+                backend.balancer.name().to_string(),
+                json!(endpoints.iter().map(|one| live(one)).collect::<Vec<_>>()),
+            )
+        })
+        .collect()
+}
+
+fn live(live: &LiveEndpoint) -> Value {
+    let how = match live.plan() {
+        DialPlan::Plain { reason, .. } => json!({ "plain": reason.as_str() }),
+        DialPlan::Transparent { .. } => json!("tls"),
+        DialPlan::Direct { .. } => json!("tls+header"),
+    };
+    let now = clock::now();
+    json!({
+        "addr": live.endpoint().addr.to_string(),
+        "how": how,
+        "identity": endpoint::identity(live.plan()).map(|tls| tls.identity.as_str()),
+        "weight": live.endpoint().weight,
+        "load": live.load(now),
+        "inFlight": live.in_flight(),
+        "reachable": live.load_if_reachable(now).is_some(),
+        "idleHttp1": live.client().idle(),
+    })
+}
+
+fn describe<T>(known: &Known<T>, of: impl FnOnce(&T) -> Value) -> Value {
+    match known {
+        Known::Pending => json!({ "waiting": true }),
+        Known::Is(value) => of(value),
+        Known::Absent(Absence::NotFound) => json!({ "absent": "not found" }),
+        Known::Absent(Absence::Refused(reason)) => json!({ "absent": reason }),
+    }
+}
+
+fn resource(resource: &ResourceRef) -> Value {
+    json!({
+        "group": resource.group, "kind": resource.kind, "name": resource.name, "namespace": resource.namespace,
+        "port": resource.port,
+    })
+}

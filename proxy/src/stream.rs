@@ -1,0 +1,248 @@
+//! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
+
+use bytes::{Buf, Bytes};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{client, server};
+
+/// Counts the bytes of a connection; what the application sends and receives, not what TLS makes of it.
+pub trait Meter: Send + Sync {
+    fn read(&self, bytes: usize);
+    fn wrote(&self, bytes: usize);
+    /// Reading or writing failed.
+    fn failed(&self, error: &io::Error);
+}
+
+/// One connection.
+pub struct Stream {
+    /// Bytes read before, handed out first.
+    head: Bytes,
+    io: Io,
+    meter: Option<Arc<dyn Meter>>,
+}
+
+enum Io {
+    Plain(TcpStream),
+    Server(Box<server::TlsStream<Rewound>>),
+    Client(Box<client::TlsStream<TcpStream>>),
+}
+
+/// A socket whose first bytes were read to look at them: TLS begins over it as if nobody had.
+pub struct Rewound {
+    head: Bytes,
+    tcp: TcpStream,
+}
+
+impl Stream {
+    pub fn plain(tcp: TcpStream) -> Self {
+        Self { head: Bytes::new(), io: Io::Plain(tcp), meter: None }
+    }
+
+    pub fn tls_server(tls: server::TlsStream<Rewound>) -> Self {
+        Self { head: Bytes::new(), io: Io::Server(Box::new(tls)), meter: None }
+    }
+
+    pub fn tls_client(tls: client::TlsStream<TcpStream>) -> Self {
+        Self { head: Bytes::new(), io: Io::Client(Box::new(tls)), meter: None }
+    }
+
+    /// Puts `bytes` before everything that has not been read yet.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        self.head = if self.head.is_empty() {
+            bytes
+        } else {
+            let mut both = bytes::BytesMut::with_capacity(bytes.len() + self.head.len());
+            both.extend_from_slice(&bytes);
+            both.extend_from_slice(&self.head);
+            both.freeze()
+        };
+    }
+
+    /// Begins to count; the bytes that are already put back count as read when they are handed out.
+    pub fn metered(mut self, meter: Arc<dyn Meter>) -> Self {
+        self.meter = Some(meter);
+        self
+    }
+
+    /// The socket and what was read of it, for a TLS handshake; `None` when TLS has begun already.
+    pub fn into_rewound(self) -> Option<Rewound> {
+        match self.io {
+            Io::Plain(tcp) => Some(Rewound { head: self.head, tcp }),
+            Io::Server(_) | Io::Client(_) => None,
+        }
+    }
+
+    /// The socket below.
+    pub fn tcp(&self) -> &TcpStream {
+        match &self.io {
+            Io::Plain(tcp) => tcp,
+            Io::Server(tls) => &tls.get_ref().0.tcp,
+            Io::Client(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Makes the close of this connection a reset: the peer must not take it for an orderly end.
+    pub fn reset_on_close(&self) {
+        // A socket that cannot be asked to linger is closed as it is; there is nobody to tell.
+        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = if this.head.has_remaining() {
+            hand_out(&mut this.head, buf);
+            Poll::Ready(Ok(()))
+        } else {
+            match &mut this.io {
+                Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+                Io::Server(tls) => Pin::new(tls).poll_read(cx, buf),
+                Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
+            }
+        };
+        if let Some(meter) = &this.meter {
+            let bytes = buf.filled().len() - before;
+            if bytes > 0 {
+                meter.read(bytes);
+            }
+            if let Poll::Ready(Err(error)) = &polled {
+                meter.failed(error);
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = match &mut this.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Io::Server(tls) => Pin::new(tls).poll_write(cx, buf),
+            Io::Client(tls) => Pin::new(tls).poll_write(cx, buf),
+        };
+        count_written(this.meter.as_ref(), polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = match &mut this.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Io::Server(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Io::Client(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        };
+        count_written(this.meter.as_ref(), polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(tcp) => tcp.is_write_vectored(),
+            Io::Server(tls) => tls.is_write_vectored(),
+            Io::Client(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Io::Server(tls) => Pin::new(tls).poll_flush(cx),
+            Io::Client(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Io::Server(tls) => Pin::new(tls).poll_shutdown(cx),
+            Io::Client(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+fn count_written(meter: Option<&Arc<dyn Meter>>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    match (meter, &polled) {
+        (Some(meter), Poll::Ready(Ok(bytes))) => meter.wrote(*bytes),
+        (Some(meter), Poll::Ready(Err(error))) => meter.failed(error),
+        (Some(_), Poll::Pending) | (None, _) => {}
+    }
+    polled
+}
+
+fn hand_out(head: &mut Bytes, buf: &mut ReadBuf<'_>) {
+    let bytes = head.split_to(head.len().min(buf.remaining()));
+    buf.put_slice(&bytes);
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.head.has_remaining() {
+            hand_out(&mut this.head, buf);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn bytes_put_back_come_first_and_in_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut stream = Stream::plain(tcp);
+        stream.put_back(Bytes::from_static(b"second "));
+        stream.put_back(Bytes::from_static(b"first "));
+        client.write_all(b"third").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut all = String::new();
+        // "first " was put back last: it was read earlier than "second ".
+        stream.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "first second third");
+    }
+}

@@ -1,0 +1,234 @@
+//! Copies bytes both ways until both sides have ended; half-closes travel; nothing is held for an idle connection.
+
+use crate::fault::Fault;
+use crate::stream::Stream;
+use bytes::{Buf, Bytes};
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes read at once. One buffer per worker thread, not per connection: what was read is written before anything else
+/// runs on the thread, and only what the peer does not take is kept.
+const SCRATCH: usize = 64 * 1024;
+
+/// Reads of one direction in one poll before the other connections of the worker get their turn.
+const READS_PER_POLL: usize = 8;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Copies until both directions have ended, one fails, or `stop` says that the connection may not go on.
+///
+/// On a failure or stop the client's side is closed with a reset, so that nobody takes a part for the whole.
+pub async fn forward(
+    mut client: Stream,
+    mut server: Stream,
+    stop: impl Future<Output = Fault>,
+) -> Result<(), Fault> {
+    let mut up = Direction::default();
+    let mut down = Direction::default();
+    let copying = poll_fn(|cx| {
+        let sent = up.poll(cx, &mut client, &mut server);
+        let received = down.poll(cx, &mut server, &mut client);
+        match (sent, received) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    });
+    let outcome = tokio::select! {
+        biased;
+        fault = stop => Err(fault),
+        copied = copying => copied.map_err(|error| Fault::Io(Arc::new(error))),
+    };
+    if outcome.is_err() {
+        client.reset_on_close();
+        server.reset_on_close();
+    }
+    outcome
+}
+
+/// One direction of a copy.
+#[derive(Default)]
+struct Direction {
+    /// Read and not yet taken by the writer.
+    kept: Bytes,
+    unflushed: bool,
+    state: State,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Copying,
+    Ending,
+    Ended,
+}
+
+impl Direction {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut reads = 0;
+        while self.state == State::Copying {
+            ready!(self.write_kept(cx, writer))?;
+            if reads == READS_PER_POLL {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            reads += 1;
+            match self.read_and_write(cx, reader, writer) {
+                Poll::Ready(Ok(0)) => self.state = State::Ending,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(writer).poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        if self.state == State::Ending {
+            match ready!(Pin::new(writer).poll_shutdown(cx)) {
+                // The peer is gone already: there is nothing left to tell it.
+                Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
+                Ok(()) | Err(_) => self.state = State::Ended,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn write_kept<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut W,
+    ) -> Poll<io::Result<()>> {
+        while self.kept.has_remaining() {
+            let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.kept))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.kept.advance(written);
+            self.unflushed = true;
+        }
+        // An advanced `Bytes` keeps its allocation; an empty one holds nothing.
+        self.kept = Bytes::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and writes what was read; keeps what the writer does not take. Zero bytes: the reader has ended.
+    fn read_and_write<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Poll<io::Result<usize>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        BUFFER.with_borrow_mut(|scratch| {
+            let mut buf = ReadBuf::new(scratch);
+            ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
+            let mut rest = buf.filled();
+            let read = rest.len();
+            while !rest.is_empty() {
+                match Pin::new(&mut *writer).poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(written)) => {
+                        self.unflushed = true;
+                        rest = rest.get(written..).unwrap_or_default();
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        self.kept = Bytes::copy_from_slice(rest);
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(read))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    async fn pair() -> (TcpStream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (far, Stream::plain(listener.accept().await.unwrap().0))
+    }
+
+    #[tokio::test]
+    async fn a_half_close_travels_and_the_other_way_stays_open() {
+        let (mut client, client_near) = pair().await;
+        let (mut server, server_near) = pair().await;
+        let copy = tokio::spawn(forward(client_near, server_near, pending()));
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = Vec::new();
+        server.read_to_end(&mut question).await.unwrap();
+        assert_eq!(question, b"question");
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"answer");
+        copy.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_every_byte() {
+        let (mut client, client_near) = pair().await;
+        let (mut server, server_near) = pair().await;
+        let copy = tokio::spawn(forward(client_near, server_near, pending()));
+        let sent: Vec<u8> = (0..8_000_000u32).map(|i| (i % 251) as u8).collect();
+        let expected = sent.clone();
+        let writer = tokio::spawn(async move {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            client
+        });
+        let mut received = Vec::new();
+        let mut chunk = vec![0; 10_000];
+        loop {
+            let read = server.read(&mut chunk).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            received.extend_from_slice(&chunk[..read]);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(received, expected);
+        drop(server);
+        writer.await.unwrap();
+        copy.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stop_resets_both_sides() {
+        let (mut client, client_near) = pair().await;
+        let (mut server, server_near) = pair().await;
+        let stop = async { Fault::Revoked("web".into()) };
+        let outcome = forward(client_near, server_near, stop).await;
+        assert!(matches!(outcome, Err(Fault::Revoked(_))));
+        assert!(client.read(&mut [0; 1]).await.is_err());
+        assert!(server.read(&mut [0; 1]).await.is_err());
+    }
+}
