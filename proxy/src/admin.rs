@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 /// Bound of TLS detection. Contract 1.12.
 const DETECT: Duration = Duration::from_secs(1);
 /// A connection that sends no request for so long is closed.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 /// Connections served at once; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 128;
 

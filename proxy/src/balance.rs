@@ -102,9 +102,8 @@ impl Balancer {
             .map(|endpoint| {
                 // What did not change keeps its connections and its load.
                 let same = old.endpoints.iter().find(|live| live.endpoint() == endpoint);
-                same.cloned().unwrap_or_else(|| {
-                    LiveEndpoint::new(worker, endpoint.clone(), Some(self.name.clone()), ewma)
-                })
+                same.cloned()
+                    .unwrap_or_else(|| LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma))
             })
             .collect();
         let empty_since =

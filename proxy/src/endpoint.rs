@@ -29,7 +29,7 @@ use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
 
 /// How long an endpoint that refused a connection is passed over. Contract 1.8.
 const REACH_AGAIN: Backoff =
-    Backoff { min: Duration::from_millis(100), max: Duration::from_secs(60), jitter: 0.1 };
+    Backoff { min: Duration::from_millis(100), max: Duration::from_mins(1), jitter: 0.1 };
 
 /// One endpoint of one balancer of one worker.
 pub struct LiveEndpoint {
@@ -65,14 +65,14 @@ impl LiveEndpoint {
     pub fn new(
         worker: &Arc<Worker>,
         endpoint: Endpoint,
-        authority: Option<Arc<str>>,
+        authority: Option<&str>,
         (rtt, decay): (Duration, Duration),
     ) -> Arc<Self> {
         let proxy = &worker.proxy;
         let config = &proxy.config;
         let now = clock::now();
         let plan = endpoint.dial_plan(&config.inbound.ips);
-        let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority.as_deref());
+        let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority);
         Arc::new(Self {
             dialer: Dialer {
                 plan,
@@ -145,13 +145,11 @@ impl LiveEndpoint {
     async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
         let connected = self.dialer.connect(session).await;
         let mut state = self.state();
-        match &connected {
-            Ok(_) => state.refusals = 0,
-            Err(_) => {
-                let now = clock::now();
-                state.not_before = now + REACH_AGAIN.delay(state.refusals, clock::random());
-                state.refusals = state.refusals.saturating_add(1);
-            }
+        if connected.is_ok() {
+            state.refusals = 0;
+        } else {
+            state.not_before = clock::now() + REACH_AGAIN.delay(state.refusals, clock::random());
+            state.refusals = state.refusals.saturating_add(1);
         }
         drop(state);
         connected.map(|stream| stream.metered(Arc::new(self.tcp.open())))

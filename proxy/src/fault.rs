@@ -176,7 +176,6 @@ impl Fault {
             | Self::Header(_)
             | Self::HeaderTimeout(_)
             | Self::BadTarget(_) => (S::BAD_REQUEST, G::Internal, true),
-            Self::GatewayHeader(_) => (S::NOT_FOUND, G::NotFound, false),
             Self::Loop(_) => (S::LOOP_DETECTED, G::Aborted, true),
             Self::Denied { denial, .. } => match denial {
                 Denial::NoRoute | Denial::WrongProtocol => (S::NOT_FOUND, G::NotFound, false),
@@ -186,7 +185,7 @@ impl Fault {
             Self::NotOurAddress(_) | Self::Revoked(_) | Self::Forbidden { .. } => {
                 (S::FORBIDDEN, G::PermissionDenied, false)
             }
-            Self::NoRoute(_) => (S::NOT_FOUND, G::NotFound, false),
+            Self::GatewayHeader(_) | Self::NoRoute(_) => (S::NOT_FOUND, G::NotFound, false),
             Self::InvalidPolicy { .. } => (S::INTERNAL_SERVER_ERROR, G::Internal, true),
             Self::FirstLookup { .. } | Self::ConnectTimeout { .. } | Self::NoEndpoint(_) => {
                 (S::GATEWAY_TIMEOUT, G::DeadlineExceeded, true)
@@ -206,7 +205,7 @@ impl Fault {
         let Self::Server(error) = self else { return false };
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&**error);
         while let Some(error) = source {
-            if error.downcast_ref::<h2::Error>().is_some_and(|error| error.is_reset()) {
+            if error.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_reset) {
                 return true;
             }
             source = error.source();

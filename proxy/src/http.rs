@@ -15,7 +15,11 @@ use crate::{
 };
 use body::Body;
 use http::{Request, Response};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
@@ -60,19 +64,20 @@ where
     let _busy = drain.guard();
     let served = match version {
         SessionProtocol::Http1 => {
-            let connection = http1(settings).serve_connection(io, service_fn(service)).with_upgrades();
-            until_drained(connection, &drain, |connection| connection.graceful_shutdown()).await
+            let connection =
+                http1_builder(settings).serve_connection(io, service_fn(service)).with_upgrades();
+            until_drained(connection, &drain, http1::UpgradeableConnection::graceful_shutdown).await
         }
         SessionProtocol::Http2 => {
-            let connection = http2(settings).serve_connection(io, service_fn(service));
-            until_drained(connection, &drain, |connection| connection.graceful_shutdown()).await
+            let connection = http2_builder(settings).serve_connection(io, service_fn(service));
+            until_drained(connection, &drain, http2::Connection::graceful_shutdown).await
         }
     };
     served.map_err(|error| Fault::Client(Arc::new(error)))
 }
 
-fn http1(settings: Settings) -> hyper::server::conn::http1::Builder {
-    let mut builder = hyper::server::conn::http1::Builder::new();
+fn http1_builder(settings: Settings) -> http1::Builder {
+    let mut builder = http1::Builder::new();
     builder
         .preserve_header_case(true)
         // A client may say that it is done and still wait for the answer.
@@ -86,7 +91,7 @@ fn http1(settings: Settings) -> hyper::server::conn::http1::Builder {
     builder
 }
 
-fn http2(settings: Settings) -> hyper::server::conn::http2::Builder<TokioExecutor> {
+fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
     let Http2Config {
         keep_alive_interval,
         keep_alive_timeout,
@@ -99,7 +104,7 @@ fn http2(settings: Settings) -> hyper::server::conn::http2::Builder<TokioExecuto
         max_pending_accept_reset_streams,
         max_send_buf_size,
     } = settings.http2;
-    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)

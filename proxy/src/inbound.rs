@@ -42,6 +42,7 @@ pub struct Connection {
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
     let Accepted { tcp, client, target, permit: _permit } = accepted;
     let stream = Stream::plain(tcp);
+    // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
     let served = if target.port() == worker.proxy.config.inbound.listen.port() {
         direct(&worker, client, target, stream).await
     } else {
@@ -66,7 +67,7 @@ async fn redirected(
     let plain = Connection { client, target, peer: Peer::Plain, no_tls: Some(NoTlsReason::NoTlsFromRemote) };
     if matches!(server.protocol, ServerProtocol::Opaque) {
         let skipped = Connection { no_tls: Some(NoTlsReason::PortSkipped), ..plain };
-        return opaque(worker, skipped, policy, stream, None).await;
+        return Box::pin(opaque(worker, skipped, policy, stream, None)).await;
     }
 
     let limit = detect_limit(worker, &server);
@@ -84,7 +85,8 @@ async fn redirected(
             }
             MeshHello::Ours => {
                 let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-                let (peer, tls) = tls::terminate(&credentials, tls::Door::Ordinary, stream, limit).await?;
+                let (peer, tls) =
+                    Box::pin(tls::terminate(&credentials, tls::Door::Ordinary, stream, limit)).await?;
                 stream = tls;
                 let meshed = Connection { peer, no_tls: None, ..plain };
                 let first = detect(worker, &server, &meshed, &mut stream).await?;
@@ -94,21 +96,23 @@ async fn redirected(
     };
 
     let version = match (&server.protocol, first) {
-        (_, First::Server(app)) => return opaque(worker, connection, policy, stream, Some(app)).await,
+        (_, First::Server(app)) => {
+            return Box::pin(opaque(worker, connection, policy, stream, Some(app))).await;
+        }
         (ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. }, First::Client(..))
         | (_, First::Client(Protocol::Http2, _)) => SessionProtocol::Http2,
         (ServerProtocol::Http1 { .. }, First::Client(..)) | (_, First::Client(Protocol::Http1, _)) => {
             SessionProtocol::Http1
         }
         (_, First::Client(Protocol::Tls | Protocol::Opaque, spare)) => {
-            return opaque(worker, connection, policy, stream, spare).await;
+            return Box::pin(opaque(worker, connection, policy, stream, spare)).await;
         }
     };
     if matches!(server.protocol, ServerProtocol::Tls) {
         // Declared as the application's own TLS: not read as HTTP, whatever it looks like.
-        return opaque(worker, connection, policy, stream, None).await;
+        return Box::pin(opaque(worker, connection, policy, stream, None)).await;
     }
-    http(worker, connection, policy, stream, version).await
+    Box::pin(http(worker, connection, policy, stream, version)).await
 }
 
 /// A connection to the proxy's own port, from another proxy: mTLS, then a transport header that says the rest.
@@ -126,7 +130,7 @@ async fn direct(
         MeshHello::NotTls(_) => return Err(Fault::DirectWithoutTls("the client speaks no TLS")),
     }
     let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-    let (peer, mut stream) = tls::terminate(&credentials, tls::Door::Direct, stream, limit).await?;
+    let (peer, mut stream) = Box::pin(tls::terminate(&credentials, tls::Door::Direct, stream, limit)).await?;
 
     let header = sniff::transport_header(&mut stream, limit).await?;
     worker.proxy.metrics.transport_header(&header, &peer);
@@ -139,8 +143,8 @@ async fn direct(
     let policy = worker.proxy.policies.port(target.port());
     let connection = Connection { client, target, peer, no_tls: None };
     match header.protocol {
-        None => opaque(worker, connection, policy, stream, None).await,
-        Some(version) => http(worker, connection, policy, stream, version).await,
+        None => Box::pin(opaque(worker, connection, policy, stream, None)).await,
+        Some(version) => Box::pin(http(worker, connection, policy, stream, version)).await,
     }
 }
 

@@ -106,7 +106,7 @@ pub async fn accept<F>(
                         tokio::spawn(serve(Accepted { tcp, client, target, permit }));
                     }
                     Err(error) => {
-                        warn!(%client, %error, "a connection was dropped: its original destination cannot be read")
+                        warn!(%client, %error, "a connection was dropped: its original destination cannot be read");
                     }
                 }
             }

@@ -180,12 +180,6 @@ impl Metrics {
         self.routes.backend(parent, backend)
     }
 
-    /// The request series of an inbound connection.
-    #[expect(clippy::unused_self, reason = "asked of the metrics, like every other series")]
-    pub fn inbound_requests(&self, connection: &Connection) -> InboundRequests {
-        InboundRequests::new(connection)
-    }
-
     /// The series of accepted inbound connections.
     pub fn inbound_tcp(&self, connection: &Connection, server: &ServerPolicy) -> Arc<TcpMetrics> {
         let mut labels = labels::side("inbound", "src");

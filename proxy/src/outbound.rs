@@ -28,7 +28,7 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
     let stream = Stream::plain(tcp).metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
     let served = match lookup(&worker, client, addr).await {
         Ok(target) => planned(&worker, client, &target, stream).await,
-        Err(fault) => refuse(&worker, stream, &fault).await.and(Err(fault)),
+        Err(fault) => Box::pin(refuse(&worker, stream, &fault)).await.and(Err(fault)),
     };
     if let Err(fault) = &served {
         worker.proxy.metrics.outbound_fault(fault);
@@ -60,14 +60,14 @@ async fn planned(
         PlanProtocol::Invalid(reason) => {
             let fault =
                 Fault::InvalidPolicy { target: target.addr.to_string().into(), reason: reason.clone() };
-            return refuse(worker, stream, &fault).await.and(Err(fault));
+            return Box::pin(refuse(worker, stream, &fault)).await.and(Err(fault));
         }
         PlanProtocol::Http1(_) => (Protocol::Http1, None),
         PlanProtocol::Http2(_) => (Protocol::Http2, None),
-        PlanProtocol::Opaque(split) => return opaque(worker, split, stream, None).await,
+        PlanProtocol::Opaque(split) => return Box::pin(opaque(worker, split, stream, None)).await,
         PlanProtocol::Tls(plans) => {
             let sni = sniff::sni(&mut stream, worker.proxy.config.outbound.detect_timeout).await?;
-            return opaque(worker, by_sni(plans, sni.as_deref())?, stream, None).await;
+            return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None)).await;
         }
         PlanProtocol::Detect { opaque: split, .. } => {
             let speculation = Speculation { worker, target, split };
@@ -76,9 +76,9 @@ async fn planned(
             let first = sniff::protocol(&mut stream, limit, &speculation).await?;
             metrics.outbound_detected(&first, began);
             match first {
-                First::Server(server) => return opaque(worker, split, stream, Some(server)).await,
+                First::Server(server) => return Box::pin(opaque(worker, split, stream, Some(server))).await,
                 First::Client(Protocol::Opaque | Protocol::Tls, spare) => {
-                    return opaque(worker, split, stream, spare).await;
+                    return Box::pin(opaque(worker, split, stream, spare)).await;
                 }
                 First::Client(protocol, spare) => (protocol, spare),
             }
@@ -90,10 +90,11 @@ async fn planned(
     metrics.outbound_protocol(version);
     let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), client));
     let settings = http::Settings::outbound(&worker.proxy.config);
-    http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
+    // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
+    let serving = http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
         request::outbound(context.clone(), request)
-    })
-    .await
+    });
+    Box::pin(serving).await
 }
 
 /// Bytes: pick an endpoint, dial it with mTLS if it has an identity, copy.
@@ -105,7 +106,7 @@ async fn opaque(
 ) -> Result<(), Fault> {
     let server = match spare {
         Some(server) => server,
-        None => dial(split).await?,
+        None => Box::pin(dial(split)).await?,
     };
     let Server { stream: server, in_flight: mut under_way, permit } = server;
     drop(permit);
@@ -192,7 +193,7 @@ impl Speculate for Speculation<'_> {
             return None;
         };
         proxy.metrics.speculative_outbound.inc();
-        let mut server = dial(self.split).await.ok()?;
+        let mut server = Box::pin(dial(self.split)).await.ok()?;
         server.permit = Some(permit);
         Some(server)
     }

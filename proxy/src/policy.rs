@@ -92,6 +92,6 @@ impl PortPolicy {
         {
             return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -37,7 +37,7 @@ pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result
     let _entered = control.enter();
     let tasks = Tasks::new();
     let drain = Drain::new();
-    let registry = Registry::new(Duration::from_secs(600));
+    let registry = Registry::new(Duration::from_mins(10));
     registry.build_info(env!("CARGO_PKG_VERSION"), "remora");
 
     let credentials = credentials(&config, &registry, &tasks)?;
@@ -59,7 +59,8 @@ pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result
     for (nth, (worker, sockets)) in workers.into_iter().zip(listeners.workers).enumerate() {
         let is_ready = is_ready.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{nth}"));
-        threads.push(thread.spawn(move || work(worker, sockets, is_ready)).context("cannot start a worker")?);
+        threads
+            .push(thread.spawn(move || work(&worker, sockets, is_ready)).context("cannot start a worker")?);
     }
     control.block_on(supervise(proxy, listeners.admin, admin, ready, drain));
     for thread in threads {
@@ -132,7 +133,7 @@ async fn certified(proxy: &Proxy) {
 }
 
 /// A worker thread: accepts and serves until the drain is over.
-fn work(worker: Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>) {
+fn work(worker: &Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>) {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return warn!(%error, "a worker cannot start"),
@@ -144,7 +145,7 @@ fn work(worker: Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>)
             () = drain.draining() => return,
         }
         tokio::spawn(sweep(worker.clone()));
-        if let Err(error) = accept_all(&worker, sockets) {
+        if let Err(error) = accept_all(worker, sockets) {
             return warn!(%error, "a worker cannot listen");
         }
         drain.draining().await;

@@ -99,7 +99,7 @@ pub async fn mesh_hello<S: Speculate>(
     })
     .await;
     let verdict = match read {
-        Ok(Read::Answer(Some(hello))) => whose(hello, ours),
+        Ok(Read::Answer(Some(hello))) => Ok(whose(hello, ours)),
         Ok(Read::Answer(None) | Read::Ended) => {
             let protocol = rest_of_detection(stream, &mut head, limit).await;
             protocol.map(|protocol| MeshHello::NotTls(First::Client(protocol, spare)))
@@ -166,11 +166,11 @@ pub async fn transport_header(stream: &mut Stream, limit: Duration) -> Result<Tr
     }
 }
 
-fn whose<U>(hello: Hello, ours: &str) -> Result<MeshHello<U>, Fault> {
-    Ok(match hello.sni {
+fn whose<U>(hello: Hello, ours: &str) -> MeshHello<U> {
+    match hello.sni {
         Some(sni) if sni.eq_ignore_ascii_case(ours) => MeshHello::Ours,
         other => MeshHello::Foreign(other.map(Into::into)),
-    })
+    }
 }
 
 enum FirstBytes<U> {

@@ -317,12 +317,12 @@ fn balancer(worker: &Arc<Worker>, target: &BackendTarget) -> Arc<Balancer> {
     let targets = &worker.targets;
     match target {
         BackendTarget::Balance { authority, default_rtt, decay } => {
-            targets.balancer(authority.clone(), || match worker.proxy.discovery.endpoints.watch(authority) {
-                Ok(watch) => Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch),
-                Err(Full { .. }) => {
-                    worker.proxy.metrics.targets_refused.inc();
-                    Balancer::fixed(authority.clone(), Vec::new())
+            targets.balancer(authority.clone(), || {
+                if let Ok(watch) = worker.proxy.discovery.endpoints.watch(authority) {
+                    return Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch);
                 }
+                worker.proxy.metrics.targets_refused.inc();
+                Balancer::fixed(authority.clone(), Vec::new())
             })
         }
         BackendTarget::Forward(endpoint) => fixed(worker, format!("{endpoint:?}"), endpoint),

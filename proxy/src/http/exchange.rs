@@ -49,8 +49,8 @@ pub struct Exchange {
 }
 
 /// A gRPC response's status, as far as it is known.
-#[derive(Clone, Copy)]
-struct GrpcStatus(Option<u16>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrpcStatus(pub Option<u16>);
 
 impl Exchange {
     /// Begins to watch a response whose head has just arrived.
@@ -98,14 +98,13 @@ impl Exchange {
             return;
         }
         self.counted = true;
-        let code = self.grpc.map(|grpc| grpc.0);
-        let class = match (error, code) {
+        let class = match (error, self.grpc) {
             (Some(_), _) => Class::Failure,
-            (None, Some(Some(code))) => classify_grpc(code),
-            (None, Some(None) | None) => classify_status(self.status),
+            (None, Some(GrpcStatus(Some(code)))) => classify_grpc(code),
+            (None, Some(GrpcStatus(None)) | None) => classify_status(self.status),
         };
         let latency = clock::now().since(self.started);
-        self.metrics.response(self.status, class, code, error, latency);
+        self.metrics.response(self.status, class, self.grpc, error, latency);
         self.in_flight = None;
     }
 }

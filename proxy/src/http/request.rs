@@ -47,7 +47,7 @@ impl Inbound {
         let app = worker.apps.port(&worker, connection.target);
         let identity = connection.peer.identity();
         let client_id = identity.and_then(|identity| HeaderValue::from_str(identity.as_str()).ok());
-        let requests = worker.proxy.metrics.inbound_requests(&connection);
+        let requests = InboundRequests::new(&connection);
         Self { worker, connection, policy, app, client_id, requests }
     }
 }

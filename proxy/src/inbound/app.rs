@@ -89,7 +89,7 @@ impl Dial for App {
 pub struct AppConnection {
     stream: Stream,
     /// Counts it among the speculative ones until it is used.
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl AppConnection {
@@ -99,6 +99,7 @@ impl AppConnection {
 
     /// The connection, for use: it is not speculative any more.
     pub fn into_stream(self) -> Stream {
+        drop(self.permit);
         self.stream
     }
 }
@@ -106,7 +107,7 @@ impl AppConnection {
 /// Dials the application.
 pub async fn connect(worker: &Worker, addr: SocketAddr) -> Result<AppConnection, Fault> {
     let stream = worker.apps.port(worker, addr).connect().await?;
-    Ok(AppConnection { stream, _permit: None })
+    Ok(AppConnection { stream, permit: None })
 }
 
 /// Whether and how to dial the application while the client is silent.
@@ -145,7 +146,7 @@ impl<'a> Speculation<'a> {
         };
         proxy.metrics.speculative_inbound.inc();
         let mut app = connect(self.worker, self.target).await.ok()?;
-        app._permit = Some(permit);
+        app.permit = Some(permit);
         Some(app)
     }
 }

@@ -11,6 +11,7 @@ use std::{borrow::Cow, net::SocketAddr};
 pub type Labels = Vec<(Cow<'static, str>, String)>;
 
 /// One label.
+#[expect(clippy::needless_pass_by_value, reason = "numbers, addresses and texts alike")]
 pub fn label(name: &'static str, value: impl ToString) -> (Cow<'static, str>, String) {
     (Cow::Borrowed(name), value.to_string())
 }

@@ -1,7 +1,11 @@
 //! Requests and responses: handles resolved once per endpoint, route or connection, then only counted.
 
 use super::labels::{self, Labels, label};
-use crate::{fault::Fault, http::exchange::Class, inbound::Connection};
+use crate::{
+    fault::Fault,
+    http::exchange::{Class, GrpcStatus},
+    inbound::Connection,
+};
 use http::StatusCode;
 use remora_core::{
     policy::{self, Permit, Refusal, ResourceRef, ServerPolicy},
@@ -65,7 +69,7 @@ const KEPT_ANSWERS: usize = 32;
 struct Answer {
     status: Option<u16>,
     class: Class,
-    grpc: Option<Option<u16>>,
+    grpc: Option<GrpcStatus>,
     error: Option<&'static str>,
 }
 
@@ -80,7 +84,7 @@ impl RequestMetrics {
         &self,
         status: u16,
         class: Class,
-        grpc: Option<Option<u16>>,
+        grpc: Option<GrpcStatus>,
         error: Option<&'static str>,
         latency: Duration,
     ) {
@@ -122,7 +126,7 @@ impl RequestMetrics {
         let latencies = self.families.latencies.get(labels.clone());
         labels.push(label("classification", answer.class.as_str()));
         if let Some(grpc) = answer.grpc {
-            labels.push(label("grpc_status", grpc.map(|code| code.to_string()).unwrap_or_default()));
+            labels.push(label("grpc_status", grpc.0.map(|code| code.to_string()).unwrap_or_default()));
         }
         if let Some(error) = answer.error {
             labels.push(label("error", error));

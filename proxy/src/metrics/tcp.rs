@@ -60,14 +60,14 @@ impl TcpMetrics {
     /// Counts a connection as open until the guard is dropped.
     pub fn open(self: &Arc<Self>) -> Open {
         self.opened.inc();
-        Open { _open: self.open.guard(), metrics: self.clone(), errno: AtomicI32::new(0) }
+        Open { _counted: self.open.guard(), metrics: self.clone(), errno: AtomicI32::new(0) }
     }
 }
 
 /// An open connection.
 pub struct Open {
     metrics: Arc<TcpMetrics>,
-    _open: GaugeGuard,
+    _counted: GaugeGuard,
     /// The first system error, 0 while there is none.
     errno: AtomicI32,
 }
