@@ -10,6 +10,7 @@ pub mod config;
 pub mod index;
 pub mod metrics;
 pub mod ports;
+pub mod process;
 pub mod publish;
 pub mod resources;
 pub mod serve;

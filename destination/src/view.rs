@@ -181,3 +181,6 @@ impl Context {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use tests::settings as settings_for_tests;

@@ -1,1 +1,222 @@
-//! x
+//! What holds whatever happens, in whatever order.
+
+use super::*;
+use crate::{
+    resources::{Document, parse},
+    view::{Context, Lens, Outbound, Profile, Target, Workload, endpoints, inbound, outbound, profile, settings_for_tests},
+};
+use proptest::{prelude::*, sample::subsequence};
+
+/// A few objects that concern each other in every way that the index knows, each in a few states.
+fn object(which: usize, state: usize) -> Resource {
+    let ready = if state.is_multiple_of(2) { "True" } else { "False" };
+    let label = if state < 2 { "web" } else { "other" };
+    let text = match which {
+        0 => format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: a, annotations: {{config.linkerd.io/opaque-ports: '{}'}}}}}}", 80 + state),
+        1 => format!("{{apiVersion: v1, kind: Node, metadata: {{name: n, labels: {{topology.kubernetes.io/zone: z{state}}}}}}}"),
+        2 => format!("{{apiVersion: apps/v1, kind: ReplicaSet, metadata: {{name: web-1, namespace: a, ownerReferences: [{{apiVersion: v1, kind: Deployment, name: d{state}, uid: u}}]}}, spec: {{selector: {{}}}}}}"),
+        3 | 4 => format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p{which}, namespace: a, labels: {{app: {label}}}, ownerReferences: [{{apiVersion: v1, kind: ReplicaSet, name: web-1, uid: u}}]}}, spec: {{nodeName: n, containers: []}}, status: {{podIP: 10.1.0.{}, conditions: [{{type: Ready, status: '{ready}'}}]}}}}",
+            if state == 3 { 3 } else { which }
+        ),
+        5 | 6 => format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s{which}, namespace: a}}, spec: {{clusterIP: 10.96.0.{}, selector: {{app: {label}}}, ports: [{{port: 80}}]}}}}",
+            if state == 3 { 5 } else { which }
+        ),
+        _ => format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: e, namespace: a, labels: {{kubernetes.io/service-name: s{}}}}}, addressType: IPv4, ports: [{{port: 80}}], endpoints: [{{addresses: [10.1.0.3], targetRef: {{kind: Pod, name: p3}}}}, {{addresses: [10.1.0.4]}}]}}",
+            5 + state % 2
+        ),
+    };
+    match parse(&text).unwrap_or_else(|errors| panic!("{errors:?} in {text}")).remove(0) {
+        Document::Known(resource) => resource,
+        Document::Unread(what) => panic!("{what} is not read"),
+    }
+}
+
+const OBJECTS: usize = 8;
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let of_kind = |which: usize| {
+        let kind = object(which, 0).kind();
+        (0..OBJECTS).filter(move |other| object(*other, 0).kind() == kind).collect::<Vec<_>>()
+    };
+    prop_oneof![
+        4 => (0..OBJECTS, 0..4_usize).prop_map(|(which, state)| Event::Apply(object(which, state))),
+        2 => (0..OBJECTS).prop_map(|which| Event::Delete(object(which, 0).object_ref())),
+        1 => (0..OBJECTS, 0..4_usize).prop_flat_map(move |(which, state)| {
+            let all = of_kind(which);
+            let kind = object(which, 0).kind();
+            subsequence(all.clone(), 0..=all.len())
+                .prop_map(move |some| Event::Reset(kind, some.iter().map(|which| object(*which, state)).collect()))
+        }),
+    ]
+}
+
+/// Every question that could be asked about these objects.
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    Endpoints(usize),
+    Profile(u8, u8),
+    Outbound(u8, u8),
+    Inbound(usize),
+}
+
+const QUESTIONS: [Question; 12] = [
+    Question::Endpoints(5),
+    Question::Endpoints(6),
+    Question::Profile(1, 3),
+    Question::Profile(1, 4),
+    Question::Profile(96, 5),
+    Question::Profile(96, 6),
+    Question::Outbound(1, 3),
+    Question::Outbound(96, 5),
+    Question::Outbound(96, 6),
+    Question::Inbound(3),
+    Question::Inbound(4),
+    Question::Inbound(5),
+];
+
+/// An answer and its keys.
+fn ask(index: &Index, question: Question) -> (String, BTreeSet<Key>) {
+    let settings = settings_for_tests();
+    let mut lens = Lens::new(index);
+    let addr = |a, b| Target::Addr(([10, a, 0, b], 80).into());
+    let answer = match question {
+        Question::Endpoints(service) => {
+            let context = Context { node: Some("n".to_owned()), ..Context::default() };
+            let name = Name::new("a", format!("s{service}"));
+            format!("{:?}", endpoints(&mut lens, &settings, (&name, None, 80), &context))
+        }
+        Question::Profile(a, b) => {
+            let seen: Result<Profile, _> = profile(&mut lens, &settings, &addr(a, b));
+            format!("{seen:?}")
+        }
+        Question::Outbound(a, b) => {
+            let seen: Result<Outbound, _> = outbound(&mut lens, &settings, &addr(a, b));
+            format!("{seen:?}")
+        }
+        Question::Inbound(pod) => {
+            let workload = Workload(Name::new("a", format!("p{pod}")));
+            format!("{:?}", inbound(&mut lens, &settings, &workload, 80))
+        }
+    };
+    (answer, lens.into_keys())
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_different_objects_does_not_matter(
+        states in proptest::collection::vec(0..4_usize, OBJECTS),
+        order in Just((0..OBJECTS).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let (mut straight, mut shuffled) = (Index::default(), Index::default());
+        for which in 0..OBJECTS {
+            straight.apply(Event::Apply(object(which, states[which])));
+        }
+        for which in order {
+            shuffled.apply(Event::Apply(object(which, states[which])));
+        }
+        prop_assert_eq!(straight, shuffled);
+    }
+
+    #[test]
+    fn what_is_already_known_changes_nothing(events in proptest::collection::vec(any_event(), 1..12)) {
+        let mut index = Index::default();
+        for event in events {
+            index.apply(event.clone());
+            prop_assert_eq!(index.apply(event), Changes::default());
+        }
+    }
+
+    #[test]
+    fn no_answer_changes_without_one_of_its_keys_being_reported(
+        events in proptest::collection::vec(any_event(), 1..12),
+    ) {
+        let mut index = Index::default();
+        for event in events {
+            let before: Vec<_> = QUESTIONS.iter().map(|question| ask(&index, *question)).collect();
+            let changes = index.apply(event.clone());
+            for (question, (answer, keys)) in QUESTIONS.iter().zip(before) {
+                let told = keys.intersection(&changes.keys).next().is_some();
+                let (now, _) = ask(&index, *question);
+                prop_assert!(told || now == answer, "{question:?} after {event:?}: {answer} became {now}, keys {keys:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_equals_its_deletes_and_applies(
+        before in proptest::collection::vec(any_event(), 0..12),
+        states in proptest::collection::vec(proptest::option::of(0..4_usize), OBJECTS),
+        which in 0..OBJECTS,
+    ) {
+        let (mut reset, mut stepwise) = (Index::default(), Index::default());
+        for event in before {
+            reset.apply(event.clone());
+            stepwise.apply(event);
+        }
+        let kind = object(which, 0).kind();
+        let of_kind: Vec<_> = (0..OBJECTS).filter(|which| object(*which, 0).kind() == kind).collect();
+        let kept: Vec<_> = of_kind.iter().filter_map(|which| Some(object(*which, states[*which]?))).collect();
+        let mut keys = BTreeSet::new();
+        for which in &of_kind {
+            let event = match states[*which] {
+                Some(state) => Event::Apply(object(*which, state)),
+                None => Event::Delete(object(*which, 0).object_ref()),
+            };
+            keys.extend(stepwise.apply(event).keys);
+        }
+        prop_assert_eq!(reset.apply(Event::Reset(kind, kept)).keys, keys);
+        prop_assert_eq!(reset, stepwise);
+    }
+
+    #[test]
+    fn nothing_is_left_when_everything_is_deleted(events in proptest::collection::vec(any_event(), 0..12)) {
+        let mut index = Index::default();
+        for event in events {
+            index.apply(event);
+        }
+        for kind in Kind::ALL {
+            index.apply(Event::Reset(kind, Vec::new()));
+        }
+        prop_assert_eq!(index, Index::default());
+    }
+}
+
+#[test]
+fn mistakes_in_annotations_are_complained_about_once() {
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a, labels: {linkerd.io/control-plane-ns: remora}, annotations: {config.linkerd.io/opaque-ports: '80,x', config.linkerd.io/default-inbound-policy: perhaps}}, spec: {containers: []}}";
+    let Document::Known(pod) = parse(pod).unwrap().remove(0) else { panic!("no pod") };
+    let mut index = Index::default();
+    let complaints = index.apply(Event::Apply(pod.clone())).complaints;
+    let words: Vec<_> = complaints.iter().map(|complaint| format!("{}: {}", complaint.object, complaint.reason)).collect();
+    assert_eq!(words.len(), 3, "{words:#?}");
+    for part in ["\"x\" is no port", "\"perhaps\" is not one of", "no container named linkerd-proxy"] {
+        assert!(words.iter().any(|word| word.starts_with("Pod a/p: ") && word.contains(part)), "{part}: {words:#?}");
+    }
+    assert_eq!(index.apply(Event::Apply(pod)), Changes::default());
+}
+
+#[test]
+fn an_address_belongs_to_the_newest_pod_and_the_oldest_service() {
+    let created = |kind: &str, name: &str, when: &str, rest: &str| {
+        let text = format!("{{apiVersion: v1, kind: {kind}, metadata: {{name: {name}, namespace: a, creationTimestamp: '{when}'}}, {rest}}}");
+        match parse(&text).unwrap().remove(0) {
+            Document::Known(resource) => Event::Apply(resource),
+            Document::Unread(what) => panic!("{what}"),
+        }
+    };
+    let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    let pod = |status: &str| format!("spec: {{containers: []}}, status: {{podIP: 10.1.0.1, {status}}}");
+    let service = "spec: {clusterIP: 10.96.0.1}";
+    let mut index = Index::default();
+    index.apply(created("Pod", "old", old, &pod("phase: Running")));
+    index.apply(created("Pod", "new", new, &pod("phase: Running")));
+    index.apply(created("Pod", "ended", "2026-03-01T00:00:00Z", &pod("phase: Succeeded")));
+    index.apply(created("Service", "new", new, service));
+    index.apply(created("Service", "old", old, service));
+    let ip = |text: &str| text.parse().unwrap();
+    assert_eq!(index.pod_at(ip("10.1.0.1")).unwrap().0.name, "new");
+    assert_eq!(index.service_at(ip("10.96.0.1")).unwrap().0.name, "old");
+}
