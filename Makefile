@@ -1,0 +1,32 @@
+# The commands of this repository. `make` alone explains them.
+
+CARGO_TARGET_DIR ?= $(HOME)/.cache/remora/target
+REMORA_CACHE ?= $(HOME)/.cache/remora
+export CARGO_TARGET_DIR REMORA_CACHE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fuzz build clean-run
+
+help: ## explain the commands
+	@echo "Remora: a transparent mTLS sidecar mesh for Kubernetes."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Binaries are built in $(CARGO_TARGET_DIR) (set CARGO_TARGET_DIR to change that)."
+
+demo: ## show the mesh at work in this machine's namespaces; KEEP=1 leaves it running. Needs root
+	@KEEP="$(KEEP)" scripts/demo.sh
+
+test: ## install what is missing, then run every check and test of the workspace. Needs root
+	@scripts/test.sh
+
+fuzz: ## search each fuzz target for T seconds (60)
+	@scripts/setup.sh fuzz
+	@T="$(or $(T),60)" scripts/fuzz.sh
+
+build: ## build every binary in release
+	@scripts/setup.sh build
+	cargo build --release --locked --workspace --bins
+
+clean-run: ## remove what dead runs left behind: namespaces and temporary directories
+	@scripts/clean-run.sh

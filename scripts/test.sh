@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# `make test`: every check and every test, one line each, and a table at the end.
+#
+# A failing check does not stop the others: one run tells all that is wrong. Its whole output is shown. Ends with 1 when
+# something failed, with 69 when the machine lacks something that cannot be installed.
+#
+# REMORA_TEST_THREADS sets how many tests of one program run at once (default: the number of processors, 2 at least).
+# With CI=true, the default here, a test that cannot run (no root, no namespaces) fails; CI=false lets it be left out.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$HOME/.cache/remora/target}
+export REMORA_CACHE=${REMORA_CACHE:-$HOME/.cache/remora}
+export REMORA_BIN_DIR=$CARGO_TARGET_DIR/debug
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$REMORA_CACHE/bin
+export CI=${CI:-true}
+export CARGO_TERM_COLOR=never
+readonly DENY=$REMORA_CACHE/tools/cargo-deny-0.20.2/bin/cargo-deny
+
+processors=$(nproc)
+threads=${REMORA_TEST_THREADS:-$((processors > 2 ? processors : 2))}
+logs=$(mktemp -d "${TMPDIR:-/tmp}/remora-test-XXXXXX")
+trap 'rm -rf "$logs"' EXIT
+table=$logs/table
+failed=0
+
+# step NAME COMMAND...: runs it, keeps its output, says how it ended and how long it took.
+step() {
+    local name=$1 log=$logs/step began=$SECONDS verdict=ok
+    shift
+    printf '%-34s' "$name"
+    "$@" >"$log" 2>&1 </dev/null || verdict=FAILED
+    if [ "$verdict" = ok ] && grep -q '^not checked:' "$log"; then verdict=$(grep -m 1 '^not checked:' "$log"); fi
+    conclude "$name" "$verdict" "$began"
+    [ "$verdict" != FAILED ] || cat "$log"
+}
+
+conclude() {
+    local took=$((SECONDS - $3))
+    printf '%5d s  %s\n' "$took" "$2"
+    printf '%-34s %5d s  %s\n' "$1" "$took" "$2" >>"$table"
+    [ "$2" != FAILED ] || failed=$((failed + 1))
+}
+
+# In these functions every command is chained: `set -e` is off in whatever `||` follows.
+format() {
+    cargo fmt --all --check && rustfmt --check --edition 2024 fuzz/fuzz_targets/*.rs
+}
+
+documentation() {
+    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --document-private-items --locked
+}
+
+advisories() {
+    if ! timeout 120 "$DENY" --locked fetch db >"$logs/fetch" 2>&1; then
+        echo "not checked: the advisory database could not be reached"
+        return 0
+    fi
+    "$DENY" --locked check --disable-fetch advisories
+}
+
+# Shown as it runs: it is the longest step, and its failures are read where they happen.
+tests() {
+    local log=$logs/tests began=$SECONDS verdict=ok
+    echo "cargo test (${threads} at a time, CI=$CI)"
+    # --no-fail-fast: one run tells all.
+    cargo test --workspace --locked --no-fail-fast -- --test-threads="$threads" 2>&1 </dev/null | tee "$log" || verdict=FAILED
+    printf '%-34s' "cargo test --workspace"
+    conclude "cargo test --workspace" "$verdict" "$began"
+}
+
+summary() {
+    local passed ignored
+    printf '\n%s\n' "make test: $((SECONDS / 60)) min $((SECONDS % 60)) s"
+    sed 's/^/  /' "$table"
+    passed=$(awk '/^test result:/ { n += $4 } END { print n + 0 }' "$logs/tests")
+    ignored=$(awk '/^test result:/ { n += $8 } END { print n + 0 }' "$logs/tests")
+    printf '\n%s\n' "cargo test, program by program:"
+    grep -E '^ *(Running|Doc-tests) |^test result:|^error: ' "$logs/tests" | sed 's/^ */  /' || true
+    if [ "$failed" -gt 0 ]; then
+        printf '\n%s\n' "make test: $failed of the steps above FAILED"
+        exit 1
+    fi
+    printf '\n%s\n' "make test: all passed: $passed tests, $ignored ignored"
+}
+
+began=$SECONDS
+scripts/setup.sh test || exit $?
+scripts/clean-run.sh --quiet
+printf '%-34s' "setup"
+conclude "setup" ok "$began"
+
+step "fetch dependencies" cargo fetch --locked
+step "format" format
+step "scripts (shellcheck)" shellcheck --severity=warning scripts/*.sh .ci/run
+step "dependencies (cargo deny)" "$DENY" --locked check bans licenses sources
+step "advisories (cargo deny)" advisories
+step "lints (clippy)" cargo clippy --workspace --all-targets --locked -- -D warnings
+step "documentation" documentation
+# One build for the harness's binaries and for the tests: both with the features that the tests ask for.
+step "build programs and tests" cargo build --workspace --all-targets --locked
+tests
+summary
