@@ -141,6 +141,11 @@ impl Env {
         }
     }
 
+    /// The names that were asked for so far: what a list of settings can be held against.
+    pub fn names_read(&self) -> impl Iterator<Item = &str> {
+        self.read.iter().map(String::as_str)
+    }
+
     /// All values with secrets replaced, by name: what an operator may be shown.
     pub fn shown(&self) -> Vec<(String, String)> {
         self.vars

@@ -69,7 +69,11 @@ pub enum InvalidFilter {
 
 impl From<InvalidFilter> for Invalid {
     fn from(invalid: InvalidFilter) -> Self {
-        Self::new(invalid.to_string(), "a tracing filter such as warn,remora=info")
+        let wrong = match invalid {
+            InvalidFilter::Syntax(wrong) => wrong,
+            other => other.to_string(),
+        };
+        Self::new(wrong, "a tracing filter such as warn,remora=info")
     }
 }
 

@@ -166,7 +166,10 @@ pub const UNUSED: &[(&str, &str)] = &[
     ("LINKERD2_PROXY_CONTROL_LISTEN_ADDR", "there is no tap server; controllers read it from the pod"),
     ("LINKERD2_PROXY_TAP_SVC_NAME", "there is no tap server"),
     ("LINKERD2_PROXY_DESTINATION_PROFILE_SUFFIXES", "profiles are looked up by address"),
-    ("LINKERD2_PROXY_INBOUND_GATEWAY_SUFFIXES", "there is no multicluster gateway yet: headers with a name are refused"),
+    (
+        "LINKERD2_PROXY_INBOUND_GATEWAY_SUFFIXES",
+        "there is no multicluster gateway yet: headers with a name are refused",
+    ),
     ("LINKERD2_PROXY_INBOUND_PORTS_REQUIRE_IDENTITY", "the controller enforces it, as with Linkerd's proxy"),
     ("LINKERD2_PROXY_INBOUND_PORTS_REQUIRE_TLS", "the controller enforces it, as with Linkerd's proxy"),
     ("LINKERD2_PROXY_DNS_MIN_TTL, …_MAX_TTL", "names of the control plane are resolved at every connection"),
