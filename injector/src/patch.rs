@@ -4,6 +4,7 @@
 //! `config.linkerd.io/opaque-ports` where it named ports. What the containers hold is in `patch/containers.rs`, the
 //! proxy's environment in `patch/env.rs`.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -71,8 +72,8 @@ pub fn patch(subject: &Subject<'_>, plan: &Plan, config: &InjectorConfig, prefix
     warnings.extend(unlabelled);
 
     let mut operations = Operations { prefix, list: Vec::new() };
-    operations.metadata(pod, "annotations", annotations(plan, &opaque, config));
-    operations.metadata(pod, "labels", labels);
+    operations.metadata(pod, "annotations", &annotations(plan, &opaque, config));
+    operations.metadata(pod, "labels", &labels);
     operations.list_unless(pod.spec.volumes.as_ref().is_some_and(|list| !list.is_empty()), "/spec/volumes");
     let has_inits = pod.spec.init_containers.as_ref().is_some_and(|list| !list.is_empty());
     operations.list_unless(has_inits, "/spec/initContainers");
@@ -97,8 +98,8 @@ pub fn patch(subject: &Subject<'_>, plan: &Plan, config: &InjectorConfig, prefix
     Patch { operations: operations.list, warnings }
 }
 
-/// What an object that is not injected gets all the same: its namespace's opaque ports (contract 6.4), which
-/// destination reads from Services and from pods without a proxy. `None` if it has its own or there are none.
+/// What a Service gets: its namespace's opaque ports (contract 6.4), because destination reads them from Services too.
+/// `None` if it has its own or there are none.
 pub fn inherit_opaque_ports(own: &Annotations, namespace: &Annotations) -> Option<Vec<Value>> {
     if own.contains_key(OPAQUE_PORTS) {
         return None;
@@ -210,19 +211,19 @@ impl Operations<'_> {
 
     /// Adds `entries` to one of the metadata's maps, after making what is missing above them. What the pod has already
     /// is not written again.
-    fn metadata(&mut self, pod: &Pod, map: &str, entries: Annotations) {
+    fn metadata(&mut self, pod: &Pod, map: &str, entries: &Annotations) {
         let metadata = &pod.metadata;
         let old = if map == "labels" { &metadata.labels } else { &metadata.annotations };
         // A template may come without metadata. It is made only by the first map, and only if nothing is lost by it.
-        if map == "annotations" && *metadata == Default::default() {
+        if map == "annotations" && *metadata == ObjectMeta::default() {
             self.add("/metadata", Value::Object(Map::new()));
         }
         if old.as_ref().is_none_or(Annotations::is_empty) {
             self.add(&format!("/metadata/{map}"), Value::Object(Map::new()));
         }
         for (name, value) in entries {
-            if old.as_ref().and_then(|old| old.get(&name)) != Some(&value) {
-                self.add(&format!("/metadata/{map}/{}", escape(&name)), Value::String(value));
+            if old.as_ref().and_then(|old| old.get(name)) != Some(value) {
+                self.add(&format!("/metadata/{map}/{}", escape(name)), json!(value));
             }
         }
     }

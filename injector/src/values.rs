@@ -72,7 +72,7 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
 /// Reads a duration as Linkerd's annotations write it: Go's form (`1m30s`, `1.5s`, `100ms`), with `d` besides. At most
 /// a year, to the millisecond: finer parts are dropped, and a positive duration never becomes zero.
 pub fn duration(text: &str) -> Result<Duration, Invalid> {
-    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+    const YEAR: Duration = Duration::from_hours(365 * 24);
     let invalid =
         || Invalid(format!("{text:?} is not a duration such as 100ms, 5s or 1m30s, of at most 365d"));
     if text == "0" {

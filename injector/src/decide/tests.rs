@@ -22,6 +22,9 @@ fn about(namespace: &[(&str, &str)], own: &[(&str, &str)], change: impl FnOnce(&
 
 fn untouched(_: &mut Value) {}
 
+/// What a test does to a pod's manifest.
+type Change = fn(&mut Value);
+
 #[track_caller]
 fn plan(decision: Decision) -> Plan {
     match decision {
@@ -70,7 +73,7 @@ fn the_pods_word_beats_the_namespaces() {
 
 #[test]
 fn what_cannot_have_a_proxy_is_skipped_by_reason() {
-    let cases: [(Skip, fn(&mut Value)); 8] = [
+    let cases: [(Skip, Change); 8] = [
         (Skip::HostNetwork, |pod| pod["spec"]["hostNetwork"] = json!(true)),
         (Skip::SidecarExists, |pod| {
             pod["metadata"]["labels"] = json!({CONTROL_NS_LABEL: "remora"});
@@ -173,7 +176,7 @@ fn a_container_with_the_proxys_gid_is_refused_if_it_has_one() {
 
 #[test]
 fn our_names_in_a_pods_own_spec_are_refused() {
-    let cases: [(&str, fn(&mut Value)); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("linkerd-proxy", |pod| pod["spec"]["containers"][0]["name"] = json!(PROXY)),
         ("linkerd-init", |pod| pod["spec"]["initContainers"] = json!([{"name": INIT}])),
         (END_ENTITY_VOLUME, |pod| {
