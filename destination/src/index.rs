@@ -70,14 +70,22 @@ pub struct Namespace {
     pub default_policy: Option<DefaultPolicy>,
 }
 
+/// The zone that a node says it is in, if it says one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Zone(Option<String>);
+
+/// The owner that a ReplicaSet or Job says it has, if it says one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Owned(Option<Owner>);
+
 /// The state of the cluster. All maps are ordered, so that every answer is the same however events came.
 #[derive(Debug, Default, PartialEq)]
 pub struct Index {
     namespaces: BTreeMap<Name, Namespace>,
     /// Zone by node.
-    nodes: BTreeMap<Name, Option<String>>,
+    nodes: BTreeMap<Name, Zone>,
     /// Who owns a ReplicaSet or a Job.
-    owners: BTreeMap<(Kind, Name), Option<Owner>>,
+    owners: BTreeMap<(Kind, Name), Owned>,
     pods: BTreeMap<Name, Arc<Pod>>,
     services: BTreeMap<Name, Arc<Service>>,
     slices: BTreeMap<Name, Arc<Slice>>,
@@ -134,7 +142,7 @@ impl Index {
 
     /// The zone of a node (`topology.kubernetes.io/zone`), if it is known.
     pub fn zone(&self, node: &str) -> Option<&str> {
-        self.nodes.get(&Name::new("", node))?.as_deref()
+        self.nodes.get(&Name::new("", node))?.0.as_deref()
     }
 
     /// A pod by its name.
@@ -190,8 +198,8 @@ impl Index {
             _ => return Some(direct),
         };
         match self.owners.get(&(kind, Name::new(&name.namespace, &direct.name))) {
-            Some(Some(owner)) => Some(owner.clone()),
-            Some(None) => Some(direct),
+            Some(Owned(Some(owner))) => Some(owner.clone()),
+            Some(Owned(None)) => Some(direct),
             // The ReplicaSet is not among the manifests: Kubernetes names it `<deployment>-<pod-template-hash>`.
             None => pod
                 .labels
@@ -228,7 +236,7 @@ impl Index {
             (Kind::Node, Some(Resource::Node(new))) => {
                 let labels = new.metadata.labels.as_ref();
                 let zone = labels.and_then(|labels| labels.get("topology.kubernetes.io/zone").cloned());
-                self.put_node(name, Some(zone), changes)
+                self.put_node(name, Some(Zone(zone)), changes)
             }
             (Kind::Node, _) => self.put_node(name, None, changes),
             (Kind::Pod, Some(Resource::Pod(new))) => {
@@ -247,7 +255,7 @@ impl Index {
             }
             (Kind::EndpointSlice, _) => self.put_slice(name, None, changes),
             (Kind::ReplicaSet | Kind::Job, new) => {
-                let new = new.map(|new| Owner::of(new.metadata()));
+                let new = new.map(|new| Owned(Owner::of(new.metadata())));
                 self.put_owner(object.kind, name, new, changes)
             }
         };
@@ -265,7 +273,7 @@ impl Index {
         changed
     }
 
-    fn put_node(&mut self, name: &Name, new: Option<Option<String>>, changes: &mut Changes) -> bool {
+    fn put_node(&mut self, name: &Name, new: Option<Zone>, changes: &mut Changes) -> bool {
         let changed = swap(&mut self.nodes, name, new).is_some();
         if changed {
             changes.keys.insert(Key::Node(name.name.clone()));
@@ -277,13 +285,7 @@ impl Index {
         changed
     }
 
-    fn put_owner(
-        &mut self,
-        kind: Kind,
-        name: &Name,
-        new: Option<Option<Owner>>,
-        changes: &mut Changes,
-    ) -> bool {
+    fn put_owner(&mut self, kind: Kind, name: &Name, new: Option<Owned>, changes: &mut Changes) -> bool {
         let changed = swap(&mut self.owners, &(kind, name.clone()), new).is_some();
         if changed {
             let owner = Owner { kind: kind.as_str().to_owned(), name: name.name.clone() };
@@ -344,7 +346,6 @@ impl Index {
 }
 
 /// Puts or removes an entry; `None` if that changed nothing, else what was there and what is there now.
-#[expect(clippy::type_complexity, reason = "a pair of two options is what it is")]
 fn swap<K: Ord + Clone, T: PartialEq + Clone>(
     map: &mut BTreeMap<K, T>,
     key: &K,

@@ -136,7 +136,10 @@ impl Process {
         };
         tokio::select! {
             served = serving.run(destination, policy) => served.context("a gRPC server failed"),
-            () = late => Ok(tracing::warn!(grace = ?config.grace, "connections were still open when the grace period ended")),
+            () = late => {
+                tracing::warn!(grace = ?config.grace, "connections were still open when the grace period ended");
+                Ok(())
+            }
         }
     }
 }

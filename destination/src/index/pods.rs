@@ -16,6 +16,8 @@ use std::{
 const CONTROL_PLANE_NS: &str = "linkerd.io/control-plane-ns";
 /// The name that the proxy's container must have. Contract 3.1, rule 2.
 const PROXY_CONTAINER: &str = "linkerd-proxy";
+/// The env by which that container says where it takes transport headers.
+const INBOUND: &str = "LINKERD2_PROXY_INBOUND_LISTEN_ADDR";
 
 /// A pod, distilled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,8 +146,10 @@ impl Owner {
     /// The controller named by an object's owner references.
     pub(super) fn of(metadata: &ObjectMeta) -> Option<Self> {
         let references = metadata.owner_references.as_deref().unwrap_or_default();
-        let owner =
-            references.iter().find(|reference| reference.controller == Some(true)).or(references.first())?;
+        let owner = references
+            .iter()
+            .find(|reference| reference.controller == Some(true))
+            .or_else(|| references.first())?;
         Some(Self { kind: owner.kind.clone(), name: owner.name.clone() })
     }
 }
@@ -241,7 +245,6 @@ fn proxy_ports(spec: &PodSpec) -> Result<ProxyPorts, String> {
         let env = proxy.env.iter().flatten().find(|env| env.name == variable)?;
         env.value.as_ref()?.parse().ok().map(|addr: SocketAddr| addr.port())
     };
-    const INBOUND: &str = "LINKERD2_PROXY_INBOUND_LISTEN_ADDR";
     let inbound = port(INBOUND)
         .ok_or_else(|| format!("the env {INBOUND} of {PROXY_CONTAINER} is no literal address:port"))?;
     Ok(ProxyPorts {

@@ -150,15 +150,15 @@ fn ports(spec: &ServiceSpec, reasons: &mut Vec<String>) -> Vec<ServicePort> {
                 .ok()
                 .filter(|port| *port > 0)
                 .map_or_else(|| TargetPort::Name(name.clone()), TargetPort::Number),
-            Some(IntOrString::Int(target)) => match self::number(*target) {
-                Some(target) => TargetPort::Number(target),
-                None => {
+            Some(IntOrString::Int(target)) => {
+                let Some(target) = self::number(*target) else {
                     reasons.push(format!(
                         "targetPort {target} of port {number} is not in 1 to 65535; the port is left out"
                     ));
                     continue;
-                }
-            },
+                };
+                TargetPort::Number(target)
+            }
         };
         ports.push(ServicePort {
             name: port.name.clone().unwrap_or_default(),

@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     resources::{Document, parse},
-    view::{Context, Lens, Outbound, Profile, Target, Workload, endpoints, inbound, outbound, profile, settings_for_tests},
+    view::{
+        Context, Lens, Outbound, Profile, Target, Workload, endpoints, inbound, outbound, profile,
+        settings_for_tests,
+    },
 };
 use proptest::{prelude::*, sample::subsequence};
 
@@ -12,9 +15,16 @@ fn object(which: usize, state: usize) -> Resource {
     let ready = if state.is_multiple_of(2) { "True" } else { "False" };
     let label = if state < 2 { "web" } else { "other" };
     let text = match which {
-        0 => format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: a, annotations: {{config.linkerd.io/opaque-ports: '{}'}}}}}}", 80 + state),
-        1 => format!("{{apiVersion: v1, kind: Node, metadata: {{name: n, labels: {{topology.kubernetes.io/zone: z{state}}}}}}}"),
-        2 => format!("{{apiVersion: apps/v1, kind: ReplicaSet, metadata: {{name: web-1, namespace: a, ownerReferences: [{{apiVersion: v1, kind: Deployment, name: d{state}, uid: u}}]}}, spec: {{selector: {{}}}}}}"),
+        0 => format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: a, annotations: {{config.linkerd.io/opaque-ports: '{}'}}}}}}",
+            80 + state
+        ),
+        1 => format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: n, labels: {{topology.kubernetes.io/zone: z{state}}}}}}}"
+        ),
+        2 => format!(
+            "{{apiVersion: apps/v1, kind: ReplicaSet, metadata: {{name: web-1, namespace: a, ownerReferences: [{{apiVersion: v1, kind: Deployment, name: d{state}, uid: u}}]}}, spec: {{selector: {{}}}}}}"
+        ),
         3 | 4 => format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: p{which}, namespace: a, labels: {{app: {label}}}, ownerReferences: [{{apiVersion: v1, kind: ReplicaSet, name: web-1, uid: u}}]}}, spec: {{nodeName: n, containers: []}}, status: {{podIP: 10.1.0.{}, conditions: [{{type: Ready, status: '{ready}'}}]}}}}",
             if state == 3 { 3 } else { which }
@@ -111,8 +121,8 @@ proptest! {
         order in Just((0..OBJECTS).collect::<Vec<_>>()).prop_shuffle(),
     ) {
         let (mut straight, mut shuffled) = (Index::default(), Index::default());
-        for which in 0..OBJECTS {
-            straight.apply(Event::Apply(object(which, states[which])));
+        for (which, state) in states.iter().enumerate() {
+            straight.apply(Event::Apply(object(which, *state)));
         }
         for which in order {
             shuffled.apply(Event::Apply(object(which, states[which])));
@@ -190,10 +200,14 @@ fn mistakes_in_annotations_are_complained_about_once() {
     let Document::Known(pod) = parse(pod).unwrap().remove(0) else { panic!("no pod") };
     let mut index = Index::default();
     let complaints = index.apply(Event::Apply(pod.clone())).complaints;
-    let words: Vec<_> = complaints.iter().map(|complaint| format!("{}: {}", complaint.object, complaint.reason)).collect();
+    let words: Vec<_> =
+        complaints.iter().map(|complaint| format!("{}: {}", complaint.object, complaint.reason)).collect();
     assert_eq!(words.len(), 3, "{words:#?}");
     for part in ["\"x\" is no port", "\"perhaps\" is not one of", "no container named linkerd-proxy"] {
-        assert!(words.iter().any(|word| word.starts_with("Pod a/p: ") && word.contains(part)), "{part}: {words:#?}");
+        assert!(
+            words.iter().any(|word| word.starts_with("Pod a/p: ") && word.contains(part)),
+            "{part}: {words:#?}"
+        );
     }
     assert_eq!(index.apply(Event::Apply(pod)), Changes::default());
 }
@@ -201,7 +215,9 @@ fn mistakes_in_annotations_are_complained_about_once() {
 #[test]
 fn an_address_belongs_to_the_newest_pod_and_the_oldest_service() {
     let created = |kind: &str, name: &str, when: &str, rest: &str| {
-        let text = format!("{{apiVersion: v1, kind: {kind}, metadata: {{name: {name}, namespace: a, creationTimestamp: '{when}'}}, {rest}}}");
+        let text = format!(
+            "{{apiVersion: v1, kind: {kind}, metadata: {{name: {name}, namespace: a, creationTimestamp: '{when}'}}, {rest}}}"
+        );
         match parse(&text).unwrap().remove(0) {
             Document::Known(resource) => Event::Apply(resource),
             Document::Unread(what) => panic!("{what}"),

@@ -64,7 +64,7 @@ pub(super) struct Connection {
     peer: Peer,
     /// Given back when the connection ends.
     _permit: OwnedSemaphorePermit,
-    _open: GaugeGuard,
+    _counted: GaugeGuard,
 }
 
 #[derive(Debug)]
@@ -104,12 +104,12 @@ async fn accept(listener: TcpListener, serving: Serving, ready: mpsc::Sender<io:
         };
         // Without it small updates wait for an acknowledgement; where it fails they do.
         let _ = stream.set_nodelay(true);
-        let _open = serving.metrics.connections.guard();
+        let counted = serving.metrics.connections.guard();
         match &serving.security {
             Security::Plaintext => {
                 let peer = Peer { addr, identity: None, plaintext: true };
                 if ready
-                    .send(Ok(Connection { io: Io::Plain(stream), peer, _permit: permit, _open }))
+                    .send(Ok(Connection { io: Io::Plain(stream), peer, _permit: permit, _counted: counted }))
                     .await
                     .is_err()
                 {
@@ -122,7 +122,8 @@ async fn accept(listener: TcpListener, serving: Serving, ready: mpsc::Sender<io:
                 serving.tasks.spawn("handshake", async move {
                     if let Some((io, peer)) = handshake(stream, addr, credentials, &metrics).await {
                         // The receiver is gone only when the server ends.
-                        let _ = ready.send(Ok(Connection { io, peer, _permit: permit, _open })).await;
+                        let _ =
+                            ready.send(Ok(Connection { io, peer, _permit: permit, _counted: counted })).await;
                     }
                 });
             }

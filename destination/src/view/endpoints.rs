@@ -157,7 +157,8 @@ fn candidates<'a>(
             let open = service.publish_not_ready || endpoint.ready && !endpoint.terminating;
             let pod = pod_of(lens, name, endpoint);
             let wanted = host.is_none_or(|host| {
-                endpoint.hostname.as_deref().or(pod.map(|(_, pod)| pod.hostname.as_str())) == Some(host)
+                endpoint.hostname.as_deref().or_else(|| pod.map(|(_, pod)| pod.hostname.as_str()))
+                    == Some(host)
             });
             if !open || !wanted {
                 continue;
@@ -172,7 +173,7 @@ fn candidates<'a>(
             candidates.extend(target.map(|target| Candidate {
                 addr: SocketAddr::new(endpoint.ip, target),
                 pod,
-                node: endpoint.node.as_deref().or(pod.and_then(|(_, pod)| pod.node.as_deref())),
+                node: endpoint.node.as_deref().or_else(|| pod.and_then(|(_, pod)| pod.node.as_deref())),
                 zone: endpoint.zone.as_deref(),
                 for_zones: &endpoint.for_zones,
             }));

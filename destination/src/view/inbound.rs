@@ -33,9 +33,7 @@ impl Workload {
         }
         let name = match serde_json::from_str::<Json>(text) {
             Ok(Json { ns, pod }) => Name::new(ns, pod),
-            Err(_) => {
-                text.split_once(':').map(|(ns, pod)| Name::new(ns, pod)).unwrap_or_else(|| Name::new("", ""))
-            }
+            Err(_) => text.split_once(':').map_or_else(|| Name::new("", ""), |(ns, pod)| Name::new(ns, pod)),
         };
         let valid = |part: &str| {
             let allowed =

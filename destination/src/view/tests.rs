@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{index::Index, resources::Document, watch::Event};
-use remora_core::endpoint::ProtocolHint;
+use remora_core::endpoint::ProtocolHint::{self, Http2, Opaque, Unknown};
 
 const CLUSTER: &str = r#"
 apiVersion: v1
@@ -108,39 +108,87 @@ fn the_proxys_own_ports_take_no_header_and_no_upgrade() {
 #[test]
 fn rules_of_a_meshed_endpoint() {
     let annotated = |annotation: &str| {
-        CLUSTER.replacen("  namespace: shop\n  labels: {app: web, linkerd.io", &format!("  namespace: shop\n  annotations: {{{annotation}}}\n  labels: {{app: web, linkerd.io"), 1)
+        CLUSTER.replacen(
+            "  namespace: shop\n  labels: {app: web, linkerd.io",
+            &format!("  namespace: shop\n  annotations: {{{annotation}}}\n  labels: {{app: web, linkerd.io"),
+            1,
+        )
     };
     let web_1 = |manifests: &str, settings: Settings| -> Option<(bool, ProtocolHint, Option<u16>)> {
         let index = index(manifests);
         let name = Name::new("shop", "web");
-        let found = endpoints(&mut Lens::new(&index), &settings, (&name, None, 80), &Context::default()).unwrap();
+        let found =
+            endpoints(&mut Lens::new(&index), &settings, (&name, None, 80), &Context::default()).unwrap();
         let endpoint = found.set.get(&"10.1.0.1:8080".parse().unwrap())?;
         Some((endpoint.identity.is_some(), endpoint.hint, endpoint.opaque_transport))
     };
-    use ProtocolHint::{Http2, Opaque, Unknown};
     let transparent = Settings { transport_mode: TransportMode::Transparent, ..settings() };
     let opaque = annotated("config.linkerd.io/opaque-ports: '1-9000'");
     for (what, manifests, settings, expected) in [
         ("as it is", CLUSTER.to_owned(), settings(), Some((true, Http2, Some(4143)))),
         ("transparent", CLUSTER.to_owned(), transparent.clone(), Some((true, Http2, None))),
-        ("no upgrade", CLUSTER.to_owned(), Settings { h2_upgrade: false, ..settings() }, Some((true, Unknown, Some(4143)))),
+        (
+            "no upgrade",
+            CLUSTER.to_owned(),
+            Settings { h2_upgrade: false, ..settings() },
+            Some((true, Unknown, Some(4143))),
+        ),
         ("opaque", opaque.clone(), settings(), Some((true, Opaque, Some(4143)))),
-        ("opaque by name", annotated("config.linkerd.io/opaque-ports: web"), settings(), Some((true, Opaque, Some(4143)))),
+        (
+            "opaque by name",
+            annotated("config.linkerd.io/opaque-ports: web"),
+            settings(),
+            Some((true, Opaque, Some(4143))),
+        ),
         ("opaque, transparent", opaque, transparent, Some((true, Opaque, Some(4143)))),
-        ("opaque by namespace", CLUSTER.replacen("{name: shop}", "{name: shop, annotations: {config.linkerd.io/opaque-ports: '8080'}}", 1), settings(), Some((true, Opaque, Some(4143)))),
-        ("skipped", annotated("config.linkerd.io/skip-inbound-ports: 8000-8100"), settings(), Some((false, Unknown, None))),
-        ("another port skipped", annotated("config.linkerd.io/skip-inbound-ports: '80'"), settings(), Some((true, Http2, Some(4143)))),
-        ("another mesh", CLUSTER.replace("control-plane-ns: remora", "control-plane-ns: linkerd"), settings(), Some((false, Http2, None))),
-        ("no label", CLUSTER.replace("linkerd.io/control-plane-ns: remora, ", ""), settings(), Some((false, Unknown, None))),
+        (
+            "opaque by namespace",
+            CLUSTER.replacen(
+                "{name: shop}",
+                "{name: shop, annotations: {config.linkerd.io/opaque-ports: '8080'}}",
+                1,
+            ),
+            settings(),
+            Some((true, Opaque, Some(4143))),
+        ),
+        (
+            "skipped",
+            annotated("config.linkerd.io/skip-inbound-ports: 8000-8100"),
+            settings(),
+            Some((false, Unknown, None)),
+        ),
+        (
+            "another port skipped",
+            annotated("config.linkerd.io/skip-inbound-ports: '80'"),
+            settings(),
+            Some((true, Http2, Some(4143))),
+        ),
+        (
+            "another mesh",
+            CLUSTER.replace("control-plane-ns: remora", "control-plane-ns: linkerd"),
+            settings(),
+            Some((false, Http2, None)),
+        ),
+        (
+            "no label",
+            CLUSTER.replace("linkerd.io/control-plane-ns: remora, ", ""),
+            settings(),
+            Some((false, Unknown, None)),
+        ),
         ("no proxy", CLUSTER.replace("name: linkerd-proxy", "name: proxy"), settings(), None),
         ("env is no literal", CLUSTER.replace("0.0.0.0:4143", "$(POD_IP):4143"), settings(), None),
-        ("own inbound port", CLUSTER.replace("0.0.0.0:4143", "0.0.0.0:14143"), settings(), Some((true, Http2, Some(14143)))),
+        (
+            "own inbound port",
+            CLUSTER.replace("0.0.0.0:4143", "0.0.0.0:14143"),
+            settings(),
+            Some((true, Http2, Some(14143))),
+        ),
     ] {
         assert_eq!(web_1(&manifests, settings), expected, "{what}");
     }
 }
 
-const SLICES: &str = r#"
+const SLICES: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: db, namespace: shop}
@@ -160,13 +208,14 @@ endpoints:
 apiVersion: v1
 kind: Node
 metadata: {name: node-a, labels: {topology.kubernetes.io/zone: west}}
-"#;
+";
 
 #[test]
 fn slices_say_who_the_endpoints_are_and_where() {
     let target = "db.shop.svc.cluster.local:5000";
     let both = ["10.2.0.1:5002", "10.2.0.2:5002"];
-    let local = SLICES.replace("clusterIP: 10.96.0.2,", "clusterIP: 10.96.0.2, internalTrafficPolicy: Local,");
+    let local =
+        SLICES.replace("clusterIP: 10.96.0.2,", "clusterIP: 10.96.0.2, internalTrafficPolicy: Local,");
     let unready = SLICES.replace("clusterIP: 10.96.0.2,", "publishNotReadyAddresses: true,");
     let one_without_hint = SLICES.replace(", hints: {forZones: [{name: east}]}", "");
     for (what, manifests, node, expected) in [
@@ -177,7 +226,12 @@ fn slices_say_who_the_endpoints_are_and_where() {
         ("local, node a", &local, Some("node-a"), &both[..1]),
         ("local, node b", &local, Some("node-b"), &both[1..]),
         ("local, unknown node", &local, None, &[]),
-        ("not ready too", &unready, None, &["10.2.0.1:5002", "10.2.0.2:5002", "10.2.0.3:5002", "10.2.0.4:5002"]),
+        (
+            "not ready too",
+            &unready,
+            None,
+            &["10.2.0.1:5002", "10.2.0.2:5002", "10.2.0.3:5002", "10.2.0.4:5002"],
+        ),
     ] {
         let context = Context { node: node.map(str::to_owned), ..Context::default() };
         let found = get_for(manifests, target, &context).unwrap();
@@ -239,19 +293,39 @@ fn an_answer_depends_on_what_it_looked_at() {
 
 #[test]
 fn profiles() {
-    let opaque = CLUSTER.replacen("{name: web, namespace: shop}", "{name: web, namespace: shop, annotations: {config.linkerd.io/opaque-ports: 'http'}}", 1);
+    let opaque = CLUSTER.replacen(
+        "{name: web, namespace: shop}",
+        "{name: web, namespace: shop, annotations: {config.linkerd.io/opaque-ports: 'http'}}",
+        1,
+    );
     let service = |opaque| format!("service shop/web:80 opaque={opaque}");
     for (manifests, target, expected) in [
         (CLUSTER, "10.96.0.1:80", service(false)),
         (CLUSTER, "web.shop.svc.cluster.local:80", service(false)),
         (&opaque, "10.96.0.1:80", service(true)),
         (CLUSTER, "10.96.0.1:81", "undefined".to_owned()),
-        (CLUSTER, "10.1.0.1:8080", "endpoint 10.1.0.1:8080 meshed=true namespace=shop opaque=false".to_owned()),
-        (CLUSTER, "10.1.0.1:6379", "endpoint 10.1.0.1:6379 meshed=true namespace=shop opaque=true".to_owned()),
-        (CLUSTER, "10.1.0.2:8081", "endpoint 10.1.0.2:8081 meshed=false namespace=shop opaque=false".to_owned()),
+        (
+            CLUSTER,
+            "10.1.0.1:8080",
+            "endpoint 10.1.0.1:8080 meshed=true namespace=shop opaque=false".to_owned(),
+        ),
+        (
+            CLUSTER,
+            "10.1.0.1:6379",
+            "endpoint 10.1.0.1:6379 meshed=true namespace=shop opaque=true".to_owned(),
+        ),
+        (
+            CLUSTER,
+            "10.1.0.2:8081",
+            "endpoint 10.1.0.2:8081 meshed=false namespace=shop opaque=false".to_owned(),
+        ),
         (CLUSTER, "192.0.2.1:443", "endpoint 192.0.2.1:443 meshed=false namespace= opaque=false".to_owned()),
         (CLUSTER, "192.0.2.1:3306", "endpoint 192.0.2.1:3306 meshed=false namespace= opaque=true".to_owned()),
-        (CLUSTER, "[2001:db8::1]:443", "endpoint [2001:db8::1]:443 meshed=false namespace= opaque=false".to_owned()),
+        (
+            CLUSTER,
+            "[2001:db8::1]:443",
+            "endpoint [2001:db8::1]:443 meshed=false namespace= opaque=false".to_owned(),
+        ),
     ] {
         let index = index(manifests);
         let target = Target::parse(target, "cluster.local").unwrap();
@@ -289,13 +363,25 @@ fn outbound_policies() {
         (app("kubernetes.io/wss"), "10.96.0.1:9090", service(PortProtocol::Opaque)),
         (app("''"), "10.96.0.1:9090", service(PortProtocol::Detect)),
         (
-            app("http").replacen("web, namespace: shop}", "web, namespace: shop, annotations: {config.linkerd.io/opaque-ports: '9090'}}", 1),
+            app("http").replacen(
+                "web, namespace: shop}",
+                "web, namespace: shop, annotations: {config.linkerd.io/opaque-ports: '9090'}}",
+                1,
+            ),
             "10.96.0.1:9090",
             service(PortProtocol::Opaque),
         ),
-        (CLUSTER.to_owned(), "10.96.0.1:53", Ok(Outbound::UndefinedPort { name: Name::new("shop", "web"), port: 53 })),
+        (
+            CLUSTER.to_owned(),
+            "10.96.0.1:53",
+            Ok(Outbound::UndefinedPort { name: Name::new("shop", "web"), port: 53 }),
+        ),
         (CLUSTER.to_owned(), "192.0.2.1:443", Ok(Outbound::External("192.0.2.1:443".parse().unwrap()))),
-        (CLUSTER.to_owned(), "[2001:db8::1]:443", Ok(Outbound::External("[2001:db8::1]:443".parse().unwrap()))),
+        (
+            CLUSTER.to_owned(),
+            "[2001:db8::1]:443",
+            Ok(Outbound::External("[2001:db8::1]:443".parse().unwrap())),
+        ),
         (CLUSTER.to_owned(), "10.1.0.1:8080", Err(())),
         (CLUSTER.to_owned(), "[::ffff:10.1.0.1]:8080", Err(())),
         (CLUSTER.to_owned(), "none.shop.svc.cluster.local:80", Err(())),
@@ -303,22 +389,34 @@ fn outbound_policies() {
         let index = index(&manifests);
         let target = Target::parse(target, "cluster.local").unwrap();
         let seen = outbound(&mut Lens::new(&index), &settings(), &target);
-        assert_eq!(seen.map_err(|refusal| assert!(matches!(refusal, Refusal::NotFound(_)))), expected, "{target:?}");
+        assert_eq!(
+            seen.map_err(|refusal| assert!(matches!(refusal, Refusal::NotFound(_)))),
+            expected,
+            "{target:?}"
+        );
     }
 }
 
 #[test]
 fn inbound_policies() {
-    use DefaultPolicy::{AllAuthenticated, AllUnauthenticated, Audit, ClusterAuthenticated, ClusterUnauthenticated, Deny};
+    use DefaultPolicy::{
+        AllAuthenticated, AllUnauthenticated, Audit, ClusterAuthenticated, ClusterUnauthenticated, Deny,
+    };
     let pod = |annotations: &str| {
         CLUSTER.replacen("name: web-1\n", &format!("name: web-1\n  annotations: {{{annotations}}}\n"), 1)
     };
     let namespace = |policy: &str| {
-        CLUSTER.replacen("{name: shop}", &format!("{{name: shop, annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}}}"), 1)
+        CLUSTER.replacen(
+            "{name: shop}",
+            &format!("{{name: shop, annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}}}"),
+            1,
+        )
     };
     let of_pod = |policy: &str| pod(&format!("config.linkerd.io/default-inbound-policy: {policy}"));
     let required = |policy: &str| {
-        pod(&format!("config.linkerd.io/default-inbound-policy: {policy}, config.linkerd.io/proxy-require-identity-inbound-ports: '8080'"))
+        pod(&format!(
+            "config.linkerd.io/default-inbound-policy: {policy}, config.linkerd.io/proxy-require-identity-inbound-ports: '8080'"
+        ))
     };
     for (manifests, port, policy, opaque, probes) in [
         (CLUSTER.to_owned(), 8080, AllUnauthenticated, false, &["/", "/alive"][..]),
@@ -381,7 +479,9 @@ pub(crate) fn settings() -> Settings {
 
 fn index(manifests: &str) -> Index {
     let mut index = Index::default();
-    for document in crate::resources::parse(manifests).unwrap_or_else(|errors| panic!("{errors:?} in {manifests}")) {
+    for document in
+        crate::resources::parse(manifests).unwrap_or_else(|errors| panic!("{errors:?} in {manifests}"))
+    {
         match document {
             Document::Known(resource) => index.apply(Event::Apply(resource)),
             Document::Unread(what) => panic!("{what} is not read"),

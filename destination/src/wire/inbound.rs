@@ -39,14 +39,17 @@ pub fn server(inbound: &Inbound, settings: &Settings) -> api::Server {
 
 fn routes(probes: &BTreeSet<String>, networks: &[IpNet]) -> Vec<api::HttpRoute> {
     let everything = path(path_match::Kind::Prefix("/".to_owned()));
-    let default =
-        route("default", vec![HttpRouteMatch { path: everything, ..HttpRouteMatch::default() }], Vec::new());
+    let default = route(
+        "default",
+        vec![HttpRouteMatch { path: Some(everything), ..HttpRouteMatch::default() }],
+        Vec::new(),
+    );
     if probes.is_empty() {
         return vec![default];
     }
     let get = HttpMethod { r#type: Some(http_method::Type::Registered(http_method::Registered::Get.into())) };
     let matches = probes.iter().map(|probe| HttpRouteMatch {
-        path: path(path_match::Kind::Exact(probe.clone())),
+        path: Some(path(path_match::Kind::Exact(probe.clone()))),
         method: Some(get.clone()),
         ..HttpRouteMatch::default()
     });
@@ -64,8 +67,8 @@ fn route(name: &str, matches: Vec<HttpRouteMatch>, authorizations: Vec<api::Auth
     }
 }
 
-fn path(kind: path_match::Kind) -> Option<PathMatch> {
-    Some(PathMatch { kind: Some(kind) })
+fn path(kind: path_match::Kind) -> PathMatch {
+    PathMatch { kind: Some(kind) }
 }
 
 fn authorization(policy: DefaultPolicy, cluster_networks: &[IpNet]) -> Option<api::Authz> {

@@ -35,7 +35,9 @@ fn words(updates: &[api::Update]) -> Vec<Vec<String>> {
         api::update::Update::Add(set) => {
             set.addrs.iter().map(|added| format!("+{}", addr(added.addr.as_ref().unwrap()))).collect()
         }
-        api::update::Update::Remove(set) => set.addrs.iter().map(|removed| format!("-{}", addr(removed))).collect(),
+        api::update::Update::Remove(set) => {
+            set.addrs.iter().map(|removed| format!("-{}", addr(removed))).collect()
+        }
         api::update::Update::NoEndpoints(none) => vec![format!("none exists={}", none.exists)],
     };
     updates.iter().map(message).collect()
@@ -67,7 +69,8 @@ fn only_differences_are_sent() {
 
 #[test]
 fn a_meshed_endpoint_carries_all_that_a_dial_needs() {
-    let api::Update { update: Some(api::update::Update::Add(set)) } = everything(&of(&[("[fd00::1]:8080", meshed())]))
+    let api::Update { update: Some(api::update::Update::Add(set)) } =
+        everything(&of(&[("[fd00::1]:8080", meshed())]))
     else {
         panic!("no add")
     };
@@ -76,12 +79,17 @@ fn a_meshed_endpoint_carries_all_that_a_dial_needs() {
     assert_eq!((addr.weight, addr.metric_labels["pod"].as_str()), (10_000, "p"));
     let tls = addr.tls_identity.as_ref().unwrap();
     assert_eq!(tls.server_name.as_ref().unwrap().name, "sa.ns.serviceaccount.identity.remora.cluster.local");
-    assert!(matches!(&tls.strategy, Some(api::tls_identity::Strategy::DnsLikeIdentity(name)) if Some(name) == tls.server_name.as_ref()));
+    assert!(
+        matches!(&tls.strategy, Some(api::tls_identity::Strategy::DnsLikeIdentity(name)) if Some(name) == tls.server_name.as_ref())
+    );
     let hint = addr.protocol_hint.as_ref().unwrap();
     assert!(matches!(hint.protocol, Some(api::protocol_hint::Protocol::H2(_))));
     assert_eq!(hint.opaque_transport.as_ref().unwrap().inbound_port, 4143);
     let keep_alive = addr.http2.as_ref().unwrap().keep_alive.as_ref().unwrap();
-    assert_eq!((keep_alive.interval, keep_alive.timeout, keep_alive.while_idle), (Some(seconds(10)), Some(seconds(3)), true));
+    assert_eq!(
+        (keep_alive.interval, keep_alive.timeout, keep_alive.while_idle),
+        (Some(seconds(10)), Some(seconds(3)), true)
+    );
 }
 
 #[test]
@@ -102,7 +110,8 @@ fn profiles_of_services_and_addresses() {
     assert_eq!((budget.min_retries_per_second, budget.ttl), (10, Some(seconds(10))));
     assert!((budget.retry_ratio - 0.2).abs() < f32::EPSILON);
     let addr = "10.0.0.1:80".parse().unwrap();
-    let endpoint = destination_profile(&Profile::Endpoint { addr, endpoint: meshed(), opaque: false }, &settings);
+    let endpoint =
+        destination_profile(&Profile::Endpoint { addr, endpoint: meshed(), opaque: false }, &settings);
     assert!(endpoint.fully_qualified_name.is_empty() && endpoint.endpoint.is_some());
     let undefined = destination_profile(&Profile::UndefinedPort, &settings);
     assert!(undefined.fully_qualified_name.is_empty() && undefined.endpoint.is_none());
@@ -114,14 +123,18 @@ fn backends(kind: &outbound_api::proxy_protocol::Kind) -> Vec<&outbound_api::Bac
     fn of_http(routes: &[HttpRoute]) -> impl Iterator<Item = &outbound_api::Backend> {
         let rules = routes.iter().flat_map(|route| &route.rules);
         rules.flat_map(|rule| match rule.backends.as_ref().unwrap().kind.as_ref().unwrap() {
-            http_route::distribution::Kind::FirstAvailable(first) => first.backends.iter().map(|b| b.backend.as_ref().unwrap()).collect(),
+            http_route::distribution::Kind::FirstAvailable(first) => {
+                first.backends.iter().map(|b| b.backend.as_ref().unwrap()).collect()
+            }
             _ => Vec::new(),
         })
     }
     fn of_opaque(routes: &[OpaqueRoute]) -> impl Iterator<Item = &outbound_api::Backend> {
         let rules = routes.iter().flat_map(|route| &route.rules);
         rules.flat_map(|rule| match rule.backends.as_ref().unwrap().kind.as_ref().unwrap() {
-            opaque_route::distribution::Kind::FirstAvailable(first) => first.backends.iter().map(|b| b.backend.as_ref().unwrap()).collect(),
+            opaque_route::distribution::Kind::FirstAvailable(first) => {
+                first.backends.iter().map(|b| b.backend.as_ref().unwrap()).collect()
+            }
             _ => Vec::new(),
         })
     }
@@ -155,11 +168,15 @@ fn every_backend_has_metadata_a_queue_and_somewhere_to_go() {
         for backend in backends {
             assert_eq!(backend.metadata, Some(service_ref("shop", "web", 8080)));
             assert!(backend.queue.as_ref().unwrap().failfast_timeout.is_some());
-            let Some(outbound_api::backend::Kind::Balancer(balancer)) = &backend.kind else { panic!("{backend:?}") };
+            let Some(outbound_api::backend::Kind::Balancer(balancer)) = &backend.kind else {
+                panic!("{backend:?}")
+            };
             let outbound_api::backend::endpoint_discovery::Kind::Dst(get) =
                 balancer.discovery.as_ref().unwrap().kind.as_ref().unwrap();
             assert_eq!(get.path, "web.shop.svc.cluster.local:8080");
-            let Some(outbound_api::backend::balance_p2c::Load::PeakEwma(ewma)) = &balancer.load else { panic!("no EWMA") };
+            let Some(outbound_api::backend::balance_p2c::Load::PeakEwma(ewma)) = &balancer.load else {
+                panic!("no EWMA")
+            };
             assert_eq!(ewma.default_rtt, Some(prost_types::Duration { seconds: 0, nanos: 30_000_000 }));
             assert_eq!(ewma.decay, Some(seconds(10)));
         }
@@ -182,7 +199,9 @@ fn egress_is_forwarded_under_its_name() {
 fn an_undefined_port_is_forbidden() {
     let undefined = Outbound::UndefinedPort { name: Name::new("shop", "web"), port: 81 };
     let policy = policy(&undefined, &settings_for_tests());
-    let Some(outbound_api::proxy_protocol::Kind::Opaque(opaque)) = policy.protocol.unwrap().kind else { panic!("no opaque") };
+    let Some(outbound_api::proxy_protocol::Kind::Opaque(opaque)) = policy.protocol.unwrap().kind else {
+        panic!("no opaque")
+    };
     assert_eq!(opaque.routes[0].metadata, Some(default_ref("undefined-port")));
     let rule = &opaque.routes[0].rules[0];
     assert!(matches!(rule.filters[0].kind, Some(outbound_api::opaque_route::filter::Kind::Forbidden(_))));
@@ -206,14 +225,23 @@ fn the_authorization_of_every_default_policy() {
         for opaque in [false, true] {
             let inbound = Inbound { policy, opaque, probes: std::collections::BTreeSet::new() };
             let server = server(&inbound, &settings_for_tests());
-            assert_eq!((server.labels["group"].as_str(), server.labels["kind"].as_str(), server.labels["name"].as_str()), ("", "default", policy.as_str()));
+            assert_eq!(
+                (
+                    server.labels["group"].as_str(),
+                    server.labels["kind"].as_str(),
+                    server.labels["name"].as_str()
+                ),
+                ("", "default", policy.as_str())
+            );
             let seen = server.authorizations.first().map(|authz| {
                 assert_eq!(authz.metadata, Some(default_ref(policy.as_str())));
                 assert_eq!(authz.labels, server.labels);
                 let meshed = match authz.authentication.as_ref().unwrap().permit.as_ref().unwrap() {
                     Permit::Unauthenticated(_) => false,
                     Permit::MeshTls(mesh) => match mesh.clients.as_ref().unwrap() {
-                        Clients::Identities(some) => some.suffixes.len() == 1 && some.suffixes[0].parts.is_empty(),
+                        Clients::Identities(some) => {
+                            some.suffixes.len() == 1 && some.suffixes[0].parts.is_empty()
+                        }
                         Clients::Unauthenticated(_) => panic!("nobody asked for that"),
                     },
                 };
@@ -240,7 +268,10 @@ fn probes_have_a_route_of_their_own() {
     assert_eq!(names, [default_ref("default"), default_ref("probe")]);
     assert!(detect.http_routes[0].authorizations.is_empty());
     let probe = &detect.http_routes[1];
-    assert_eq!((probe.authorizations[0].metadata.clone(), probe.authorizations[0].networks.len()), (Some(default_ref("probe")), 2));
+    assert_eq!(
+        (probe.authorizations[0].metadata.clone(), probe.authorizations[0].networks.len()),
+        (Some(default_ref("probe")), 2)
+    );
     let paths: Vec<_> = probe.rules[0]
         .matches
         .iter()
@@ -249,5 +280,8 @@ fn probes_have_a_route_of_their_own() {
             matched.path.clone().unwrap().kind.unwrap()
         })
         .collect();
-    assert_eq!(paths, [path_match::Kind::Exact("/alive".to_owned()), path_match::Kind::Exact("/ready".to_owned())]);
+    assert_eq!(
+        paths,
+        [path_match::Kind::Exact("/alive".to_owned()), path_match::Kind::Exact("/ready".to_owned())]
+    );
 }

@@ -8,7 +8,8 @@ fn files_of_every_form_are_read_and_others_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::create_dir_all(path("deeper/still")).unwrap();
-    for name in ["a.yaml", "b.yml", "c.json", "deeper/still/d.yaml", "no.txt", ".hidden.yaml", "no-extension"] {
+    for name in ["a.yaml", "b.yml", "c.json", "deeper/still/d.yaml", "no.txt", ".hidden.yaml", "no-extension"]
+    {
         fs::write(path(name), name).unwrap();
     }
     fs::write(path("binary.yaml"), [0xff, 0xfe]).unwrap();

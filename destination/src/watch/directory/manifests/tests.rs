@@ -4,7 +4,8 @@ use super::*;
 
 const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a}, spec: {containers: []}}";
 const OTHER: &str = "{apiVersion: v1, kind: Pod, metadata: {name: q, namespace: a}, spec: {containers: []}}";
-const PROFILE: &str = "{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {name: s, namespace: a}}";
+const PROFILE: &str =
+    "{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {name: s, namespace: a}}";
 
 #[test]
 fn a_file_counts_when_two_readings_agree() {
@@ -29,7 +30,9 @@ fn a_file_that_is_empty_for_a_moment_deletes_nothing() {
 fn a_file_that_is_gone_for_a_moment_deletes_nothing() {
     let mut manifests = settled(&[("a.yaml", POD)]);
     assert!(!manifests.take(reading(&[])).settled);
-    assert!(!manifests.take(reading(&[("a.yaml", POD)])).settled || manifests.reports()["a.yaml"].objects == 1);
+    assert!(
+        !manifests.take(reading(&[("a.yaml", POD)])).settled || manifests.reports()["a.yaml"].objects == 1
+    );
     assert_eq!(words(&manifests.take(reading(&[("a.yaml", POD)]))), [""; 0]);
 }
 
@@ -45,7 +48,10 @@ fn of_an_invalid_file_the_last_good_version_holds() {
     let mut manifests = settled(&[("a.yaml", POD)]);
     let broken = settle(&mut manifests, &[("a.yaml", "{apiVersion: v1, kind")]);
     assert!(broken.events.is_empty());
-    assert!(matches!(&broken.notices[..], [Notice::Invalid { file, kept: 1, .. }] if file == "a.yaml"), "{broken:?}");
+    assert!(
+        matches!(&broken.notices[..], [Notice::Invalid { file, kept: 1, .. }] if file == "a.yaml"),
+        "{broken:?}"
+    );
     let report = &manifests.reports()["a.yaml"];
     assert_eq!((report.objects, report.errors.len(), manifests.invalid()), (1, 1, 1));
     let both = format!("{POD}\n---\n{OTHER}");
@@ -84,7 +90,9 @@ fn of_two_files_the_last_by_name_holds() {
     assert_eq!(words(&both), ["+p"]);
     let Event::Apply(resource) = &both.events[0] else { panic!("{both:?}") };
     assert_eq!(resource.metadata().labels.as_ref().unwrap()["from"], "b");
-    assert!(matches!(&both.notices[..], [Notice::Duplicate(Duplicate { holds, ignored, .. })] if holds == "b.yaml" && ignored == "a.yaml"));
+    assert!(
+        matches!(&both.notices[..], [Notice::Duplicate(Duplicate { holds, ignored, .. })] if holds == "b.yaml" && ignored == "a.yaml")
+    );
     assert_eq!(manifests.duplicates().count(), 1);
     // When the one that holds is deleted, the other's version does.
     assert_eq!(words(&settle(&mut manifests, &[("a.yaml", POD)])), ["+p"]);
@@ -95,7 +103,9 @@ fn of_two_files_the_last_by_name_holds() {
 fn kinds_of_a_later_day_are_named_and_no_error() {
     let mut manifests = Manifests::default();
     let taken = settle(&mut manifests, &[("a.yaml", PROFILE)]);
-    assert!(matches!(&taken.notices[..], [Notice::Unread { objects, .. }] if objects[0].contains("ServiceProfile a/s")));
+    assert!(
+        matches!(&taken.notices[..], [Notice::Unread { objects, .. }] if objects[0].contains("ServiceProfile a/s"))
+    );
     assert_eq!(manifests.invalid(), 0);
 }
 
