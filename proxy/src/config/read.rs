@@ -15,6 +15,7 @@ use remora_runtime::{
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -96,7 +97,7 @@ fn inbound(env: &mut Env, admin_port: u16) -> InboundConfig {
             format!("{} to be set", l5d("POLICY_CLUSTER_NETWORKS")),
         );
     }
-    let mut ports = env.or(&l5d("INBOUND_PORTS"), Default::default(), parse::ports);
+    let mut ports = env.or(&l5d("INBOUND_PORTS"), BTreeSet::new(), parse::ports);
     // Probes and scrapes come before any other request; their policy should be there by then (contract 3.4).
     ports.insert(admin_port);
     let authority = parse::one_of(&[("unsafe", true), ("true", true), ("false", false)]);
@@ -105,11 +106,7 @@ fn inbound(env: &mut Env, admin_port: u16) -> InboundConfig {
         ips: env.or(&l5d("INBOUND_IPS"), Vec::new(), parse::ips),
         default_policy,
         ports,
-        opaque_ports: env.or(
-            &l5d("INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION"),
-            Default::default(),
-            parse::ports,
-        ),
+        opaque_ports: env.or(&l5d("INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION"), BTreeSet::new(), parse::ports),
         connect_timeout: env.or(&l5d("INBOUND_CONNECT_TIMEOUT"), Duration::from_millis(300), positive),
         detect_timeout: env.or(&l5d("INBOUND_DETECT_TIMEOUT"), 10 * SECOND, positive),
         discovery_idle: env.or(&l5d("INBOUND_DISCOVERY_IDLE_TIMEOUT"), 90 * SECOND, parse::duration),
