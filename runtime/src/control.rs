@@ -3,9 +3,11 @@
 //!
 //! Streams that must never stop, whatever the server does, are in [`subscribe`](crate::control::subscribe()).
 
+mod listen;
 mod resolve;
 mod stream;
 
+pub use listen::{AcceptLimits, Accepted, PeerInfo, Terminate, accept};
 pub use resolve::{Resolve, ResolveFault, Resolver};
 pub use stream::{Event, StreamLimits, subscribe};
 
