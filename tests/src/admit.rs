@@ -20,7 +20,7 @@ use crate::webhook;
 use crate::world::{Name, kind, name};
 
 /// More than any grace period that a test has patience for.
-const DELETION: Duration = Duration::from_secs(600);
+const DELETION: Duration = Duration::from_mins(10);
 
 /// Applies objects in an order in which each finds what it needs; returns the pods that were created.
 pub async fn apply(kubelet: &Arc<Kubelet>, objects: Vec<Value>) -> Result<Vec<Name>> {
@@ -89,18 +89,17 @@ fn cluster_ips(kubelet: &Kubelet, service: &mut Value, old: Option<&Value>) -> R
     }
     let kept = old.and_then(|old| old.get("spec")?.get("clusterIPs")).cloned();
     let asked = spec.get("clusterIP").and_then(Value::as_str).map(|ip| json!([ip]));
-    let ips = match spec.get("clusterIPs").cloned().or(asked).or(kept) {
-        Some(ips) => ips,
-        None => {
-            let (v4, v6) = kubelet.next_cluster_ips()?;
-            let policy = spec.get("ipFamilyPolicy").and_then(Value::as_str).unwrap_or("SingleStack");
-            let first = spec.get("ipFamilies").and_then(|families| families.get(0)).and_then(Value::as_str);
-            match (policy, first) {
-                ("SingleStack", Some("IPv6")) => json!([v6]),
-                ("SingleStack", _) => json!([v4]),
-                (_, Some("IPv6")) => json!([v6, v4]),
-                _ => json!([v4, v6]),
-            }
+    let ips = if let Some(ips) = spec.get("clusterIPs").cloned().or(asked).or(kept) {
+        ips
+    } else {
+        let (v4, v6) = kubelet.next_cluster_ips()?;
+        let policy = spec.get("ipFamilyPolicy").and_then(Value::as_str).unwrap_or("SingleStack");
+        let first = spec.get("ipFamilies").and_then(|families| families.get(0)).and_then(Value::as_str);
+        match (policy, first) {
+            ("SingleStack", Some("IPv6")) => json!([v6]),
+            ("SingleStack", _) => json!([v4]),
+            (_, Some("IPv6")) => json!([v6, v4]),
+            _ => json!([v4, v6]),
         }
     };
     spec.insert("clusterIP".into(), ips.get(0).cloned().unwrap_or_default());
@@ -236,7 +235,7 @@ fn start(kubelet: &Arc<Kubelet>, name: Name, pod: Pod) {
     kubelet.world().pods.insert(name.clone(), pod);
     let life = Life { kubelet: kubelet.clone(), name, stop: told };
     tokio::spawn(async move {
-        life.run().await;
+        Box::pin(life.run()).await;
         // Nobody may wait for it any more.
         let _ = has_ended.send(true);
     });

@@ -3,6 +3,7 @@
 //! Pure: everything is looked up in what is handed in.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector};
@@ -97,7 +98,7 @@ pub fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
         } else if let Some((name, after)) = from.strip_prefix("$(").and_then(|named| named.split_once(')')) {
             match values.get(name) {
                 Some(value) => expanded.push_str(value),
-                None => expanded.push_str(&format!("$({name})")),
+                None => expanded.extend(["$(", name, ")"]),
             }
             rest = after;
         } else {
@@ -175,7 +176,12 @@ fn subscript<'a>(path: &'a str, field: &str) -> Option<&'a str> {
 
 /// All labels or annotations in the form that a downwardAPI volume has.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}\n")).collect()
+    let mut text = String::new();
+    for (key, value) in map.into_iter().flatten() {
+        // Writing into a string cannot fail.
+        let _ = writeln!(text, "{key}={value:?}");
+    }
+    text
 }
 
 /// A container's own limit or request, in whole units of the divisor (rounded up), as the kubelet prints it.

@@ -5,7 +5,8 @@
 //!
 //! In reading order: what is applied (`world`, `admit`, `webhook`), how a pod lives (`life`, `supervise`, `probe`,
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
-//! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`).
+//! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
+//! Remora's control plane.
 
 pub mod capture;
 pub mod check;
@@ -15,20 +16,23 @@ pub mod spec;
 pub mod token;
 pub mod world;
 
-mod admit;
-mod container;
-mod dns;
-mod environment;
-mod image;
-mod kubelet;
-mod life;
-mod probe;
-mod sandbox;
-mod services;
-mod status;
-mod supervise;
-mod volumes;
-mod webhook;
+pub mod admit;
+pub mod container;
+pub mod dns;
+pub mod environment;
+pub mod image;
+pub mod kubelet;
+pub mod life;
+pub mod mesh;
+pub mod probe;
+pub mod sandbox;
+pub mod services;
+pub mod status;
+pub mod supervise;
+pub mod volumes;
+pub mod webhook;
 
+pub use mesh::Mesh;
 pub use node::{Node, Options, PodRef};
 pub use rustix::process::Signal;
+pub use world::Name;

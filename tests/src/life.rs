@@ -1,5 +1,6 @@
 //! The life of a pod, top to bottom: sandbox, volumes, init containers and sidecars, containers, end.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl Life {
         fs::write(etc.join("hostname"), format!("{hostname}\n"))?;
         let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
         for ip in &ips {
-            hosts.push_str(&format!("{ip} {hostname}\n"));
+            let _ = writeln!(hosts, "{ip} {hostname}");
         }
         fs::write(etc.join("hosts"), hosts)?;
         if let Some(runtime) = kubelet.pods().get_mut(&self.name) {

@@ -1,5 +1,6 @@
 //! One node: start it, give it manifests, look at what runs.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, mpsc};
@@ -21,7 +22,7 @@ use crate::world::{Name, condition, is_ready};
 use crate::{admit, dns, probe};
 
 /// How long a command in a container may take.
-const EXEC: Duration = Duration::from_secs(60);
+const EXEC: Duration = Duration::from_mins(1);
 /// Between looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(10);
 /// Lines of each log in the account of a failure.
@@ -83,7 +84,7 @@ impl Node {
         let of_thread = kubelet.clone();
         let thread = std::thread::Builder::new()
             .name("node".into())
-            .spawn(move || node_thread(of_thread, &ready, told))
+            .spawn(move || node_thread(&of_thread, &ready, told))
             .context("starting the node's thread")?;
         let handle = is_ready.recv().unwrap_or_else(|_| Err(anyhow!("the node's thread ended")))?;
         Ok(Self { kubelet, handle, quit: Some(quit), thread: Some(thread), _sandbox: sandbox })
@@ -227,14 +228,14 @@ impl Node {
         let mut text = String::new();
         for pod in self.all_pods() {
             let object = pod.object();
-            text.push_str(&format!("pod {}: {}, ready {}\n", pod.name, phase(&object), pod.is_ready()));
+            let _ = writeln!(text, "pod {}: {}, ready {}", pod.name, phase(&object), pod.is_ready());
             let status = object.status.unwrap_or_default();
             let of_init = status.init_container_statuses.unwrap_or_default();
             for container in of_init.iter().chain(status.container_statuses.as_deref().unwrap_or_default()) {
                 let state = container.state.as_ref().and_then(|state| serde_json::to_string(state).ok());
                 let restarts = container.restart_count;
                 let state = state.unwrap_or_default();
-                text.push_str(&format!("  {}: {state}, {restarts} restarts\n", container.name));
+                let _ = writeln!(text, "  {}: {state}, {restarts} restarts", container.name);
                 text.push_str(&tail(&self.logs(&pod, &container.name)));
             }
         }
@@ -244,16 +245,12 @@ impl Node {
         text.push_str(&tail(&log));
         text
     }
-
-    pub(crate) fn kubelet(&self) -> &Arc<Kubelet> {
-        &self.kubelet
-    }
 }
 
 fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     let from = lines.len().saturating_sub(LINES);
-    lines.iter().skip(from).map(|line| format!("    {line}\n")).collect()
+    lines.iter().skip(from).flat_map(|line| ["    ", line, "\n"]).collect()
 }
 
 fn phase(pod: &Pod) -> String {
@@ -318,6 +315,11 @@ impl PodRef<'_> {
     /// The first process of a running container, as the machine numbers it.
     pub fn pid(&self, container: &str) -> Option<i32> {
         self.node.kubelet.pods().get(&self.name)?.processes.get(container).map(|process| process.pid)
+    }
+
+    /// [`Node::exec`] in this pod.
+    pub fn exec(&self, container: &str, argv: &[&str]) -> Result<Output> {
+        self.node.exec(self, container, argv)
     }
 
     /// Sends a signal to a container's first process: `Signal::KILL` is a crash, `STOP` and `CONT` a hang.
@@ -389,7 +391,7 @@ fn bin_dir(asked: Option<PathBuf>) -> Result<PathBuf> {
 }
 
 fn node_thread(
-    kubelet: Arc<Kubelet>,
+    kubelet: &Arc<Kubelet>,
     ready: &mpsc::Sender<Result<tokio::runtime::Handle>>,
     told: oneshot::Receiver<()>,
 ) {

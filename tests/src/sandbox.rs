@@ -5,6 +5,7 @@
 //! node's process reads its standard input, the kernel closes that when the harness dies, and with the node's process
 //! the kernel ends every process of every pod.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt as _;
@@ -27,8 +28,10 @@ pub type Pid = i32;
 pub struct Addresses;
 
 impl Addresses {
-    /// Pods are `10.244.0.0/16`, services `10.96.0.0/16`: what `kubeadm` and kube-proxy's documentation use.
-    pub const POD_PREFIX: &'static str = "10.244.0.0/16";
+    /// Services; pods are `10.244.0.0/16` and `fd00:10:244::/64`, as `kubeadm` and its documentation have them.
+    pub const SERVICE_PREFIX: &'static str = "10.96.0.0/16";
+    pub const SERVICE_PREFIX_V6: &'static str = "fd00:10:96::/112";
+    /// The node's address on its bridge.
     pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
     pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1);
     /// The cluster's DNS, where every distribution has it.
@@ -226,12 +229,17 @@ pub async fn connect_node(node: Pid) -> Result<()> {
         "link set lo up\n\
          link add br0 type bridge mcast_snooping 0\n",
     );
-    settings.push_str(&format!("addr add {}/16 dev br0\n", Addresses::GATEWAY));
-    settings.push_str(&format!("addr add {}/32 dev lo\n", Addresses::DNS));
+    let _ = writeln!(settings, "addr add {}/16 dev br0", Addresses::GATEWAY);
+    let _ = writeln!(settings, "addr add {}/32 dev lo", Addresses::DNS);
     if has_ipv6() {
-        settings.push_str(&format!("addr add {}/64 dev br0 nodad\n", Addresses::GATEWAY_V6));
+        let _ = writeln!(settings, "addr add {}/64 dev br0 nodad", Addresses::GATEWAY_V6);
     }
     settings.push_str("link set br0 up\n");
+    // The node's own connections to a ClusterIP need a route before their destination is translated.
+    let _ = writeln!(settings, "route add {} dev br0", Addresses::SERVICE_PREFIX);
+    if has_ipv6() {
+        let _ = writeln!(settings, "route add {} dev br0", Addresses::SERVICE_PREFIX_V6);
+    }
     in_net(node, &["ip", "-batch", "-"], &settings).await.context("making the node's bridge")?;
     let sysctls = "\
         set -e; cd /proc/sys/net
@@ -256,14 +264,14 @@ pub async fn connect_pod(node: Pid, pod: Pid, n: u16, ips: &[IpAddr]) -> Result<
     let width = |ip: &IpAddr| if ip.is_ipv6() { "128" } else { "32" };
     for ip in ips {
         let nodad = if ip.is_ipv6() { " nodad" } else { "" };
-        inside.push_str(&format!("addr add {ip}/{} dev eth0{nodad}\n", width(ip)));
+        let _ = writeln!(inside, "addr add {ip}/{} dev eth0{nodad}", width(ip));
     }
     inside.push_str("link set eth0 up\n");
     for ip in ips {
         let gateway: IpAddr =
             if ip.is_ipv6() { Addresses::GATEWAY_V6.into() } else { Addresses::GATEWAY.into() };
-        inside.push_str(&format!("route add {gateway}/{} dev eth0\n", width(ip)));
-        inside.push_str(&format!("route add default via {gateway} dev eth0\n"));
+        let _ = writeln!(inside, "route add {gateway}/{} dev eth0", width(ip));
+        let _ = writeln!(inside, "route add default via {gateway} dev eth0");
     }
     in_net(pod, &["ip", "-batch", "-"], &inside).await.context("giving the pod its addresses")?;
     // containerd's default: a container that is not root may listen on port 80.

@@ -61,7 +61,7 @@ impl Supervisor {
         let mut pause = FIRST_PAUSE;
         let mut restarts = 0;
         loop {
-            let ended = match self.once().await {
+            let ended = match Box::pin(self.once()).await {
                 Ok(ended) => ended,
                 Err(error) => {
                     let message = format!("{error:#}");
@@ -95,10 +95,9 @@ impl Supervisor {
     fn is_finished(&self, code: i32) -> bool {
         let policy = self.pod_object().ok().and_then(|pod| pod.spec?.restart_policy);
         match (self.role, policy.as_deref()) {
-            (Role::Sidecar, _) => false,
-            (Role::Init, Some("Never")) | (Role::Main, Some("Never")) => true,
+            (Role::Init | Role::Main, Some("Never")) => true,
             (Role::Init, _) | (Role::Main, Some("OnFailure")) => code == 0,
-            (Role::Main, _) => false,
+            (Role::Sidecar | Role::Main, _) => false,
         }
     }
 
@@ -121,7 +120,7 @@ impl Supervisor {
             return Ok(Ended::Stopped);
         }
         let (mut child, pid) = self.start().await?;
-        let ended = self.attend(&mut child, pid).await;
+        let ended = Box::pin(self.attend(&mut child, pid)).await;
         if let Some(runtime) = self.kubelet.pods().get_mut(&self.pod) {
             runtime.processes.remove(&self.container.name);
         }
@@ -258,7 +257,7 @@ impl Supervisor {
 
     /// Runs hook and probes until the container has to be killed; says why. Without a liveness probe, for ever.
     async fn probe(&self) -> Option<String> {
-        match self.probe_or_fail().await {
+        match Box::pin(self.probe_or_fail()).await {
             Ok(never) => match never {},
             Err(error) => Some(format!("{error:#}")),
         }

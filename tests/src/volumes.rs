@@ -275,9 +275,9 @@ mod tests {
     fn a_config_map_is_one_file_for_each_key_and_changes_at_once() {
         let place = tempfile::tempdir().unwrap();
         let volume = json!({"name": "v", "configMap": {"name": "conf"}});
-        write(place.path(), &files(volume.clone(), &[("a", "1"), ("b", "2")]), &pod()).unwrap();
+        write(place.path(), &files(&volume, &[("a", "1"), ("b", "2")]), &pod()).unwrap();
         assert_eq!(fs::read_to_string(place.path().join("a")).unwrap(), "1");
-        write(place.path(), &files(volume, &[("a", "new")]), &pod()).unwrap();
+        write(place.path(), &files(&volume, &[("a", "new")]), &pod()).unwrap();
         assert_eq!(fs::read_to_string(place.path().join("a")).unwrap(), "new");
         assert!(!place.path().join("b").is_symlink(), "a removed key leaves a link behind");
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3, "a, ..data and one version");
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn items_choose_keys_and_paths() {
         let volume = json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "a", "path": "x/y", "mode": 256}]}});
-        let Content::Files(files) = files(volume, &[("a", "1"), ("b", "2")]) else { panic!("not files") };
+        let Content::Files(files) = files(&volume, &[("a", "1"), ("b", "2")]) else { panic!("not files") };
         assert_eq!(files, BTreeMap::from([("x/y".into(), File { bytes: b"1".to_vec(), mode: 0o400 })]));
     }
 
@@ -332,10 +332,10 @@ mod tests {
         assert_eq!(files[Path::new("name")].bytes, b"p");
     }
 
-    fn files(volume: serde_json::Value, data: &[(&str, &str)]) -> Content {
+    fn files(volume: &serde_json::Value, data: &[(&str, &str)]) -> Content {
         let mut world = World::default();
         world.put(config_map(&Name::new("n", "conf"), data));
-        try_content(&volume, &world).unwrap()
+        try_content(volume, &world).unwrap()
     }
 
     fn try_content(volume: &serde_json::Value, world: &World) -> Result<Content> {

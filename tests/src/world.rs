@@ -54,7 +54,10 @@ pub struct World {
 pub fn parse(yaml: &str) -> Result<Vec<Value>> {
     let mut found = Vec::new();
     for (index, document) in serde_norway::Deserializer::from_str(yaml).enumerate() {
-        let value = Value::deserialize(document).with_context(|| format!("YAML document {}", index + 1))?;
+        let what = || format!("YAML document {}", index + 1);
+        let mut value = serde_norway::Value::deserialize(document).with_context(what)?;
+        value.apply_merge().with_context(what)?;
+        let value = serde_json::to_value(value).with_context(what)?;
         if value.is_null() {
             continue;
         }
