@@ -8,8 +8,29 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-#[expect(clippy::print_stderr, reason = "there is no log before the configuration is read")]
+#[expect(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "there is no log before the configuration is read"
+)]
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("--help" | "-h") => {
+            print!("{}", remora_proxy::config::help());
+            return ExitCode::SUCCESS;
+        }
+        Some("--version" | "-V") => {
+            println!("remora-proxy {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => {
+            eprintln!(
+                "remora-proxy: unexpected argument {other}; it is configured by its environment, see --help"
+            );
+            return ExitCode::from(remora_runtime::env::EX_USAGE);
+        }
+    }
     let env = Env::from_process();
     let shown = env.shown();
     let config = match Config::from_env(env) {

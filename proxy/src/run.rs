@@ -12,9 +12,9 @@ use remora_core::cert::RefreshBounds;
 use remora_runtime::{
     admin::Admin,
     certify::{Certifier, CertifierConfig, CertifyMetrics, GrpcCertify},
-    control::{self, ClientAuth, ControlAddr, Resolver, StreamLimits},
+    control::{self, ClientAuth, ControlAddr, Resolver},
     log::LogHandle,
-    metrics::Registry,
+    metrics::{ReadGauge, Registry},
     tasks::{Drain, Tasks, shutdown_signal},
     tls::{Credentials, TrustBundle},
 };
@@ -30,6 +30,12 @@ use tracing::{debug, info, warn};
 /// While there is no certificate, the log says so this often. Contract 1.1.
 const REMIND: Duration = Duration::from_secs(15);
 
+/// How long a connection that must not be made is waited for.
+const EXEMPTION: Duration = Duration::from_millis(200);
+
+/// 100::/64 is for discarding (RFC 6666).
+const DOCUMENTATION_V6: [u16; 8] = [0x100, 0, 0, 0, 0, 0, 0, 1];
+
 /// Runs the proxy until it has been told to stop and has drained.
 pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result<()> {
     let listeners = Listeners::bind(&config)?;
@@ -37,8 +43,20 @@ pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result
     let _entered = control.enter();
     let tasks = Tasks::new();
     let drain = Drain::new();
-    let registry = Registry::new(Duration::from_mins(10));
+    let registry = Registry::new(config.metrics_retain);
     registry.build_info(env!("CARGO_PKG_VERSION"), "remora");
+    let panicking = tasks.clone();
+    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    registry.register(
+        "remora_tasks_panicked",
+        "Tasks that panicked since the start; each ended alone",
+        ReadGauge::new(move || count(panicking.panicked())),
+    );
+    registry.register(
+        "remora_log_lines_dropped",
+        "Log lines that nobody took since the start",
+        ReadGauge::new(move || count(remora_runtime::log::dropped())),
+    );
 
     let credentials = credentials(&config, &registry, &tasks)?;
     let proxy = Arc::new(assemble(config, credentials, &registry, tasks, drain.clone(), control.handle())?);
@@ -97,7 +115,7 @@ async fn supervise(
     tokio::pin!(stop);
     tokio::select! {
         () = &mut stop => {}
-        () = certified(&proxy) => {
+        () = prepared(&proxy) => {
             info!(
                 inbound = %listening.inbound.listen, outbound = ?listening.outbound.listen,
                 admin = %listening.admin.listen, "ready"
@@ -112,6 +130,37 @@ async fn supervise(
         warn!(connections = left, grace = ?proxy.config.shutdown_grace, "the grace period is over; closing what is left");
     } else {
         info!("drained");
+    }
+}
+
+/// Waits until the proxy may serve: it is not its own client, and it has a certificate.
+async fn prepared(proxy: &Proxy) {
+    tokio::join!(exempt(proxy), certified(proxy));
+}
+
+/// Waits until this process's own connections are exempt from the redirect. Documentation addresses answer nobody; a
+/// connection to one that is made at once was made to our own outbound port. Design: Init.
+async fn exempt(proxy: &Proxy) {
+    let port = proxy.config.outbound.listen.first().map_or(4140, SocketAddr::port);
+    let mut said = false;
+    for probe in std::iter::repeat([
+        SocketAddr::from(([192, 0, 2, 1], port)),
+        SocketAddr::from((DOCUMENTATION_V6, port)),
+    ]) {
+        let dial = |addr| tokio::time::timeout(EXEMPTION, tokio::net::TcpStream::connect(addr));
+        let (v4, v6) = tokio::join!(dial(probe[0]), dial(probe[1]));
+        if !matches!(v4, Ok(Ok(_))) && !matches!(v6, Ok(Ok(_))) {
+            return;
+        }
+        if !said {
+            said = true;
+            warn!(
+                uid = rustix::process::getuid().as_raw(),
+                "the redirect captures this proxy's own connections: its uid must be the one that remora-init was told \
+                 with --proxy-uid; not ready until it is exempt"
+            );
+        }
+        tokio::time::sleep(EXEMPTION).await;
     }
 }
 
@@ -231,17 +280,14 @@ fn assemble(
     let auth = || ClientAuth::Mesh(credentials.clone());
     let channel = |what: &str, addr: &ControlAddr| {
         let resolver = Resolver::from_system().context("cannot read the DNS configuration")?;
-        control::channel(addr, auth(), resolver).with_context(|| format!("the {what} address"))
+        let channel =
+            control::channel(addr, auth(), resolver).with_context(|| format!("the {what} address"))?;
+        anyhow::Ok((channel, config.stream_limits(addr)))
     };
     let sources = Sources {
         destination: channel("destination", &config.destination)?,
         policy: channel("policy", &config.policy)?,
         runtime: control.clone(),
-        limits: StreamLimits {
-            initial: config.streams.initial,
-            idle: config.streams.idle,
-            lifetime: config.streams.lifetime,
-        },
     };
     let policies = crate::policy::Policies::new(
         sources.policies(&config),

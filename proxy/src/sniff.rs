@@ -268,3 +268,191 @@ async fn read_until<T>(
     };
     timeout(limit, reading).await.unwrap_or(Ok(Read::TimedOut))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+        sync::mpsc,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(10);
+    const DELAY: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_request_in_single_bytes_is_http_and_nothing_is_lost() {
+        let (mut client, mut near) = pair().await;
+        let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+        let writing = tokio::spawn(async move {
+            for byte in request {
+                client.write_all(&[*byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            client
+        });
+        let first = protocol(&mut near, LIMIT, &Never).await.unwrap();
+        assert!(matches!(first, First::Client(Protocol::Http1, None)));
+        let _client = writing.await.unwrap();
+        let mut all = vec![0; request.len()];
+        near.read_exact(&mut all).await.unwrap();
+        assert_eq!(all, request);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_in_the_middle_is_opaque_when_time_is_up() {
+        let (mut client, mut near) = pair().await;
+        client.write_all(b"GET /").await.unwrap();
+        let first = protocol(&mut near, Duration::from_millis(30), &Never).await.unwrap();
+        assert!(matches!(first, First::Client(Protocol::Opaque, None)));
+    }
+
+    #[tokio::test]
+    async fn half_a_client_hello_is_an_error_that_says_so() {
+        let (mut client, mut near) = pair().await;
+        client.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).await.unwrap();
+        let hello = mesh_hello(&mut near, "web", Duration::from_millis(30), &Never).await;
+        assert!(matches!(hello, Err(Fault::TlsDetectTimeout(_))));
+    }
+
+    #[tokio::test]
+    async fn plaintext_is_recognised_on_a_port_that_looks_for_tls() {
+        let (mut client, mut near) = pair().await;
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let hello = mesh_hello(&mut near, "web", LIMIT, &Never).await.unwrap();
+        assert!(matches!(hello, MeshHello::NotTls(First::Client(Protocol::Http2, None))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_speaks_first_is_heard() {
+        let (_client, mut near) = pair().await;
+        let (mut server, dialled) = pair().await;
+        server.write_all(b"220 ready\r\n").await.unwrap();
+        let silent = Silent::with(dialled);
+        let First::Server(mut upstream) = protocol(&mut near, LIMIT, &silent).await.unwrap() else {
+            panic!("the client said nothing");
+        };
+        let mut greeting = [0; 11];
+        upstream.stream().read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"220 ready\r\n");
+    }
+
+    #[tokio::test]
+    async fn a_late_client_is_detected_and_keeps_the_spare_connection() {
+        let (mut client, mut near) = pair().await;
+        let (_server, dialled) = pair().await;
+        let mut silent = Silent::with(dialled);
+        let mut was_dialled = silent.was_dialled();
+        let writing = tokio::spawn(async move {
+            was_dialled.recv().await;
+            client.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
+            client
+        });
+        let first = protocol(&mut near, LIMIT, &silent).await.unwrap();
+        assert!(matches!(first, First::Client(Protocol::Opaque, Some(_))));
+        writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_on_silence_is_noted_and_the_client_still_heard() {
+        let (mut client, mut near) = pair().await;
+        let (server, dialled) = pair().await;
+        drop(server);
+        let mut silent = Silent::with(dialled);
+        let mut was_denied = silent.was_denied();
+        let writing = tokio::spawn(async move {
+            was_denied.recv().await;
+            client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            client
+        });
+        let first = protocol(&mut near, LIMIT, &silent).await.unwrap();
+        assert!(matches!(first, First::Client(Protocol::Http1, None)));
+        writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn bytes_behind_the_transport_header_belong_to_the_application() {
+        let (mut client, mut near) = pair().await;
+        let port = std::num::NonZeroU16::new(8080).unwrap();
+        let sent = TransportHeader { port, name: None, protocol: None };
+        let mut bytes = sent.encode();
+        bytes.extend_from_slice(b"hello");
+        client.write_all(&bytes).await.unwrap();
+        assert_eq!(transport_header(&mut near, LIMIT).await.unwrap(), sent);
+        let mut rest = [0; 5];
+        near.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"hello");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_transport_header_is_refused() {
+        let (mut client, mut near) = pair().await;
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert!(matches!(transport_header(&mut near, LIMIT).await, Err(Fault::Header(_))));
+    }
+
+    async fn pair() -> (TcpStream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (far, Stream::plain(listener.accept().await.unwrap().0))
+    }
+
+    /// One connection to hand out when the client is silent.
+    struct Silent {
+        dialled: std::sync::Mutex<Option<Stream>>,
+        on_dial: Option<mpsc::Sender<()>>,
+        on_denial: Option<mpsc::Sender<()>>,
+    }
+
+    struct Upstream(Stream);
+
+    impl AsServer for Upstream {
+        fn stream(&mut self) -> &mut Stream {
+            &mut self.0
+        }
+    }
+
+    impl Silent {
+        fn with(dialled: Stream) -> Self {
+            Self { dialled: std::sync::Mutex::new(Some(dialled)), on_dial: None, on_denial: None }
+        }
+
+        fn was_dialled(&mut self) -> mpsc::Receiver<()> {
+            let (sender, receiver) = mpsc::channel(1);
+            self.on_dial = Some(sender);
+            receiver
+        }
+
+        fn was_denied(&mut self) -> mpsc::Receiver<()> {
+            let (sender, receiver) = mpsc::channel(1);
+            self.on_denial = Some(sender);
+            receiver
+        }
+    }
+
+    impl Speculate for Silent {
+        type Upstream = Upstream;
+
+        async fn dial(&self) -> Option<Upstream> {
+            if let Some(sender) = &self.on_dial {
+                sender.try_send(()).unwrap();
+            }
+            self.dialled.lock().unwrap().take().map(Upstream)
+        }
+
+        fn denied(&self) {
+            if let Some(sender) = &self.on_denial {
+                sender.try_send(()).unwrap();
+            }
+        }
+
+        fn delay(&self) -> Option<Duration> {
+            Some(DELAY)
+        }
+
+        fn patience(&self) -> Duration {
+            LIMIT
+        }
+    }
+}

@@ -32,10 +32,9 @@ const MAX_PORTS: usize = 65_536;
 
 /// The lookups, running on `runtime` over these channels.
 pub struct Sources {
-    pub destination: Channel,
-    pub policy: Channel,
+    pub destination: (Channel, StreamLimits),
+    pub policy: (Channel, StreamLimits),
     pub runtime: Handle,
-    pub limits: StreamLimits,
 }
 
 impl Sources {
@@ -44,15 +43,15 @@ impl Sources {
         let (idle, max) = (config.outbound.discovery_idle, config.limits.max_targets);
         let context: Arc<str> = config.discovery.context.as_str().into();
         let workload: Arc<str> = config.discovery.workload.as_str().into();
-        let (limits, destination) = (self.limits, self.destination.clone());
+        let (destination, limits) = self.destination.clone();
         let (profile_context, profile_channel) = (context.clone(), destination.clone());
-        let policy = self.policy.clone();
+        let (policy, policy_limits) = self.policy.clone();
         Discovery {
             profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
                 Box::pin(profile(profile_channel.clone(), profile_context.clone(), *addr, limits, sender))
             }),
             policies: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                Box::pin(outbound_policy(policy.clone(), workload.clone(), *addr, limits, sender))
+                Box::pin(outbound_policy(policy.clone(), workload.clone(), *addr, policy_limits, sender))
             }),
             endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
                 Box::pin(endpoints(destination.clone(), context.clone(), authority.clone(), limits, sender))
@@ -63,7 +62,7 @@ impl Sources {
     /// The inbound side's lookups.
     pub fn policies(&self, config: &Config) -> Cache<u16, Server> {
         let workload: Arc<str> = config.discovery.workload.as_str().into();
-        let (limits, channel) = (self.limits, self.policy.clone());
+        let (channel, limits) = self.policy.clone();
         self.cache(config.inbound.discovery_idle, MAX_PORTS, move |port: &u16, sender| {
             Box::pin(server_policy(channel.clone(), workload.clone(), *port, limits, sender))
         })

@@ -67,6 +67,16 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
     }
 }
 
+/// Strips an application's response for the way back; that the application wants to close stays said, so that nobody
+/// sends the next request into a closing connection.
+pub fn strip_response(headers: &mut HeaderMap) {
+    let close = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("close"));
+    strip_hop_by_hop(headers, false);
+    if close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
 /// How an HTTP/1 request came that another proxy carried over HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrigProto {
@@ -146,6 +156,14 @@ mod tests {
         let mut stripped = map(&websocket);
         strip_hop_by_hop(&mut stripped, false);
         assert_eq!(names(&stripped), [""; 0]);
+    }
+
+    #[test]
+    fn an_application_that_closes_is_heard() {
+        let mut headers = map(&[("connection", "close"), ("keep-alive", "timeout=5")]);
+        strip_response(&mut headers);
+        assert_eq!(headers["connection"], "close");
+        assert_eq!(names(&headers), ["connection"]);
     }
 
     #[test]

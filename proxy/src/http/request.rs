@@ -101,7 +101,7 @@ pub async fn inbound(context: Arc<Inbound>, mut request: Request<Incoming>) -> R
         Some(offered) if headers::is_upgrade(&response, connect) => {
             offered.join(&mut response, &worker.proxy.drain, metrics);
         }
-        Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
+        Some(_) | None => headers::strip_response(response.headers_mut()),
     }
     if let Some(orig) = orig_proto {
         headers::redo_orig_proto(&mut response, orig);
