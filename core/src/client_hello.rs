@@ -55,18 +55,11 @@ pub fn parse(head: &[u8]) -> Parsed {
     let body = handshake.bytes.get(HANDSHAKE_HEADER..).unwrap_or_default();
     let declared = handshake.declared - HANDSHAKE_HEADER;
     let body = Reader { bytes: body.get(..declared).unwrap_or(body), left: declared };
-    let found = match read_hello(body) {
-        Ok(found) => Some(found),
-        Err(Stop::Short) => None,
-        Err(Stop::Broken) => return Parsed::Not(NotHello::Malformed),
-    };
-    if head.len() + handshake.missing > MAX_BYTES {
-        return Parsed::Not(NotHello::TooLong);
-    }
-    match found {
-        Some(found) if handshake.missing == 0 => Parsed::Hello(found.to_hello()),
-        // What is declared and what is there are the same once nothing is missing, so a short one is never whole.
-        Some(_) | None => Parsed::NeedMore,
+    match read_hello(body) {
+        Err(Stop::Broken) => Parsed::Not(NotHello::Malformed),
+        Ok(_) | Err(Stop::Short) if handshake.too_long => Parsed::Not(NotHello::TooLong),
+        Ok(found) if body.bytes.len() == body.left => Parsed::Hello(found.to_hello()),
+        Ok(_) | Err(Stop::Short) => Parsed::NeedMore,
     }
 }
 
@@ -85,38 +78,43 @@ struct Handshake<'a> {
     bytes: Cow<'a, [u8]>,
     /// Its whole length with its header; at least that of the shortest hello while the header is not whole.
     declared: usize,
-    /// Bytes that must at least still come, record headers included.
-    missing: usize,
+    /// It cannot end within [`MAX_BYTES`]. Then `bytes` are those that came before this was plain, so that a rule
+    /// broken before still counts, and one broken later does not change the verdict.
+    too_long: bool,
 }
 
 /// Puts together what the records carry.
 fn gather(head: &[u8]) -> Result<Handshake<'_>, NotHello> {
     let mut bytes: Cow<'_, [u8]> = Cow::Borrowed(&[]);
-    let mut rest = head;
-    let mut first = true;
+    let mut at = 0;
     loop {
-        let length = record_length(rest, first)?;
+        let rest = head.get(at..).unwrap_or_default();
+        let length = record_length(rest, at == 0)?;
         let body = rest.get(RECORD_HEADER..).unwrap_or_default();
         let fragment = body.get(..length).unwrap_or(body);
-        if first {
+        let before = bytes.len();
+        if at == 0 {
             bytes = Cow::Borrowed(fragment);
         } else {
             bytes.to_mut().extend_from_slice(fragment);
         }
-        first = false;
 
         let declared = declared_length(&bytes)?;
-        let lacking = declared.saturating_sub(bytes.len());
-        // A record that is not whole ends the walk, and so does one whose header has not come.
-        let (header_to_come, open) = match RECORD_HEADER.checked_sub(rest.len()) {
-            Some(to_come) if to_come > 0 => (to_come, lacking),
-            _ => (0, length - fragment.len()),
-        };
-        if lacking == 0 || header_to_come > 0 || open > 0 {
-            let next_header = if lacking > open { RECORD_HEADER } else { 0 };
-            return Ok(Handshake { missing: header_to_come + lacking + next_header, bytes, declared });
+        let needed = declared.saturating_sub(before);
+        let further_header = if length > 0 && needed > length { RECORD_HEADER } else { 0 };
+        if at + RECORD_HEADER + needed + further_header > MAX_BYTES {
+            let plain = before.max(HANDSHAKE_HEADER).min(bytes.len());
+            match &mut bytes {
+                Cow::Borrowed(bytes) => *bytes = bytes.get(..plain).unwrap_or(bytes),
+                Cow::Owned(bytes) => bytes.truncate(plain),
+            }
+            return Ok(Handshake { bytes, declared, too_long: true });
         }
-        rest = body.get(length..).unwrap_or_default();
+        // A record that is not whole, or whose header has not come, is the last for now.
+        if needed <= fragment.len() || length == 0 || fragment.len() < length {
+            return Ok(Handshake { bytes, declared, too_long: false });
+        }
+        at += RECORD_HEADER + length;
     }
 }
 
@@ -481,6 +479,17 @@ mod tests {
         let [high, low] = (longest + 1).to_be_bytes();
         check(&[0x16, 3, 1, 0x3f, 0xff, 1, 0, high, low], TOO_LONG);
         check(b"\x16\x03\x01\x40\x00\x01\x01\x00\x00", TOO_LONG);
+    }
+
+    #[test]
+    fn what_was_too_long_stays_too_long_whatever_follows() {
+        let mut bytes = vec![0x16, 3, 1, 0x30, 0x00, 1, 0, 0x40, 0];
+        bytes.extend_from_slice(&[9; 40]);
+        check(&bytes, TOO_LONG);
+        let mut fragments = records(&[&[1, 0, 0x3f, 0xe0, 3, 3][..], &[0; 33], &[0xff; 3500]].concat(), 1);
+        assert_eq!(parse(&fragments), TOO_LONG);
+        fragments.truncate(60);
+        assert_eq!(parse(&fragments), TOO_LONG);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The promise that core touches nothing: it builds where there is no standard library. Decided by the compiler, which
 //! is given a sysroot with `core` and `alloc` alone, and by what the sources and the dependencies' features say.
+#![expect(clippy::expect_used, reason = "a test says what it expects")]
 
 use std::{
     env,
