@@ -31,8 +31,10 @@ pub trait Cluster: Send + Sync {
 
 /// The workload that `references` lead to: the controller, and for a ReplicaSet its Deployment.
 pub fn owner(cluster: &dyn Cluster, namespace: &str, references: &[OwnerReference]) -> Option<Owner> {
-    let controller =
-        references.iter().find(|reference| reference.controller == Some(true)).or_else(|| references.first())?;
+    let controller = references
+        .iter()
+        .find(|reference| reference.controller == Some(true))
+        .or_else(|| references.first())?;
     let direct = Owner { kind: controller.kind.clone(), name: controller.name.clone() };
     if direct.kind == "ReplicaSet" {
         return Some(cluster.replica_set_owner(namespace, &direct.name).unwrap_or(direct));

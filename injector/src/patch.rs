@@ -139,10 +139,7 @@ fn opaque_ports(pod: &Pod, settings: &Settings, config: &InjectorConfig) -> Opaq
 fn annotations(plan: &Plan, opaque: &Opaque, config: &InjectorConfig) -> Annotations {
     let mut annotations = plan.inherited.clone();
     annotations.extend(opaque.annotation.clone().map(|value| (OPAQUE_PORTS.to_owned(), value)));
-    let anchors: String = Sha256::digest(config.trust_anchors_pem.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let anchors = format!("{:x}", Sha256::digest(config.trust_anchors_pem.as_bytes()));
     for (name, value) in [
         ("linkerd.io/created-by", format!("remora/injector {}", env!("CARGO_PKG_VERSION"))),
         ("linkerd.io/proxy-version", plan.settings.image.version.clone()),
@@ -198,8 +195,9 @@ struct Operations<'a> {
 }
 
 impl Operations<'_> {
-    fn add(&mut self, path: &str, value: Value) {
-        self.list.push(json!({ "op": "add", "path": format!("{}{path}", self.prefix), "value": value }));
+    fn add(&mut self, path: &str, value: impl Into<Value>) {
+        let path = format!("{}{path}", self.prefix);
+        self.list.push(json!({ "op": "add", "path": path, "value": value.into() }));
     }
 
     /// An empty list at `path`, unless there is one with something in it.

@@ -187,6 +187,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers are literals")]
     fn pod(spec: Value) -> Pod {
         Pod::read(&json!({ "spec": spec })).unwrap()
     }

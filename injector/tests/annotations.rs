@@ -1,6 +1,5 @@
 //! What annotations promise: the reference page is the table, the defaults it prints are the real ones, and what is not
 //! understood is warned of by name.
-#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -80,7 +80,8 @@ async fn running() -> Running {
 impl Running {
     async fn connect(&self, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&version::TLS13]).unwrap();
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&version::TLS13]).unwrap();
         let mut config = builder.with_root_certificates(self.roots.clone()).with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
         let stream = TcpStream::connect(self.addr).await?;
@@ -102,7 +103,7 @@ impl Running {
 
     /// The `response` of a review of that object.
     async fn review(&self, kind: &str, namespace: &str, object: Value) -> Value {
-        let (status, body) = self.send(Method::POST, review(kind, namespace, object).to_string()).await;
+        let (status, body) = self.send(Method::POST, review(kind, namespace, &object).to_string()).await;
         assert_eq!(status, StatusCode::OK, "{body:?}");
         let review: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(review["apiVersion"], "admission.k8s.io/v1");
@@ -111,7 +112,7 @@ impl Running {
     }
 }
 
-fn review(kind: &str, namespace: &str, object: Value) -> Value {
+fn review(kind: &str, namespace: &str, object: &Value) -> Value {
     json!({
         "apiVersion": "admission.k8s.io/v1",
         "kind": "AdmissionReview",
@@ -167,7 +168,7 @@ async fn http2_and_the_older_version_are_answered_in_kind() {
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
-    let mut asked = review("Pod", "shop", pod());
+    let mut asked = review("Pod", "shop", &pod());
     asked["apiVersion"] = json!("admission.k8s.io/v1beta1");
     let request = Request::post("https://injector/").body(Full::new(Bytes::from(asked.to_string()))).unwrap();
     let reply = client.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();

@@ -180,7 +180,7 @@ fn our_names_in_a_pods_own_spec_are_refused() {
         ("linkerd-proxy", |pod| pod["spec"]["containers"][0]["name"] = json!(PROXY)),
         ("linkerd-init", |pod| pod["spec"]["initContainers"] = json!([{"name": INIT}])),
         (END_ENTITY_VOLUME, |pod| {
-            pod["spec"]["volumes"] = json!([{"name": END_ENTITY_VOLUME, "emptyDir": {}}])
+            pod["spec"]["volumes"] = json!([{"name": END_ENTITY_VOLUME, "emptyDir": {}}]);
         }),
         (TOKEN_VOLUME, |pod| pod["spec"]["volumes"] = json!([{"name": TOKEN_VOLUME, "emptyDir": {}}])),
         (XTABLES_VOLUME, |pod| pod["spec"]["volumes"] = json!([{"name": XTABLES_VOLUME, "emptyDir": {}}])),

@@ -68,6 +68,7 @@ mod tests {
     use super::*;
     use crate::config::InjectorConfig;
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers are tables")]
     fn check(quality: Quality, asked: &[(&str, &'static str, &str)], expected: Option<Value>) {
         let config = InjectorConfig::default();
         let mut settings = Settings::new(&config);
