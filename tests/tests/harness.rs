@@ -62,7 +62,7 @@ fn two_pods_talk_through_a_cluster_ip_and_dns() {
 }
 
 #[test]
-fn a_pod_reaches_itself_through_its_service_over_either_family() {
+fn a_dual_stack_service_is_reached_over_either_family() {
     if !check::can_run() {
         return;
     }
@@ -70,10 +70,10 @@ fn a_pod_reaches_itself_through_its_service_over_either_family() {
         &SHOP.replace("selector: {app: web}", "ipFamilyPolicy: RequireDualStack\n  selector: {app: web}"),
     );
     node.wait_ready(PATIENCE).unwrap();
-    let web = node.pod("shop", "web").unwrap();
+    let client = node.pod("shop", "client").unwrap();
     for family in ["-4", "-6"] {
-        let argv = ["curl", "-sS", "--max-time", "5", family, "http://web:8000/"];
-        assert_eq!(run(&web, "nginx", &argv), "Welcome to nginx!\n", "{family}");
+        let argv = ["curl", "-sS", "--max-time", "5", family, "http://web.shop:8000/"];
+        assert_eq!(run(&client, "curl", &argv), "Welcome to nginx!\n", "{family}");
     }
 }
 
