@@ -269,11 +269,13 @@ async fn what_is_no_review_is_a_400_with_the_reason() {
 async fn tls_1_2_is_refused() {
     let webhook = running().await;
     let mut stream = TcpStream::connect(webhook.addr).await.unwrap();
-    // RFC 5246 section 7.4.1.2: version 1.2, 32 random bytes, no session, one cipher suite, no compression; without the
-    // extension supported_versions that a 1.3 client sends.
-    let mut hello = vec![0x16, 3, 1, 0, 45, 1, 0, 0, 41, 3, 3];
+    // RFC 5246 section 7.4.1.2: version 1.2, 32 random bytes, no session, ECDHE-ECDSA, no compression; then what a server
+    // that spoke 1.2 would need (signature algorithms, groups, point formats, extended master secret), and no
+    // supported_versions, by which a client says that it speaks 1.3.
+    let mut hello = vec![0x16, 3, 1, 0, 73, 1, 0, 0, 69, 3, 3];
     hello.extend([7; 32]);
-    hello.extend([0, 0, 2, 0xc0, 0x2f, 1, 0]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 26]);
+    hello.extend([0, 13, 0, 4, 0, 2, 4, 3, 0, 10, 0, 4, 0, 2, 0, 29, 0, 11, 0, 2, 1, 0, 0, 23, 0, 0]);
     stream.write_all(&hello).await.unwrap();
     let mut alert = [0; 7];
     stream.read_exact(&mut alert).await.unwrap();
@@ -306,9 +308,12 @@ async fn a_new_certificate_is_served_and_a_broken_one_is_not() {
 async fn a_drain_ends_idle_connections_and_the_listener() {
     let webhook = running().await;
     let stream = webhook.connect(b"http/1.1").await.unwrap();
-    let (_client, connection) =
-        hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
+    let body = Full::new(Bytes::from(review("Pod", "shop", &pod()).to_string()));
+    let request = Request::post("/").header("host", "injector").body(body).unwrap();
+    client.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+
     assert_eq!(webhook.drain.drained(Duration::from_secs(10)).await, 0);
     tokio::time::timeout(Duration::from_secs(10), connection).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(webhook.addr).await.is_err(), "nobody listens any more");
