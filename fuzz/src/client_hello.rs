@@ -50,13 +50,13 @@ fn agrees(data: &[u8], origin: Origin) {
             );
         }
         // We answer without the rest of the record, and when one message of several is whole.
-        (Parsed::Hello(_), Verdict::NeedMore) | (Parsed::NeedMore, Verdict::NeedMore) => {}
+        (Parsed::Hello(_) | Parsed::NeedMore, Verdict::NeedMore)
+        // Each may be the first to see that nothing good can come.
+        | (Parsed::Not(_), Verdict::Refused(_) | Verdict::NeedMore) => {}
         (Parsed::NeedMore, verdict) => panic!("more is asked for, but rustls says {verdict:?}"),
         (Parsed::Not(not), Verdict::Hello { .. }) => {
             assert!(is_stricter(data, *not), "{not:?}, but rustls reads a ClientHello");
         }
-        // Each may be the first to see that nothing good can come.
-        (Parsed::Not(_), Verdict::Refused(_) | Verdict::NeedMore) => {}
     }
 }
 

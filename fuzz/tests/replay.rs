@@ -1,5 +1,6 @@
 //! The corpora and a few thousand random inputs through the same functions that `scripts/fuzz.sh` searches with, and
 //! ClientHellos that rustls makes here and now.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
 use remora_core::client_hello::{Hello, Parsed, parse};
