@@ -70,3 +70,60 @@ impl Caller {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::settings_for_tests;
+
+    const SHOP: &str = "web.shop.serviceaccount.identity.remora.cluster.local";
+    const OTHER_MESH: &str = "web.shop.serviceaccount.identity.linkerd.cluster.local";
+
+    #[test]
+    fn only_the_mesh_and_loopback_are_served() {
+        assert_eq!(caller(true, None).unwrap(), Caller::Local);
+        assert!(matches!(caller(false, Some(SHOP)).unwrap(), Caller::Meshed { .. }));
+        assert_eq!(caller(false, None).unwrap_err().code(), tonic::Code::Unauthenticated);
+        let nobody = Caller::of(&Request::new(()), &settings_for_tests());
+        assert_eq!(nobody.unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
+
+    #[test]
+    fn a_workload_is_asked_for_from_its_own_namespace() {
+        for (plaintext, identity, namespace, may) in [
+            (true, None, "shop", true),
+            (false, Some(SHOP), "shop", true),
+            (false, Some(SHOP), "vault", false),
+            (false, Some(SHOP), "", false),
+            (false, Some(OTHER_MESH), "shop", false),
+            (false, Some("spiffe://cluster.local/ns/shop"), "shop", false),
+        ] {
+            let answer = caller(plaintext, identity).unwrap().may_ask_for(&Name::new(namespace, "web-1"));
+            assert_eq!(answer.is_ok(), may, "{identity:?} as {namespace}: {answer:?}");
+            if let Err(status) = answer {
+                assert_eq!(status.code(), tonic::Code::PermissionDenied);
+                assert!(status.message().contains(identity.unwrap()) && status.message().contains("web-1"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_foreign_namespace_counts_as_none() {
+        let context = |namespace: &str| Context {
+            namespace: Some(namespace.to_owned()),
+            node: Some("n".to_owned()),
+            ..Context::default()
+        };
+        let shop = caller(false, Some(SHOP)).unwrap();
+        assert_eq!(shop.believe(context("shop")), context("shop"));
+        assert_eq!(shop.believe(context("vault")), Context { namespace: None, ..context("vault") });
+        assert_eq!(Caller::Local.believe(context("vault")), context("vault"));
+    }
+
+    fn caller(plaintext: bool, identity: Option<&str>) -> Result<Caller, Status> {
+        let identity = identity.map(|identity| Identity::parse(identity).unwrap());
+        let mut request = Request::new(());
+        request.extensions_mut().insert(Peer { addr: "127.0.0.1:1".parse().unwrap(), identity, plaintext });
+        Caller::of(&request, &settings_for_tests())
+    }
+}

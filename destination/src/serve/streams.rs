@@ -147,3 +147,100 @@ impl<T: Send + 'static> Stream<T> {
         let _ = self.updates.try_send(Err(status));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        resources::{Document, parse},
+        serve::{Limits, Security},
+        view::{Workload, inbound, settings_for_tests},
+        watch::Event,
+    };
+    use remora_runtime::metrics::{RETAIN_IDLE, Registry};
+    use tokio_stream::StreamExt as _;
+
+    #[tokio::test]
+    async fn a_reader_who_falls_behind_is_told_and_dropped() {
+        let serving = serving(Limits { queue: 2, ..Limits::default() });
+        let mut updates = open(&serving).unwrap().into_inner();
+        let sent = serving.metrics.updates(Api::Inbound);
+        // Each change is sent before the next one comes: otherwise the latest would stand for all.
+        for policy in ["audit", "deny"] {
+            let before = sent.get();
+            apply(&serving, policy);
+            while sent.get() == before && serving.metrics.overflows(Api::Inbound).get() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let mut read = Vec::new();
+        while let Some(update) = updates.next().await {
+            read.push(update.map_err(|status| status.code()));
+        }
+        assert_eq!(read.len(), 3, "{read:?}");
+        assert_eq!(read.last(), Some(&Err(tonic::Code::Aborted)));
+        assert_eq!(serving.metrics.overflows(Api::Inbound).get(), 1);
+        while serving.store.watched() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn between_two_looks_the_latest_value_wins() {
+        let serving = serving(Limits::default());
+        let mut updates = open(&serving).unwrap().into_inner();
+        assert!(updates.next().await.unwrap().unwrap().contains("AllUnauthenticated"));
+        for policy in ["audit", "deny", "cluster-authenticated"] {
+            apply(&serving, policy);
+        }
+        assert!(updates.next().await.unwrap().unwrap().contains("ClusterAuthenticated"));
+    }
+
+    #[tokio::test]
+    async fn streams_are_bounded_and_given_back() {
+        let serving = serving(Limits { streams: 1, ..Limits::default() });
+        let streams = Streams::new(&serving);
+        let first = open_in(&streams).unwrap();
+        assert_eq!(open_in(&streams).err().unwrap().code(), tonic::Code::ResourceExhausted);
+        drop(first);
+        while streams.permits.available_permits() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(open_in(&streams).is_ok());
+    }
+
+    fn serving(limits: Limits) -> Serving {
+        Serving {
+            store: Arc::default(),
+            settings: Arc::new(settings_for_tests()),
+            security: Security::Plaintext,
+            limits,
+            metrics: Metrics::new(&Registry::new(RETAIN_IDLE)),
+            tasks: Tasks::new(),
+            drain: Drain::new(),
+        }
+    }
+
+    fn open(serving: &Serving) -> Result<Response<Updates<String>>, Status> {
+        apply(serving, "all-unauthenticated");
+        open_in(&Streams::new(serving))
+    }
+
+    /// A stream of the policy of a pod, in words.
+    fn open_in(streams: &Streams) -> Result<Response<Updates<String>>, Status> {
+        let (settings, workload) = (settings_for_tests(), Workload::parse("shop:web").unwrap());
+        streams.open(Api::Inbound, move |lens| {
+            Ok(vec![format!("{:?}", inbound(lens, &settings, &workload, 80))])
+        })
+    }
+
+    fn apply(serving: &Serving, policy: &str) {
+        let text = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: shop, annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}}}, spec: {{containers: []}}}}"
+        );
+        match parse(&text).unwrap().remove(0) {
+            Document::Known(resource) => serving.store.apply(vec![Event::Apply(resource)]),
+            Document::Unread(what) => panic!("{what} is not read"),
+        };
+    }
+}

@@ -77,7 +77,7 @@ fn a_meshed_endpoint_says_who_it_is_and_how_to_reach_it() {
     let endpoint = &found.set[&"10.1.0.1:8080".parse().unwrap()];
     let identity = endpoint.identity.as_ref().unwrap();
     assert_eq!(identity.as_str(), "shopkeeper.shop.serviceaccount.identity.remora.cluster.local");
-    assert_eq!((endpoint.hint, endpoint.opaque_transport), (ProtocolHint::Http2, Some(4143)));
+    assert_eq!((endpoint.hint, endpoint.opaque_transport), (Http2, Some(4143)));
     let labels: Vec<_> = endpoint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let expected = [
         "control_plane_ns=remora",
@@ -102,7 +102,7 @@ fn the_proxys_own_ports_take_no_header_and_no_upgrade() {
     let found = get(CLUSTER, "web.shop.svc.cluster.local:4191").unwrap();
     let endpoint = &found.set[&"10.1.0.1:4191".parse().unwrap()];
     assert!(endpoint.identity.is_some());
-    assert_eq!((endpoint.hint, endpoint.opaque_transport), (ProtocolHint::Unknown, None));
+    assert_eq!((endpoint.hint, endpoint.opaque_transport), (Unknown, None));
 }
 
 #[test]

@@ -1,0 +1,262 @@
+//! The promise of the standalone home: proxies see what the directory says, within a second, and nothing that a
+//! writer did halfway.
+
+use linkerd2_proxy_api::{
+    destination::{GetDestination, Update, destination_client::DestinationClient, update},
+    inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient},
+    outbound::{TrafficSpec, outbound_policies_client::OutboundPoliciesClient, traffic_spec},
+};
+use remora_destination::{
+    config::Config,
+    process::{Addresses, Process},
+};
+use remora_runtime::{log::LogHandle, tasks::Drain};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::timeout,
+};
+use tonic::{Code, Streaming, transport::Channel};
+
+/// The end of waiting: long, because machines that build are busy. What should be quick is measured apart.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+";
+
+fn pod(number: u8) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: web-{number}, namespace: shop, labels: {{app: web}}}}, \
+         spec: {{containers: []}}, status: {{podIP: 10.1.0.{number}}}}}"
+    )
+}
+
+#[tokio::test]
+async fn endpoints_follow_the_directory() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE), ("1.yaml", &pod(1))]).await;
+    let mut updates = standalone.get("web.shop.svc.cluster.local:80").await.unwrap();
+    assert_eq!(next(&mut updates).await, ["+10.1.0.1:8080"]);
+    let mut quickest = Duration::MAX;
+    for number in 2..5 {
+        let started = Instant::now();
+        standalone.write(&format!("{number}.yaml"), &pod(number));
+        assert_eq!(next(&mut updates).await, [format!("+10.1.0.{number}:8080")]);
+        quickest = quickest.min(started.elapsed());
+    }
+    assert!(quickest < Duration::from_secs(1), "the quickest of three changes took {quickest:?}");
+    std::fs::remove_file(standalone.path("3.yaml")).unwrap();
+    assert_eq!(next(&mut updates).await, ["-10.1.0.3:8080"]);
+    std::fs::remove_file(standalone.path("service.yaml")).unwrap();
+    assert_eq!(next(&mut updates).await, ["none exists=false"]);
+    standalone.write("service.yaml", SERVICE);
+    assert_eq!(next(&mut updates).await, ["+10.1.0.1:8080", "+10.1.0.2:8080", "+10.1.0.4:8080"]);
+}
+
+#[tokio::test]
+async fn a_service_without_endpoints_says_so_at_once() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE)]).await;
+    let mut updates = standalone.get("web.shop.svc.cluster.local:80").await.unwrap();
+    assert_eq!(next(&mut updates).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_its_last_good_version_and_is_named() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE), ("1.yaml", &pod(1))]).await;
+    let mut updates = standalone.get("web.shop.svc.cluster.local:80").await.unwrap();
+    assert_eq!(next(&mut updates).await, ["+10.1.0.1:8080"]);
+    standalone.write("1.yaml", "{apiVersion: v1, kind: Pod, metadata: {name: web-1");
+    let state = standalone.state_with("\"errors\": [\n").await;
+    assert!(state.contains("document 1: not YAML"), "{state}");
+    // Had the broken file taken its pod away, that would be the next message.
+    standalone.write("2.yaml", &pod(2));
+    assert_eq!(next(&mut updates).await, ["+10.1.0.2:8080"]);
+    standalone.write("1.yaml", &pod(7));
+    assert_eq!(next(&mut updates).await, ["+10.1.0.7:8080"]);
+    assert_eq!(next(&mut updates).await, ["-10.1.0.1:8080"]);
+}
+
+#[tokio::test]
+async fn the_other_apis_follow_too() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE), ("1.yaml", &pod(1))]).await;
+    let workload = r#"{"ns":"shop","pod":"web-1"}"#.to_owned();
+    let mut profiles = DestinationClient::new(standalone.destination.clone());
+    let request = GetDestination { path: "10.96.0.1:80".to_owned(), ..GetDestination::default() };
+    let mut profiles = profiles.get_profile(request).await.unwrap().into_inner();
+    let profile = message(&mut profiles).await;
+    assert_eq!(
+        (profile.fully_qualified_name.as_str(), profile.opaque_protocol),
+        ("web.shop.svc.cluster.local", false)
+    );
+
+    let mut outbound = OutboundPoliciesClient::new(standalone.policy.clone());
+    let target = traffic_spec::Target::Addr("10.96.0.1:80".parse::<SocketAddr>().unwrap().into());
+    let request = TrafficSpec { source_workload: workload.clone(), target: Some(target) };
+    assert!(outbound.get(request.clone()).await.unwrap().into_inner().protocol.is_some());
+    let mut policies = outbound.watch(request).await.unwrap().into_inner();
+    let before = message(&mut policies).await;
+
+    let mut inbound = InboundServerPoliciesClient::new(standalone.policy.clone());
+    let request = PortSpec { workload, port: 8080 };
+    let mut servers = inbound.watch_port(request.clone()).await.unwrap().into_inner();
+    assert_eq!(message(&mut servers).await.labels["name"], "all-unauthenticated");
+
+    let annotations =
+        "{config.linkerd.io/opaque-ports: '80,8080', config.linkerd.io/default-inbound-policy: deny}";
+    let namespace =
+        format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {annotations}}}}}");
+    standalone.write("namespace.yaml", &namespace);
+    assert!(message(&mut profiles).await.opaque_protocol);
+    assert_ne!(message(&mut policies).await, before);
+    let server = message(&mut servers).await;
+    assert_eq!((server.labels["name"].as_str(), server.authorizations.len()), ("deny", 0));
+    assert_eq!(inbound.get_port(request).await.unwrap().into_inner(), server);
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_has_its_status() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE)]).await;
+    for (path, code) in [
+        ("nobody.shop.svc.cluster.local:80", Code::NotFound),
+        ("10.96.0.1:80", Code::InvalidArgument),
+        ("example.com:80", Code::InvalidArgument),
+        ("", Code::InvalidArgument),
+    ] {
+        assert_eq!(standalone.get(path).await.unwrap_err().code(), code, "{path:?}");
+    }
+    let mut inbound = InboundServerPoliciesClient::new(standalone.policy.clone());
+    for (workload, port, code) in [
+        ("shop:nobody", 80, Code::NotFound),
+        ("nobody", 80, Code::InvalidArgument),
+        ("shop:web", 0, Code::InvalidArgument),
+        ("shop:web", 65_536, Code::InvalidArgument),
+    ] {
+        let refused = inbound.watch_port(PortSpec { workload: workload.to_owned(), port }).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{workload}:{port}");
+    }
+    let mut outbound = OutboundPoliciesClient::new(standalone.policy.clone());
+    let refused = outbound.watch(TrafficSpec { source_workload: "shop:web".to_owned(), target: None }).await;
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_drain_ends_the_streams_and_then_the_process() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE)]).await;
+    let mut updates = standalone.get("web.shop.svc.cluster.local:80").await.unwrap();
+    assert_eq!(next(&mut updates).await, [""; 0]);
+    standalone.drain.signal();
+    let end = timeout(DEADLINE, updates.message()).await.unwrap();
+    assert!(matches!(end, Ok(None)), "{end:?}");
+    let Standalone { destination, policy, running, .. } = standalone;
+    drop((updates, destination, policy));
+    timeout(DEADLINE, running).await.unwrap().unwrap().unwrap();
+}
+
+#[test]
+fn the_program_lists_every_mistake_and_exits_with_64() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_remora-destination"))
+        .args(["--grpc-addr=nowhere", "--default-inbound-policy=perhaps"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8(output.stderr).unwrap();
+    for part in ["--grpc-addr", "--default-inbound-policy", "--manifests", "--trust-anchors"] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+}
+
+/// A process over a directory of its own.
+struct Standalone {
+    directory: TempDir,
+    addresses: Addresses,
+    destination: Channel,
+    policy: Channel,
+    drain: Drain,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Standalone {
+    async fn start(files: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
+        let manifests = format!("--manifests={}", directory.path().display());
+        let any = ["--grpc-addr=127.0.0.1:0", "--policy-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0"];
+        let arguments = ["remora-destination", "--plaintext", &manifests].into_iter().chain(any);
+        let process = Process::bind(Config::read(arguments).unwrap()).await.unwrap();
+        let (addresses, drain) = (process.addresses().unwrap(), process.drain.clone());
+        let running = tokio::spawn(process.run(LogHandle::detached("info").unwrap()));
+        let channel = |addr| Channel::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+        let (destination, policy) = (channel(addresses.destination), channel(addresses.policy));
+        Self { directory, addresses, destination, policy, drain, running }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+        assert!(Path::new(&self.path(name)).exists());
+    }
+
+    async fn get(&self, path: &str) -> Result<Streaming<Update>, tonic::Status> {
+        let request = GetDestination { path: path.to_owned(), ..GetDestination::default() };
+        let mut client = DestinationClient::new(self.destination.clone());
+        Ok(timeout(DEADLINE, client.get(request)).await.expect("an answer in time")?.into_inner())
+    }
+
+    /// Reads `/state.json` until it contains `part`.
+    async fn state_with(&self, part: &str) -> String {
+        let reading = async {
+            loop {
+                let mut stream = TcpStream::connect(self.addresses.admin).await.unwrap();
+                let request = "GET /state.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                if answer.contains(part) {
+                    return answer;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, reading).await.expect("the state in time")
+    }
+}
+
+async fn message<T>(stream: &mut Streaming<T>) -> T {
+    timeout(DEADLINE, stream.message())
+        .await
+        .expect("a message in time")
+        .unwrap()
+        .expect("the stream goes on")
+}
+
+/// The next update in words, sorted.
+async fn next(updates: &mut Streaming<Update>) -> Vec<String> {
+    let addr = |addr: linkerd2_proxy_api::net::TcpAddress| {
+        let ip = IpAddr::try_from(addr.ip.unwrap()).unwrap();
+        SocketAddr::new(ip, addr.port.try_into().unwrap())
+    };
+    let mut words: Vec<String> = match message(updates).await.update.unwrap() {
+        update::Update::Add(set) => {
+            set.addrs.into_iter().map(|new| format!("+{}", addr(new.addr.unwrap()))).collect()
+        }
+        update::Update::Remove(set) => set.addrs.into_iter().map(|gone| format!("-{}", addr(gone))).collect(),
+        update::Update::NoEndpoints(none) => vec![format!("none exists={}", none.exists)],
+    };
+    words.sort_unstable();
+    words
+}
