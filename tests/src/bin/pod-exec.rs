@@ -151,18 +151,22 @@ fn mount_dev(dev: &Path) -> Result<()> {
 }
 
 fn mount_bind(root: &Path, bind: &Bind) -> Result<()> {
-    let target = root.join(bind.target.strip_prefix("/").unwrap_or(&bind.target));
+    let target = within(root, &bind.target)?;
     if bind.source.is_dir() {
-        fs::create_dir_all(&target)?;
-    } else if !target.exists() {
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        // A dangling link in the image (as /etc/resolv.conf may be) is replaced, not followed.
         if target.is_symlink() {
             fs::remove_file(&target)?;
         }
-        fs::write(&target, b"")?;
+        fs::create_dir_all(&target)?;
+    } else {
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        if target.is_symlink() {
+            fs::remove_file(&target)?;
+        }
+        if !target.exists() {
+            fs::write(&target, b"")?;
+        }
     }
     rustix::mount::mount_bind(&bind.source, &target)
         .with_context(|| format!("from {}", bind.source.display()))?;
@@ -170,6 +174,45 @@ fn mount_bind(root: &Path, bind: &Bind) -> Result<()> {
         rustix::mount::mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY, c"")?;
     }
     Ok(())
+}
+
+/// Where a path of the container is, seen from outside of its root. Links (as `/var/run` is one) are followed within
+/// the root: followed by the kernel, an absolute one would lead out to the machine's own files.
+fn within(root: &Path, path: &Path) -> Result<PathBuf> {
+    // The kernel's own limit (path_resolution(7)).
+    let mut links = 40;
+    let mut todo: Vec<PathBuf> = parts(path);
+    let mut found = PathBuf::new();
+    while let Some(part) = todo.pop() {
+        if part == Path::new("..") {
+            found.pop();
+            continue;
+        }
+        let here = root.join(&found).join(&part);
+        let is_last = todo.is_empty();
+        match fs::read_link(&here) {
+            // The target itself is replaced rather than followed.
+            Ok(link) if !is_last => {
+                links -= 1;
+                if links == 0 {
+                    bail!("{} has too many links", path.display());
+                }
+                if link.is_absolute() {
+                    found = PathBuf::new();
+                }
+                todo.extend(parts(&link));
+            }
+            _ => found.push(part),
+        }
+    }
+    Ok(root.join(found))
+}
+
+/// The names of a path, last first.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    use std::path::Component::{Normal, ParentDir};
+    let names = path.components().filter(|part| matches!(part, Normal(_) | ParentDir));
+    names.map(|part| PathBuf::from(part.as_os_str())).rev().collect()
 }
 
 fn enter_root(merged: &Path) -> Result<()> {
