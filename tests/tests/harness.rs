@@ -133,6 +133,15 @@ fn a_container_is_what_its_manifest_says() {
         assert!(status.lines().any(|found| found == line), "no {line:?} in:\n{status}");
     }
     assert_eq!(run(&pod, "app", &["cat", "/config/nested/one"]), "1");
+    assert_eq!(
+        run(&pod, "app", &["cat", "/run/remora-harness/config/nested/one"]),
+        "1",
+        "/var/run is a link"
+    );
+    assert!(
+        !std::path::Path::new("/run/remora-harness").exists(),
+        "a mount point was made on the machine itself"
+    );
     assert_eq!(run(&pod, "app", &["sh", "-c", "echo x > /scratch/f && stat -c %g /scratch/f"]), "4321\n");
     let written = node.exec(&pod, "app", &["sh", "-c", "echo x > /tmp/f"]).unwrap();
     assert!(!written.status.success(), "the root must be read-only");
@@ -188,6 +197,7 @@ spec:
     volumeMounts:
     - {name: scratch, mountPath: /scratch}
     - {name: config, mountPath: /config}
+    - {name: config, mountPath: /var/run/remora-harness/config}
     - {name: token, mountPath: /token}
   volumes:
   - {name: scratch, emptyDir: {medium: Memory}}
