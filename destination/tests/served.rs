@@ -1,5 +1,10 @@
 //! The promise of the standalone home: proxies see what the directory says, within a second, and nothing that a
 //! writer did halfway.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "clippy does not count the helpers of a test as a test"
+)]
 
 use linkerd2_proxy_api::{
     destination::{GetDestination, Update, destination_client::DestinationClient, update},
