@@ -116,14 +116,18 @@ const HTTP2: u64 = 2;
 
 fn read_header(message: &[u8]) -> Result<TransportHeader, Malformed> {
     let mut port = 0;
-    let mut name: &[u8] = &[];
+    let mut name = "";
     let mut protocol = None;
     let mut fields = Fields(message);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
             // An int32 is a varint of its sign-extended value, of which protobuf keeps the lower half.
             (PORT, Value::Varint(value)) => port = value as i32,
-            (NAME, Value::Bytes(value)) => name = value,
+            // Protobuf strings are UTF-8, also one that a later value replaces; another encoding is a broken message,
+            // not a strange name.
+            (NAME, Value::Bytes(value)) => {
+                name = core::str::from_utf8(value).map_err(|_| Malformed::Message)?
+            }
             // Messages are merged: one without a kind leaves the earlier one's.
             (SESSION_PROTOCOL, Value::Bytes(value)) => protocol = read_protocol(value)?.or(protocol),
             (PORT | NAME | SESSION_PROTOCOL, _) => return Err(Malformed::Message),
@@ -132,8 +136,6 @@ fn read_header(message: &[u8]) -> Result<TransportHeader, Malformed> {
     }
 
     let valid_port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(Malformed::Port(port))?;
-    // Protobuf strings are UTF-8; another encoding is a broken message, not a strange name.
-    let name = core::str::from_utf8(name).map_err(|_| Malformed::Message)?;
     let name = match name {
         "" => None,
         name => Some(dns_name(name).map_err(|_| Malformed::Name)?.into()),
@@ -363,6 +365,8 @@ mod tests {
         check(b"\x08\x50\x12\x03a b", Err(Malformed::Name));
         check(b"\x08\x50\x12\x04a..b", Err(Malformed::Name));
         check(b"\x08\x50\x12\x01\xff", Err(Malformed::Message));
+        check(b"\x12\x01\xff", Err(Malformed::Message));
+        check(b"\x08\x50\x12\x01\xff\x12\x01a", Err(Malformed::Message));
     }
 
     #[test]
