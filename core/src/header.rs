@@ -126,7 +126,7 @@ fn read_header(message: &[u8]) -> Result<TransportHeader, Malformed> {
             // Protobuf strings are UTF-8, also one that a later value replaces; another encoding is a broken message,
             // not a strange name.
             (NAME, Value::Bytes(value)) => {
-                name = core::str::from_utf8(value).map_err(|_| Malformed::Message)?
+                name = core::str::from_utf8(value).map_err(|_| Malformed::Message)?;
             }
             // Messages are merged: one without a kind leaves the earlier one's.
             (SESSION_PROTOCOL, Value::Bytes(value)) => protocol = read_protocol(value)?.or(protocol),

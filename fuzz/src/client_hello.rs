@@ -119,7 +119,10 @@ fn is_laxer(hello: &Hello, error: &Error) -> bool {
             hello.sni.as_deref().is_none_or(|name| {
                 let strange = |label: &str| label.starts_with('-') || label.ends_with('-');
                 name.split('.').any(strange)
-                    || name.rsplit('.').all(|label| label.ends_with(|c: char| c.is_ascii_digit()))
+                    || name
+                        .rsplit('.')
+                        .next()
+                        .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
             })
         }
         Error::InvalidMessage(rustls::InvalidMessage::DuplicateExtension(kind)) => {
