@@ -56,7 +56,7 @@ advisories() {
         echo "not checked: the advisory database could not be reached"
         return 0
     fi
-    "$DENY" --locked check --disable-fetch advisories
+    "$DENY" --locked --offline check advisories
 }
 
 # Shown as it runs: it is the longest step, and its failures are read where they happen.

@@ -1,3 +1,5 @@
+//! Tables of decisions: (pod, namespace, configuration) → inject, skip or refuse, with the reason.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tables of what is written into a pod, and the patch applied to whole pods.
+
 use serde_json::{Value, json};
 
 use super::*;
