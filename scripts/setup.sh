@@ -20,9 +20,9 @@ readonly NOT_AVAILABLE=69 # EX_UNAVAILABLE of sysexits.h
 # goals, program, Debian package, what for.
 programs() {
     cat <<'TABLE'
-build cc gcc compiling the cryptography (aws-lc) and the allocator (jemalloc)
-build make make compiling the allocator (jemalloc)
-fuzz c++ g++ compiling libFuzzer
+build cc build-essential compiling the cryptography (aws-lc) and the allocator (jemalloc)
+build make build-essential compiling the allocator (jemalloc)
+fuzz c++ build-essential compiling libFuzzer
 demo unshare util-linux pods: namespaces for processes, mounts and the network
 demo nsenter util-linux pods: commands inside a running pod
 demo setpriv util-linux pods: processes under their own user
@@ -83,8 +83,11 @@ apt_install() {
     fi
     # shellcheck disable=SC2064 # expanded now: `ours` is local
     trap "[ -z '$ours' ] || rm -f '$policy'" EXIT
-    DEBIAN_FRONTEND=noninteractive apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    export DEBIAN_FRONTEND=noninteractive
+    if ! apt-get update -qq || ! apt-get install -y -qq --no-install-recommends "$@" >/dev/null; then
+        say "apt-get failed; its own words are above. Install by hand, then run this again: $*"
+        exit "$NOT_AVAILABLE"
+    fi
     [ -z "$ours" ] || rm -f "$policy"
     trap - EXIT
     if command -v systemctl >/dev/null; then
@@ -165,7 +168,7 @@ compile_cargo_deny() {
         say "would compile cargo-deny $CARGO_DENY_VERSION once, for checking licences and dependencies, into $root"
         return
     fi
-    say "compiling cargo-deny $CARGO_DENY_VERSION once, for checking licences and dependencies (4 minutes on two cores)"
+    say "compiling cargo-deny $CARGO_DENY_VERSION once, for checking licences and dependencies (about 4 minutes on two cores)"
     mkdir -p "$CACHE/tools"
     # In a target directory of its own, so that it waits for no other build.
     if ! env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --locked --root "$root" \
