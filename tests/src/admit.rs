@@ -28,7 +28,12 @@ pub async fn apply(kubelet: &Arc<Kubelet>, objects: Vec<Value>) -> Result<Vec<Na
         objects.into_iter().partition(|object| matches!(kind(object), "Pod" | "Deployment"));
     for mut object in others {
         let what = format!("{} {}", kind(&object), name(&object));
+        let is_namespace = kind(&object) == "Namespace";
         admit(kubelet, &mut object).await.with_context(|| what)?;
+        if is_namespace {
+            // Whoever is asked about the objects in it looks at the namespace.
+            kubelet.publish().await;
+        }
     }
     kubelet.publish().await;
     refresh_volumes(kubelet)?;
