@@ -1,7 +1,7 @@
 //! The init container: sets a pod's redirect rules, proves that they hold, exits.
 //!
 //! The world around [`crate::redirect`], which decides. [`flags`] is the command line, [`tables`] the kernel through
-//! the xtables binaries, [`prove`] the dials, [`report`] what people are told. This file is the script.
+//! the xtables binaries, [`mod@prove`] the dials, [`report`] what people are told. This file is the script.
 //!
 //! Runs as any user whose permitted set holds `NET_ADMIN` and `NET_RAW` through file capabilities on this program
 //! and on the xtables binaries. Under `no_new_privs` an exec gains nothing, but file capabilities still hand on what

@@ -1,7 +1,7 @@
 //! Mutual TLS as every one of our processes speaks it: who we are ([`Credentials`]), whom we believe
-//! ([`TrustBundle`]), and who is at the other end ([`peer`], [`require`]).
+//! ([`TrustBundle`]), and who is at the other end ([`peer()`], [`require`]).
 //!
-//! The chain is verified by rustls against the bundle, without names. Names and validity are looked at by [`peer`]
+//! The chain is verified by rustls against the bundle, without names. Names and validity are looked at by [`peer()`]
 //! after *every* handshake: a resumed session carries a chain that was verified long ago, and rustls does not look
 //! at it again. Contract 2.6; nothing here reads a socket.
 

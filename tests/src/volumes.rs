@@ -1,6 +1,6 @@
 //! What a pod's volumes hold, and how it is put on disk.
 //!
-//! [`content`] decides from manifests alone; [`write`] replaces the files of a volume at once, with the `..data` link
+//! [`content`] decides from manifests alone; [`write()`] replaces the files of a volume at once, with the `..data` link
 //! that a kubelet uses, so that a process that watches a ConfigMap sees it change in one step.
 
 use std::collections::BTreeMap;
