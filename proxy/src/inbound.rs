@@ -25,6 +25,7 @@ use remora_core::{
     header::SessionProtocol,
     policy::{self, Peer, ServerPolicy, ServerProtocol},
 };
+use remora_runtime::clock;
 use std::{net::SocketAddr, sync::Arc};
 
 /// One connection, as far as it is known.
@@ -70,6 +71,7 @@ async fn redirected(
         return Box::pin(opaque(worker, skipped, policy, stream, None)).await;
     }
 
+    let began = clock::now();
     let limit = detect_limit(worker, &server);
     let speculation = Speculation::new(worker, &server, &plain);
     let (connection, first) = match worker.proxy.server_name() {
@@ -95,6 +97,11 @@ async fn redirected(
         },
     };
 
+    if let Peer::Passthrough { .. } = connection.peer {
+        // The application's own TLS: nothing in it is read, whatever the port was declared to speak.
+        return Box::pin(opaque(worker, connection, policy, stream, None)).await;
+    }
+    worker.proxy.metrics.inbound_detected(&first, began);
     let version = match (&server.protocol, first) {
         (_, First::Server(app)) => {
             return Box::pin(opaque(worker, connection, policy, stream, Some(app))).await;
@@ -187,10 +194,7 @@ async fn detect(
         ServerProtocol::Opaque | ServerProtocol::Tls => Ok(First::Client(Protocol::Opaque, None)),
         ServerProtocol::Detect { .. } | ServerProtocol::Http1 { .. } | ServerProtocol::Invalid(_) => {
             let speculation = Speculation::new(worker, server, connection);
-            let began = remora_runtime::clock::now();
-            let first = sniff::protocol(stream, detect_limit(worker, server), &speculation).await?;
-            worker.proxy.metrics.inbound_detected(&first, began);
-            Ok(first)
+            sniff::protocol(stream, detect_limit(worker, server), &speculation).await
         }
     }
 }
@@ -283,5 +287,22 @@ impl Speculate for Speculation<'_> {
 
     fn patience(&self) -> std::time::Duration {
         app::PATIENCE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection costs what its future holds: what grows it is seen here before it is seen in production.
+    #[test]
+    fn a_connection_is_small() {
+        fn size<A, B, F>(_: fn(A, B) -> F) -> usize {
+            size_of::<F>()
+        }
+        let inbound = size(serve);
+        let outbound = size(crate::outbound::serve);
+        assert!(inbound <= 3072, "an inbound connection holds {inbound} bytes");
+        assert!(outbound <= 3072, "an outbound connection holds {outbound} bytes");
     }
 }
