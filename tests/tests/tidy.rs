@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::Command,
 };
 
@@ -169,11 +169,12 @@ fn no_file_knows_whose_machine_it_was_written_on() {
 fn every_relative_link_of_a_page_leads_somewhere() {
     let mut broken = vec![];
     let mut seen = 0;
+    let cloned = cloned();
     for page in pages() {
         let folder = Path::new(&page.path).parent().unwrap_or_else(|| Path::new(""));
         for link in links(&page.text) {
             seen += 1;
-            if !root().join(folder).join(link).exists() {
+            if !cloned.contains(&plain(&folder.join(link))) {
                 broken.push(format!("{}: {link}", page.path));
             }
         }
@@ -230,6 +231,7 @@ fn the_map_has_every_member_of_the_workspace_and_no_other() {
 fn every_file_that_the_map_or_a_recipe_names_exists() {
     let mut missing = vec![];
     let mut seen = 0;
+    let cloned = cloned();
     for page in ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"] {
         let text = read(page);
         let mut section = String::new();
@@ -242,9 +244,10 @@ fn every_file_that_the_map_or_a_recipe_names_exists() {
             }
             for name in code(line).filter(|name| is_path(name)) {
                 seen += 1;
-                let folders =
-                    ["", section.as_str(), &format!("{section}src/")].map(|folder| root().join(folder));
-                if !folders.iter().any(|folder| folder.join(name).exists()) {
+                let folders = ["", section.as_str(), &format!("{section}src/")];
+                let exists =
+                    folders.iter().any(|folder| cloned.contains(&plain(&Path::new(folder).join(name))));
+                if !exists {
                     missing.push(format!("{page}: {name} (section {section:?})"));
                 }
             }
@@ -345,6 +348,27 @@ fn tracked(below: &str) -> Vec<String> {
     assert!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
     let paths = String::from_utf8(output.stdout).expect("paths are UTF-8");
     paths.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// What a fresh clone has: tracked files, and the folders above them.
+fn cloned() -> BTreeSet<PathBuf> {
+    let files = tracked(".");
+    files.iter().flat_map(|path| Path::new(path).ancestors()).map(Path::to_path_buf).collect()
+}
+
+/// Without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::Normal(name) => plain.push(name),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
 }
 
 fn root() -> PathBuf {
