@@ -1,5 +1,6 @@
 //! Serves HTTP/1 and HTTP/2 on a stream; what happens to a request is [`request`].
 
+pub mod access_log;
 pub mod body;
 pub mod client;
 pub mod exchange;

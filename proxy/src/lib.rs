@@ -46,6 +46,8 @@ pub struct Proxy {
     pub outbound_permits: Arc<Semaphore>,
     /// Speculative dials open at once.
     pub speculative_permits: Arc<Semaphore>,
+    /// Where inbound requests are logged, if they are.
+    pub access_log: Option<http::access_log::Writer>,
     pub tasks: Tasks,
     pub drain: Drain,
 }

@@ -5,6 +5,7 @@ use crate::{
     config::Config,
     discover::source::Sources,
     fault::{Blame, Fault},
+    http::access_log,
     inbound, listen, outbound, state,
 };
 use anyhow::{Context, Result};
@@ -296,8 +297,15 @@ fn assemble(
         config.admin.listen.port(),
     );
     let discovery = sources.discovery(&config);
+    let dropped = registry.counter(
+        "remora_access_log_lines_dropped_total",
+        "Access log lines not written because standard error is not read",
+    );
+    let start = |format| access_log::Writer::start(format, dropped);
+    let access_log = config.access_log.map(start).transpose().context("cannot start the access log")?;
     let limits = &config.limits;
     Ok(Proxy {
+        access_log,
         credentials,
         policies,
         discovery,

@@ -167,7 +167,7 @@ mod tests {
         let started = Arc::default();
         let cache = cache(&started, 10);
         let held = cache.watch(&1).unwrap();
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!(cache.snapshot().len(), 1);
         drop(held);
         tokio::time::sleep(Duration::from_secs(11)).await;

@@ -6,6 +6,7 @@
 //! ```
 
 use super::{
+    access_log,
     body::Body,
     client::{Reuse, SendError},
     exchange::Exchange,
@@ -52,10 +53,28 @@ impl Inbound {
     }
 }
 
-/// An inbound request.
-pub async fn inbound(context: Arc<Inbound>, mut request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+/// An inbound request, and its line in the access log.
+pub async fn inbound(context: Arc<Inbound>, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let started = clock::now();
-    let Inbound { worker, connection, policy, app, .. } = &*context;
+    let Some(log) = &context.worker.proxy.access_log else {
+        return authorized(&context, request, started).await;
+    };
+    let client_id = context.connection.peer.identity().map(remora_core::identity::Identity::as_str);
+    let entry = access_log::Entry::of(&request, context.connection.client, client_id);
+    let answered = authorized(&context, request, started).await;
+    if let Ok(response) = &answered {
+        log.write(&entry, response, clock::unix_now().0, clock::now().since(started));
+    }
+    answered
+}
+
+/// Authorises an inbound request and sends it to the application.
+async fn authorized(
+    context: &Inbound,
+    mut request: Request<Incoming>,
+    started: Time,
+) -> Result<Response<Body>, Fault> {
+    let Inbound { worker, connection, policy, app, .. } = context;
     let metrics = &worker.proxy.metrics;
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let asker = Asker::of(&request, meshed);
