@@ -51,7 +51,8 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) 
             }
         };
         let (proxy, admin) = (proxy.clone(), admin.clone());
-        tokio::spawn(async move {
+        let tasks = proxy.tasks.clone();
+        tasks.spawn("admin connection", async move {
             let _permit = permit;
             if let Err(fault) = connection(&proxy, admin, tcp, listen::unmapped(client)).await {
                 debug!(%client, %fault, "an admin connection failed");

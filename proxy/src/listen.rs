@@ -4,7 +4,6 @@ use crate::{config::SocketConfig, connect};
 use remora_runtime::tasks::Drain;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
-    future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -72,17 +71,15 @@ pub fn unmapped(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// Accepts until the drain begins, and hands every connection to `serve`.
-pub async fn accept<F>(
+/// Accepts until the drain begins, and hands every connection to `serve`, which must not wait.
+pub async fn accept(
     listener: TcpListener,
     socket: SocketConfig,
     permits: Arc<Semaphore>,
     drain: Drain,
     limited: impl Fn(),
-    serve: impl Fn(Accepted) -> F,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
+    serve: impl Fn(Accepted),
+) {
     let draining = drain.draining();
     tokio::pin!(draining);
     loop {
@@ -103,7 +100,7 @@ pub async fn accept<F>(
                 match prepared {
                     Ok(target) => {
                         let client = unmapped(client);
-                        tokio::spawn(serve(Accepted { tcp, client, target, permit }));
+                        serve(Accepted { tcp, client, target, permit });
                     }
                     Err(error) => {
                         warn!(%client, %error, "a connection was dropped: its original destination cannot be read");

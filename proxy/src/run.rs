@@ -103,7 +103,7 @@ async fn supervise(
         Err(error) => return warn!(%error, "the admin port cannot be served; stopping"),
     };
     let listening = proxy.config.clone();
-    tokio::spawn(admin::serve(proxy.clone(), admin_socket, Arc::new(admin)));
+    proxy.tasks.spawn("admin", admin::serve(proxy.clone(), admin_socket, Arc::new(admin)));
     let stop = async {
         tokio::select! {
             signal = shutdown_signal() => match signal {
@@ -194,7 +194,7 @@ fn work(worker: &Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>
             certified = ready.wait_for(|ready| *ready) => if certified.is_err() { return },
             () = drain.draining() => return,
         }
-        tokio::spawn(sweep(worker.clone()));
+        worker.proxy.tasks.spawn("sweep", sweep(worker.clone()));
         if let Err(error) = accept_all(worker, sockets) {
             return warn!(%error, "a worker cannot listen");
         }
@@ -207,33 +207,41 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
     let proxy = worker.proxy.clone();
     let inbound_socket = tokio::net::TcpListener::from_std(sockets.inbound)?;
     let (for_limit, for_serve) = (proxy.clone(), worker.clone());
-    tokio::spawn(listen::accept(
-        inbound_socket,
-        proxy.config.inbound.socket,
-        proxy.inbound_permits.clone(),
-        proxy.drain.clone(),
-        move || for_limit.metrics.inbound_limited.inc(),
-        move |accepted| {
-            let (client, target) = (accepted.client, accepted.target);
-            let served = inbound::serve(for_serve.clone(), accepted);
-            async move { report("inbound", client, target, served).await }
-        },
-    ));
+    proxy.tasks.spawn(
+        "accept inbound",
+        listen::accept(
+            inbound_socket,
+            proxy.config.inbound.socket,
+            proxy.inbound_permits.clone(),
+            proxy.drain.clone(),
+            move || for_limit.metrics.inbound_limited.inc(),
+            move |accepted| {
+                let (client, target) = (accepted.client, accepted.target);
+                let served = inbound::serve(for_serve.clone(), accepted);
+                let tasks = &for_serve.proxy.tasks;
+                tasks.spawn("inbound connection", report("inbound", client, target, served));
+            },
+        ),
+    );
     for socket in sockets.outbound {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let (for_limit, for_serve) = (proxy.clone(), worker.clone());
-        tokio::spawn(listen::accept(
-            socket,
-            proxy.config.outbound.socket,
-            proxy.outbound_permits.clone(),
-            proxy.drain.clone(),
-            move || for_limit.metrics.outbound_limited.inc(),
-            move |accepted| {
-                let (client, target) = (accepted.client, accepted.target);
-                let served = outbound::serve(for_serve.clone(), accepted);
-                async move { report("outbound", client, target, served).await }
-            },
-        ));
+        proxy.tasks.spawn(
+            "accept outbound",
+            listen::accept(
+                socket,
+                proxy.config.outbound.socket,
+                proxy.outbound_permits.clone(),
+                proxy.drain.clone(),
+                move || for_limit.metrics.outbound_limited.inc(),
+                move |accepted| {
+                    let (client, target) = (accepted.client, accepted.target);
+                    let served = outbound::serve(for_serve.clone(), accepted);
+                    let tasks = &for_serve.proxy.tasks;
+                    tasks.spawn("outbound connection", report("outbound", client, target, served));
+                },
+            ),
+        );
     }
     Ok(())
 }

@@ -118,7 +118,7 @@ async fn authorized(
     let mut response = respond_with(response, &counted, started, None, reuse, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
-            offered.join(&mut response, &worker.proxy.drain, metrics);
+            offered.join(&mut response, &worker.proxy);
         }
         Some(_) | None => headers::strip_response(response.headers_mut()),
     }
@@ -187,7 +187,7 @@ pub async fn outbound(
     let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), reuse, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
-            offered.join(&mut response, &worker.proxy.drain, &worker.proxy.metrics);
+            offered.join(&mut response, &worker.proxy);
         }
         Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
     }

@@ -1,14 +1,13 @@
 //! Connections that stop being HTTP: after `101 Switching Protocols` or an accepted `CONNECT`, bytes are copied.
 
 use super::body::Body;
-use crate::metrics::Metrics;
+use crate::Proxy;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::TokioIo;
-use remora_runtime::tasks::Drain;
 use tracing::debug;
 
 /// The client's half of an upgrade that may come.
@@ -21,12 +20,12 @@ pub fn offered(request: &mut Request<Incoming>) -> Offered {
 
 impl Offered {
     /// The server agreed: copies between both halves when the answer has been sent.
-    pub fn join(self, response: &mut Response<Body>, drain: &Drain, metrics: &Metrics) {
+    pub fn join(self, response: &mut Response<Body>, proxy: &Proxy) {
         let server = hyper::upgrade::on(response);
         let client = self.0;
-        let busy = drain.guard();
-        let upgraded = metrics.upgraded.guard();
-        tokio::spawn(async move {
+        let busy = proxy.drain.guard();
+        let upgraded = proxy.metrics.upgraded.guard();
+        proxy.tasks.spawn("upgraded connection", async move {
             let _held = (busy, upgraded);
             match tokio::try_join!(client, server) {
                 Ok((client, server)) => copy(client, server).await,
