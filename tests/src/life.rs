@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +13,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::kubelet::Kubelet;
-use crate::sandbox::{Addresses, PodSandbox, connect_pod, has_ipv6};
+use crate::sandbox::{Addresses, PodSandbox, connect_pod, has_ipv6, in_net};
 use crate::status::is_sidecar;
 use crate::supervise::{Role, Stop, Supervisor, write_volumes};
 use crate::world::Name;
 
+/// JSON, a list with one IPv4 address.
+const ASKED_ADDRESS: &str = "cni.projectcalico.org/ipAddrs";
 /// Between looks at whether a sidecar has started.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -74,7 +76,12 @@ impl Life {
         let n = kubelet.next_pod();
         let pid_file = kubelet.work.join("specs").join(format!("pod-{n}.pid"));
         let sandbox = PodSandbox::start(kubelet.node, &kubelet.pod_exec, &hostname, &pid_file).await?;
-        let (v4, v6) = Addresses::pod(n).context("the node has no pod address left")?;
+        let (mut v4, v6) = Addresses::pod(n).context("the node has no pod address left")?;
+        if let Some(asked) = asked_address(&pod)? {
+            v4 = asked;
+            // Whoever had it before had it at another link.
+            in_net(kubelet.node, &["ip", "neigh", "flush", "to", &asked.to_string()], "").await?;
+        }
         let mut ips: Vec<IpAddr> = vec![v4.into()];
         if has_ipv6() {
             ips.push(v6.into());
@@ -170,6 +177,16 @@ impl Life {
             let _ = task.done.await;
         }
     }
+}
+
+/// A pod that has to have a certain IPv4 address says so as it would to Calico.
+fn asked_address(pod: &Pod) -> Result<Option<Ipv4Addr>> {
+    let Some(asked) = pod.metadata.annotations.as_ref().and_then(|all| all.get(ASKED_ADDRESS)) else {
+        return Ok(None);
+    };
+    let addresses: Vec<Ipv4Addr> =
+        serde_json::from_str(asked).with_context(|| format!("{ASKED_ADDRESS}={asked}"))?;
+    Ok(addresses.first().copied())
 }
 
 /// What a kubelet writes for `dnsPolicy: ClusterFirst`.

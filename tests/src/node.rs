@@ -38,11 +38,18 @@ pub struct Options {
     /// Where the workspace's binaries are; by default the environment variable `REMORA_BIN_DIR`, or beside the
     /// running program.
     pub bin_dir: Option<PathBuf>,
+    /// Arguments that pods of the control plane get besides those of their manifests: name of the pod, argument.
+    pub control_plane_args: Vec<(&'static str, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "node".into(), domain: "cluster.local".into(), bin_dir: None }
+        Self {
+            name: "node".into(),
+            domain: "cluster.local".into(),
+            bin_dir: None,
+            control_plane_args: Vec::new(),
+        }
     }
 }
 
