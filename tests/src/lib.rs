@@ -6,10 +6,13 @@
 //! In reading order: what is applied (`world`, `admit`, `webhook`), how a pod lives (`life`, `supervise`, `probe`,
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
-//! Remora's control plane.
+//! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
+//! `shop`, `app` and `load` are what tests put on it.
 
+pub mod app;
 pub mod capture;
 pub mod check;
+pub mod load;
 pub mod metrics;
 pub mod node;
 pub mod spec;
@@ -24,14 +27,18 @@ pub mod image;
 pub mod kubelet;
 pub mod life;
 pub mod mesh;
+pub mod peer;
 pub mod probe;
 pub mod sandbox;
 pub mod services;
+pub mod shop;
 pub mod status;
 pub mod supervise;
 pub mod volumes;
 pub mod webhook;
 
+pub use app::App;
+pub use load::{Load, Plan};
 pub use mesh::Mesh;
 pub use node::{Node, Options, PodRef};
 pub use rustix::process::Signal;

@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use serde_json::{Value, json};
 
 use crate::node::{Node, Options};
-use crate::world::{Name, config_map, secret};
+use crate::world::{self, Name, config_map, kind, parse, secret};
 
 /// The control plane's namespace.
 pub const NAMESPACE: &str = "remora";
@@ -32,10 +32,10 @@ impl std::ops::Deref for Mesh {
 }
 
 /// A certificate authority: its certificate as PEM, and the means to sign with it.
-struct Authority {
-    pem: String,
+pub struct Authority {
+    pub pem: String,
     key_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
 impl Mesh {
@@ -50,12 +50,13 @@ impl Mesh {
 
     /// [`Self::start`] with a node of one's own, and fields of the injector's configuration that differ.
     pub fn start_with(options: Options, injector: &Value) -> Result<Self> {
+        let control_plane = control_plane(&options.control_plane_args)?;
         let node = Node::start(options)?;
         let root = Authority::root("root.linkerd.cluster.local").context("making the root certificate")?;
         let mesh = Self { node, root };
         let webhook = Authority::root("remora-proxy-injector").context("making the webhook's authority")?;
         mesh.node.apply_objects(mesh.credentials(&webhook, injector)?)?;
-        mesh.node.apply(CONTROL_PLANE).context("starting the control plane")?;
+        mesh.node.apply_objects(control_plane).context("starting the control plane")?;
         mesh.node.wait_ready(READY).context("the control plane is not ready")?;
         mesh.node.apply_objects(vec![registration(&webhook.pem)])?;
         Ok(mesh)
@@ -64,6 +65,11 @@ impl Mesh {
     /// The PEM of the trust anchor.
     pub fn trust_anchor(&self) -> &str {
         &self.root.pem
+    }
+
+    /// The trust anchor with its key, for peers that are played by hand.
+    pub fn root(&self) -> &Authority {
+        &self.root
     }
 
     /// Replaces the issuer by a new one of the same root, as an operator rotates it: identity reads the Secret anew.
@@ -106,14 +112,15 @@ impl Mesh {
 
 impl Authority {
     /// A self-signed root with a P-256 key, as `linkerd install` takes it.
-    fn root(name: &str) -> Result<Self> {
+    pub fn root(name: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
         let params = authority(name, BasicConstraints::Unconstrained)?;
         let certificate = params.self_signed(&key)?;
         Ok(Self { pem: certificate.pem(), key_pem: key.serialize_pem(), issuer: Issuer::new(params, key) })
     }
 
-    fn intermediate(&self, name: &str) -> Result<Self> {
+    /// An authority below this one.
+    pub fn intermediate(&self, name: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
         let params = authority(name, BasicConstraints::Constrained(0))?;
         let certificate = params.signed_by(&key, &self.issuer)?;
@@ -134,6 +141,19 @@ fn authority(name: &str, constraint: BasicConstraints) -> Result<CertificatePara
     params.is_ca = IsCa::Ca(constraint);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
+}
+
+/// The control plane's manifests with further arguments of their containers.
+fn control_plane(args: &[(&str, String)]) -> Result<Vec<Value>> {
+    let mut objects = parse(CONTROL_PLANE)?;
+    for (pod, arg) in args {
+        let name = Name::new(NAMESPACE, *pod);
+        let object = objects.iter_mut().find(|object| kind(object) == "Pod" && world::name(object) == name);
+        let object = object.with_context(|| format!("the control plane has no pod {pod}"))?;
+        let given = object.pointer_mut("/spec/containers/0/args").and_then(Value::as_array_mut);
+        given.with_context(|| format!("pod {pod} has no arguments"))?.push(json!(arg));
+    }
+    Ok(objects)
 }
 
 /// Contract 6.4: the webhook object, with the selectors that keep the control plane from injecting itself.
