@@ -64,7 +64,15 @@ async fn planned(
         }
         PlanProtocol::Http1(_) => (Protocol::Http1, None),
         PlanProtocol::Http2(_) => (Protocol::Http2, None),
-        PlanProtocol::Opaque(split) => return Box::pin(opaque(worker, split, stream, None)).await,
+        PlanProtocol::Opaque(split) => {
+            if let Some(reason) = split.forbids() {
+                // A port that the Service does not define arrives as bytes that are forbidden (contract 3.3). Whoever
+                // speaks HTTP can be told.
+                let fault = Fault::Forbidden { target: plan.parent.name.clone(), reason };
+                return Box::pin(refuse(worker, stream, &fault)).await.and(Err(fault));
+            }
+            return Box::pin(opaque(worker, split, stream, None)).await;
+        }
         PlanProtocol::Tls(plans) => {
             let sni = sniff::sni(&mut stream, worker.proxy.config.outbound.detect_timeout).await?;
             return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None)).await;

@@ -319,6 +319,11 @@ impl PodRef<'_> {
         facts.map_or(0, |facts| facts.restarts)
     }
 
+    /// How a container ended the last time: 128 and the signal's number if by a signal.
+    pub fn last_exit(&self, container: &str) -> Option<i32> {
+        self.node.kubelet.pods().get(&self.name)?.facts.get(container)?.exit_code
+    }
+
     /// The first process of a running container, as the machine numbers it.
     pub fn pid(&self, container: &str) -> Option<i32> {
         self.node.kubelet.pods().get(&self.name)?.processes.get(container).map(|process| process.pid)

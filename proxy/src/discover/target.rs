@@ -91,8 +91,8 @@ pub struct LiveBackend {
 impl Split {
     /// The backend of the next request.
     pub fn pick(&self) -> Result<&LiveBackend, Fault> {
-        if let Distribution::Forbidden(reason) = &*self.distribution {
-            return Err(Fault::Forbidden { target: "this destination".into(), reason: reason.clone() });
+        if let Some(reason) = self.forbids() {
+            return Err(Fault::Forbidden { target: "this destination".into(), reason });
         }
         let available = |i: usize| self.backends.get(i).is_some_and(|one| one.balancer.is_available());
         pick_backend(&self.distribution, available, clock::random())
@@ -100,6 +100,14 @@ impl Split {
             .or_else(|| (!self.backends.is_empty()).then_some(0))
             .and_then(|i| self.backends.get(i))
             .ok_or_else(|| Fault::NoEndpoint("a route without backends".into()))
+    }
+
+    /// Why nothing may go this way, where that is so.
+    pub fn forbids(&self) -> Option<Arc<str>> {
+        match &*self.distribution {
+            Distribution::Forbidden(reason) => Some(reason.clone()),
+            Distribution::Empty | Distribution::FirstAvailable(_) | Distribution::RandomAvailable(_) => None,
+        }
     }
 
     /// The balancers, for `/state.json`.
