@@ -199,7 +199,9 @@ fn work(worker: &Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>
             return warn!(%error, "a worker cannot listen");
         }
         drain.draining().await;
-        drain.drained(worker.proxy.config.shutdown_grace).await;
+        // The control thread counts the grace period and says when it is over, by dropping the sender: two clocks would
+        // disagree about who was left.
+        while ready.changed().await.is_ok() {}
     });
 }
 
