@@ -145,6 +145,7 @@ pub struct InboundRequests {
 const KEPT_ROUTES: usize = 16;
 
 struct Known {
+    server: Arc<ResourceRef>,
     route: Option<Arc<ResourceRef>>,
     authorization: Option<Arc<ResourceRef>>,
     metrics: Arc<RequestMetrics>,
@@ -169,8 +170,12 @@ impl InboundRequests {
         };
         let route = route.and_then(|i| policy::routes(server).get(i)).map(|route| &route.route.meta);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let same =
-            |one: &&Known| same(one.route.as_ref(), route) && same(one.authorization.as_ref(), authorization);
+        // The policy may have changed under the connection: another server with a route of the same name.
+        let same = |one: &&Known| {
+            same(Some(&one.server), Some(&server.meta))
+                && same(one.route.as_ref(), route)
+                && same(one.authorization.as_ref(), authorization)
+        };
         if let Some(one) = known.iter().find(same) {
             one.authorized.inc();
             return one.metrics.clone();
@@ -187,6 +192,7 @@ impl InboundRequests {
         }
         let authorized = metrics.http_authorized(labels.clone(), permit);
         let one = Known {
+            server: server.meta.clone(),
             route: route.cloned(),
             authorization: authorization.cloned(),
             metrics: metrics.http.of(labels),
