@@ -76,7 +76,9 @@ async fn connection(
         MeshHello::Foreign(_) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
         MeshHello::Ours => {
             let credentials = proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-            let (peer, tls) = tls::terminate(&credentials, tls::Door::Ordinary, stream, DETECT).await?;
+            let (peer, tls) =
+                tls::terminate(&credentials, &proxy.metrics.handshakes, tls::Door::Ordinary, stream, DETECT)
+                    .await?;
             stream = tls;
             peer
         }

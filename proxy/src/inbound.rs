@@ -87,8 +87,14 @@ async fn redirected(
             }
             MeshHello::Ours => {
                 let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-                let (peer, tls) =
-                    Box::pin(tls::terminate(&credentials, tls::Door::Ordinary, stream, limit)).await?;
+                let (peer, tls) = Box::pin(tls::terminate(
+                    &credentials,
+                    &worker.proxy.metrics.handshakes,
+                    tls::Door::Ordinary,
+                    stream,
+                    limit,
+                ))
+                .await?;
                 stream = tls;
                 let meshed = Connection { peer, no_tls: None, ..plain };
                 let first = detect(worker, &server, &meshed, &mut stream).await?;
@@ -137,7 +143,14 @@ async fn direct(
         MeshHello::NotTls(_) => return Err(Fault::DirectWithoutTls("the client speaks no TLS")),
     }
     let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-    let (peer, mut stream) = Box::pin(tls::terminate(&credentials, tls::Door::Direct, stream, limit)).await?;
+    let (peer, mut stream) = Box::pin(tls::terminate(
+        &credentials,
+        &worker.proxy.metrics.handshakes,
+        tls::Door::Direct,
+        stream,
+        limit,
+    ))
+    .await?;
 
     let header = sniff::transport_header(&mut stream, limit).await?;
     worker.proxy.metrics.transport_header(&header, &peer);

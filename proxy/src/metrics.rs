@@ -31,6 +31,7 @@ pub struct Metrics {
     routes: RouteFamilies,
     errors: Errors,
     authz: Authz,
+    pub handshakes: Handshakes,
     transport_headers: Budgeted<Labels, Counter>,
     detect_inbound: Detect,
     detect_outbound: Detect,
@@ -55,6 +56,26 @@ struct Errors {
     inbound_http: Budgeted<Labels, Counter>,
     outbound_tcp: Budgeted<Labels, Counter>,
     outbound_http: Budgeted<Labels, Counter>,
+}
+
+/// Handshakes that clients completed with this proxy.
+pub struct Handshakes {
+    /// With certificates.
+    pub full: Counter,
+    /// On a ticket: cheaper by most of the handshake's cryptography.
+    pub resumed: Counter,
+}
+
+impl Handshakes {
+    fn register(registry: &Registry) -> Self {
+        let kinds = registry.counters::<Labels>(
+            "remora_inbound_tls_handshakes_total",
+            "Mesh TLS handshakes completed by clients, in full or resumed from a ticket",
+            2,
+        );
+        let kind = |kind: &str| kinds.get(vec![label("kind", kind)]);
+        Self { full: kind("full"), resumed: kind("resumed") }
+    }
 }
 
 struct Authz {
@@ -104,6 +125,7 @@ impl Metrics {
                     "Connections ended because policy changed",
                 ),
             },
+            handshakes: Handshakes::register(registry),
             transport_headers: counters(
                 "inbound_tcp_transport_header_connections_total",
                 "Connections that began with a transport header",

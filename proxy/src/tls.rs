@@ -1,12 +1,12 @@
 //! Terminates and originates mTLS, and learns who the peer is. What makes a certificate good is in `runtime::tls`.
 
-use crate::{fault::Fault, stream::Stream};
+use crate::{fault::Fault, metrics::Handshakes, stream::Stream};
 use remora_core::{endpoint::EndpointTls, policy::Peer};
 use remora_runtime::{
     clock,
     tls::{self, Credentials, TlsFault},
 };
-use rustls::ClientConfig;
+use rustls::{ClientConfig, HandshakeKind};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -23,6 +23,7 @@ pub enum Door {
 /// Terminates mTLS within `limit` and says who the client is.
 pub async fn terminate(
     credentials: &Credentials,
+    counted: &Handshakes,
     door: Door,
     stream: Stream,
     limit: Duration,
@@ -39,6 +40,10 @@ pub async fn terminate(
         .map_err(|_elapsed| Fault::TlsDetectTimeout(limit))?
         .map_err(|error| Fault::ClientTls(TlsFault::from(&error)))?;
     let session = accepted.get_ref().1;
+    match session.handshake_kind() {
+        Some(HandshakeKind::Resumed) => counted.resumed.inc(),
+        Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) | None => counted.full.inc(),
+    }
     let certificate = tls::peer(session, clock::unix_now()).map_err(Fault::ClientTls)?;
     if door == Door::Direct {
         if session.alpn_protocol() != Some(tls::TRANSPORT_ALPN) {
