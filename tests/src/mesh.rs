@@ -14,6 +14,8 @@ use crate::world::{self, Name, config_map, kind, parse, secret};
 pub const NAMESPACE: &str = "remora";
 /// The control plane's pods, services and accounts: ordinary manifests.
 pub const CONTROL_PLANE: &str = include_str!("../manifests/control-plane.yaml");
+/// The name of the issuer's certificate.
+const ISSUER: &str = "identity.linkerd.cluster.local";
 /// How long the control plane may take to be ready.
 pub const READY: Duration = Duration::from_secs(20);
 
@@ -74,13 +76,12 @@ impl Mesh {
 
     /// Replaces the issuer by a new one of the same root, as an operator rotates it: identity reads the Secret anew.
     pub fn rotate_issuer(&self) -> Result<()> {
-        self.node.apply_objects(vec![self.issuer_secret()?]).map(drop)
+        self.offer_issuer(&self.root.intermediate(ISSUER)?)
     }
 
-    fn issuer_secret(&self) -> Result<Value> {
-        let issuer = self.root.intermediate("identity.linkerd.cluster.local").context("making the issuer")?;
-        let name = Name::new(NAMESPACE, "remora-identity-issuer");
-        Ok(secret(&name, &[("crt.pem", issuer.pem.as_bytes()), ("key.pem", issuer.key_pem.as_bytes())]))
+    /// Writes this issuer into identity's Secret, whether it is one of this mesh or not.
+    pub fn offer_issuer(&self, issuer: &Authority) -> Result<()> {
+        self.node.apply_objects(vec![issuer_secret(issuer)]).map(drop)
     }
 
     fn credentials(&self, webhook: &Authority, injector: &Value) -> Result<Vec<Value>> {
@@ -98,7 +99,7 @@ impl Mesh {
         let name = |name: &str| Name::new(NAMESPACE, name);
         let tls = [("tls.crt", certificate.as_bytes()), ("tls.key", key.as_bytes())];
         Ok(vec![
-            self.issuer_secret()?,
+            issuer_secret(&self.root.intermediate(ISSUER).context("making the issuer")?),
             config_map(&name("remora-identity-trust-roots"), &[("ca-bundle.crt", &self.root.pem)]),
             config_map(&name("remora-token-key"), &[("public-key.pem", &self.node.token_public_key())]),
             config_map(
@@ -133,6 +134,12 @@ impl Authority {
         let certificate = CertificateParams::new(vec![dns_name.to_owned()])?.signed_by(&key, &self.issuer)?;
         Ok((certificate.pem(), key.serialize_pem()))
     }
+}
+
+/// Contract 2.5: the Secret that identity reads its issuer from.
+fn issuer_secret(issuer: &Authority) -> Value {
+    let name = Name::new(NAMESPACE, "remora-identity-issuer");
+    secret(&name, &[("crt.pem", issuer.pem.as_bytes()), ("key.pem", issuer.key_pem.as_bytes())])
 }
 
 fn authority(name: &str, constraint: BasicConstraints) -> Result<CertificateParams> {
