@@ -28,7 +28,7 @@ pub struct PortView {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     pub port: u16,
-    /// Ready addresses of both families, sorted.
+    /// Ready addresses of the Service's families, sorted.
     pub endpoints: Vec<SocketAddr>,
 }
 
@@ -43,6 +43,7 @@ fn view(service: &Service, world: &World) -> ServiceView {
     let spec = service.spec.clone().unwrap_or_default();
     let selector = spec.selector.unwrap_or_default();
     let unready_too = spec.publish_not_ready_addresses == Some(true);
+    let families = families(spec.ip_family_policy.as_deref(), spec.ip_families.as_deref());
     let backing: Vec<&Pod> = world
         .pods
         .values()
@@ -55,6 +56,7 @@ fn view(service: &Service, world: &World) -> ServiceView {
         let addresses = backing.iter().filter_map(|pod| Some((pod, target_port(port, pod)?)));
         let mut endpoints: Vec<SocketAddr> = addresses
             .flat_map(|(pod, target)| pod_ips(pod).into_iter().map(move |ip| (ip, target).into()))
+            .filter(|endpoint: &SocketAddr| families.contains(&endpoint.is_ipv6()))
             .collect();
         endpoints.sort();
         PortView {
@@ -70,6 +72,14 @@ fn view(service: &Service, world: &World) -> ServiceView {
         cluster_ips: cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
         name,
     }
+}
+
+/// Which families the endpoints are of, as whether each is IPv6: one, the first, unless the Service asks for both.
+fn families(policy: Option<&str>, families: Option<&[String]>) -> Vec<bool> {
+    if policy.is_some_and(|policy| policy != "SingleStack") {
+        return vec![false, true];
+    }
+    vec![families.and_then(<[_]>::first).is_some_and(|family| family == "IPv6")]
 }
 
 fn selected(selector: &BTreeMap<String, String>, pod: &Pod) -> bool {
@@ -199,7 +209,21 @@ mod tests {
 
     #[test]
     fn unready_addresses_are_published_where_asked() {
-        assert_eq!(view_of(&world(), "all").ports[0].endpoints.len(), 3);
+        let endpoints = &view_of(&world(), "all").ports[0].endpoints;
+        assert_eq!(endpoints[..], ["10.1.0.2:1".parse().unwrap(), "10.1.0.3:1".parse().unwrap()]);
+    }
+
+    /// A client that dials at once what has just started waits for seconds for an IPv6 neighbour that nobody asked for.
+    #[test]
+    fn a_service_has_the_families_that_it_asks_for() {
+        let v6 = ["IPv6".to_owned()];
+        for (policy, asked, expected) in [
+            (None, None, &[false][..]),
+            (Some("SingleStack"), Some(&v6[..]), &[true]),
+            (Some("PreferDualStack"), None, &[false, true]),
+        ] {
+            assert_eq!(families(policy, asked), expected, "{policy:?} {asked:?}");
+        }
     }
 
     #[test]
@@ -223,7 +247,8 @@ mod tests {
             (
                 "web",
                 "10.96.0.1",
-                json!({"ports": [{"port": 80, "targetPort": "http"}], "selector": {"app": "web"}}),
+                json!({"ports": [{"port": 80, "targetPort": "http"}], "selector": {"app": "web"},
+                       "ipFamilyPolicy": "RequireDualStack"}),
             ),
             ("none", "10.96.0.2", json!({"ports": [{"port": 81}], "selector": {"app": "none"}})),
             (
