@@ -147,6 +147,8 @@ async fn create_deployment(kubelet: &Arc<Kubelet>, mut deployment: Value) -> Res
     let set_owner = owner("ReplicaSet", &set_name.name, uid(&set));
     kubelet.world().put(deployment);
     kubelet.world().put(set);
+    // The injector asks whose the pods are, and reads it where the control plane does.
+    kubelet.publish().await;
     let mut created = Vec::new();
     for n in 0..replicas {
         let mut pod = template.clone();

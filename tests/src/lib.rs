@@ -21,6 +21,7 @@ pub mod world;
 
 pub mod admit;
 pub mod container;
+pub mod demo;
 pub mod dns;
 pub mod environment;
 pub mod image;

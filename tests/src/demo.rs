@@ -1,0 +1,48 @@
+//! The story of `make demo`: real manifests become pods, real programs talk through real proxies, and every claim is
+//! followed by what was measured for it in this run.
+//!
+//! In reading order: who guards the run (`guard`), where it plays (`stage`), its five parts (`manifests`, `proof`,
+//! `detection`, `rotation`, `cost`), what they look with (`changes`, `load`, `leaf`), how it is told (`tell`), and what
+//! `KEEP=1` leaves to look around in (`keep`).
+
+pub mod guard;
+pub mod stage;
+
+pub mod cost;
+pub mod detection;
+pub mod manifests;
+pub mod proof;
+pub mod rotation;
+
+pub mod changes;
+pub mod keep;
+pub mod leaf;
+pub mod load;
+pub mod tell;
+
+use anyhow::Result;
+use stage::Stage;
+use tell::{Teller, say};
+
+/// Tells the story from beginning to end; with `keep`, leaves it running until Ctrl-C. True if every claim held.
+///
+/// # Errors
+/// Where the stage cannot be set: what is missing, or what each process said last.
+pub fn tell(keep: bool) -> Result<bool> {
+    say("Remora: pods without a cluster, their traffic through injected proxies.");
+    let mut teller = Teller::default();
+    let stage = Stage::set(&teller)?;
+    teller.part(1, "The manifests, and what the injector made of them", |teller| {
+        manifests::tell(&stage, teller)
+    });
+    teller.part(2, "Requests, and what went over the wire", |teller| proof::tell(&stage, teller));
+    teller.part(3, "Protocols, detected without being told", |teller| detection::tell(&stage, teller));
+    teller.part(4, "Certificates rotated under load", |teller| rotation::tell(&stage, teller));
+    teller.part(5, "What it costs", |teller| cost::tell(&stage, teller));
+    let held = teller.end();
+    if keep {
+        keep::until_interrupted(&stage)?;
+    }
+    teller.wait("removing everything that was started", || drop(stage));
+    Ok(held)
+}
