@@ -37,6 +37,7 @@ pub mod status;
 pub mod supervise;
 pub mod volumes;
 pub mod webhook;
+pub mod wire;
 
 pub use app::App;
 pub use load::{Load, Plan};
