@@ -1,0 +1,257 @@
+//! What a proxy tells about itself: to whom, in which form, and never without bound.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+
+use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity, state, web};
+use remora_tests::{Mesh, PodRef, check, peer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+/// Findings of promtool that dashboards of Linkerd oblige us to, one a line: name, colon, reason.
+const LEGACY: &str = include_str!("../promtool-legacy.txt");
+const PROXY: &str = "linkerd-proxy";
+
+#[test]
+fn what_an_operator_may_do_is_done_from_within_the_pod_only() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
+    let address = server.ip().unwrap().to_string();
+    for (path, method, inside, outside) in [
+        ("/live", "GET", 200, 200),
+        ("/ready", "GET", 200, 200),
+        ("/metrics", "GET", 200, 200),
+        ("/state.json", "GET", 200, 403),
+        ("/env.json", "GET", 200, 403),
+        ("/proxy-log-level", "GET", 200, 403),
+        ("/proxy-log-level", "PUT", 204, 403),
+        ("/proxy-log-level", "POST", 405, 403),
+        ("/shutdown", "POST", 404, 404),
+        ("/secrets", "GET", 404, 404),
+    ] {
+        assert_eq!(ask(&server, "127.0.0.1", method, path), inside, "{method} {path} from within the pod");
+        assert_eq!(ask(&client, &address, method, path), outside, "{method} {path} from another pod");
+        if method == "GET" {
+            let (status, _) = server.http_get(4191, path).unwrap();
+            assert_eq!(status.as_u16(), outside, "{path} from the node");
+        }
+    }
+    // Written above by PUT: a filter is replaced at once, and a wrong one never.
+    let level = |pod: &PodRef<'_>| curl(pod, &["http://127.0.0.1:4191/proxy-log-level"]).unwrap();
+    assert_eq!(level(&server), "remora=debug\n");
+    let wrong = ["-X", "PUT", "--data", "remora=loud", "http://127.0.0.1:4191/proxy-log-level"];
+    assert!(curl(&server, &wrong).unwrap().contains("not a log filter"));
+    assert_eq!(level(&server), "remora=debug\n");
+    wait(&mesh, "lines at the new level", || mesh.logs(&server, PROXY).contains("DEBUG"));
+}
+
+#[test]
+fn state_and_environment_say_what_is_known_and_keep_secrets() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
+    assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
+
+    let known = state(&client).unwrap();
+    assert_eq!(known.pointer("/identity/name").unwrap(), identity("client").as_str());
+    assert_eq!(known.pointer("/identity/certified").unwrap(), true);
+    assert_eq!(known.pointer("/draining").unwrap(), false);
+    let text = known.to_string();
+    for expected in [identity("web-0"), server.ip().unwrap().to_string(), "tls+header".to_owned()] {
+        assert!(text.contains(&expected), "no {expected} in {known:#}");
+    }
+    let env = curl(&client, &["http://127.0.0.1:4191/env.json"]).unwrap();
+    assert!(env.contains("\"LINKERD2_PROXY_IDENTITY_LOCAL_NAME\""), "{env}");
+
+    let token = client.exec(PROXY, &["sh", "-c", "cat /var/run/secrets/tokens/*"]).unwrap();
+    let token = String::from_utf8(token.stdout).unwrap();
+    assert!(token.len() > 100, "no token was read");
+    let key = secrets(&client);
+    for said in [text, env, client.admin_get("/metrics").unwrap(), mesh.logs(&client, PROXY)] {
+        assert!(!said.contains(token.trim()), "the token is told");
+        assert!(!said.contains("PRIVATE KEY"), "a key is told");
+        for piece in &key {
+            assert!(!said.contains(piece), "a part of the key is told");
+        }
+    }
+}
+
+#[test]
+fn prometheus_accepts_the_metrics_apart_from_names_that_linkerd_gave() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh =
+        start(&[web("web-0"), shop::idle("client", &[]), BYTES.into(), shop::service("nobody", 80, "80")]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
+    for url in ["http://web:8000/", "http://web:8000/files/none", "http://bytes:9000/", "http://nobody/"] {
+        curl(&client, &[url]).unwrap();
+    }
+    let mut told = client.admin_get("/metrics").unwrap();
+    let mut found = findings(&told);
+    let of_server = server.admin_get("/metrics").unwrap();
+    found.extend(findings(&of_server));
+    told += &of_server;
+    for (pod, port) in
+        [("remora-identity", 9990), ("remora-destination", 9996), ("remora-proxy-injector", 9995)]
+    {
+        let (status, text) = mesh.pod("remora", pod).unwrap().http_get(port, "/metrics").unwrap();
+        assert!(status.is_success() && text.contains("# TYPE"), "{pod}: {text}");
+        found.extend(findings(&text));
+    }
+    let known: BTreeMap<&str, &str> = LEGACY
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+        .map(|line| line.split_once(": ").unwrap())
+        .collect();
+    let new: BTreeSet<&String> = found.iter().filter(|finding| !known.contains_key(name(finding))).collect();
+    assert!(new.is_empty(), "promtool finds: {new:#?}");
+    // Which names promtool minds depends on its age; an exception for what is not there is one too many.
+    let gone: Vec<_> = known.keys().filter(|name| !told.contains(&format!("# TYPE {name} "))).collect();
+    assert!(gone.is_empty(), "there are no such metrics: {gone:?}");
+}
+
+const BYTES: &str = "
+kind: Service
+apiVersion: v1
+metadata: {name: bytes, namespace: shop}
+spec:
+  selector: {app: web}
+  ports: [{name: bytes, port: 9000, targetPort: http, appProtocol: linkerd.io/tcp}]
+---
+";
+
+#[test]
+fn strangers_cannot_make_the_metrics_grow_beyond_their_budget() {
+    if !check::can_run() {
+        return;
+    }
+    const BUDGET: usize = 60;
+    let env = format!(r#"[{{"name": "REMORA_PROXY_METRIC_BUDGET", "value": "{BUDGET}"}}]"#);
+    let annotation = format!("'{}'", env.replace('\'', "''"));
+    let server = web("web-0").replace(
+        "labels: {app: web}",
+        &format!(
+            "labels: {{app: web}}, annotations: {{config.linkerd.io/proxy-additional-env: {annotation}}}"
+        ),
+    );
+    let mesh = start(&[server]);
+    let server = mesh.pod(SHOP, "web-0").unwrap();
+    let asked = |stream: &mut TcpStream, host: &str| {
+        write!(stream, "GET /{host} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+        peer::read_answer(stream)
+            .unwrap_or_else(|error| panic!("{host}: {error}\n{}", mesh.logs(&server, PROXY)))
+    };
+
+    // Hosts and paths are the clients' choice, and no label.
+    let mut stream = mesh.dial(server.at(80).unwrap()).unwrap();
+    asked(&mut stream, "first.example");
+    let before = lines(&server);
+    for nth in 0..2000 {
+        let (head, _) = asked(&mut stream, &format!("host-{nth}.example"));
+        // nginx ends a connection after a thousand requests.
+        if head.to_ascii_lowercase().contains("connection: close") {
+            stream = mesh.dial(server.at(80).unwrap()).unwrap();
+        }
+    }
+    assert!(lines(&server) <= before + 20, "{} series became {}", before, lines(&server));
+
+    // Ports and identities are labels.
+    for port in 20_000..20_000 + 3 * u16::try_from(BUDGET).unwrap() {
+        let mut stream = mesh.dial(server.at(port).unwrap()).unwrap();
+        asked(&mut stream, &format!("closed.example-{port}"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for nth in 0..2 * BUDGET {
+        let own = mesh.certify(&identity(&format!("stranger-{nth}"))).unwrap();
+        let config = peer::client(mesh.root(), Some(&own), &[]).unwrap();
+        let tcp = mesh.dial(server.at(80).unwrap()).unwrap();
+        runtime.block_on(async {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let mut stream = peer::handshake(tcp, &identity("web-0"), config).await.unwrap();
+            let request = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        });
+    }
+    let metrics = server.metrics().unwrap();
+    for name in
+        ["request_total", "inbound_http_errors_total", "inbound_http_authz_allow_total", "tcp_open_total"]
+    {
+        let series = metrics.matching(name, &[]).count();
+        assert!(series <= BUDGET + 1, "{name} has {series} series, of {BUDGET}");
+    }
+    let overflow = [("overflow", "true")];
+    assert!(metrics.sum("request_total", &overflow).is_some_and(|beyond| beyond > 0.0), "nothing was folded");
+    let folded = [("family", "request_total")];
+    assert!(metrics.sum("remora_metrics_folded_total", &folded).is_some_and(|count| count > 0.0));
+    // What is folded is still counted: none of the requests is missing.
+    let all = metrics.sum("request_total", &[]).unwrap();
+    assert!(all >= (2001 + 2 * BUDGET) as f64, "{all} requests were counted");
+}
+
+fn start(manifests: &[String]) -> Mesh {
+    let mesh = Mesh::start().unwrap();
+    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
+    mesh.wait_ready(PATIENCE).unwrap();
+    mesh
+}
+
+#[track_caller]
+fn wait(mesh: &Mesh, what: &str, holds: impl FnMut() -> bool) {
+    mesh.wait_until(what, PATIENCE, holds).unwrap();
+}
+
+/// The status of a request to a proxy's admin port.
+#[track_caller]
+fn ask(from: &PodRef<'_>, host: &str, method: &str, path: &str) -> u16 {
+    let url = format!("http://{host}:4191{path}");
+    let mut arguments = vec!["-X", method, "-o", "/dev/null", "-w", "%{http_code}"];
+    if method == "PUT" {
+        arguments.extend(["--data", "remora=debug"]);
+    }
+    arguments.push(&url);
+    curl(from, &arguments).unwrap().parse().unwrap()
+}
+
+/// Pieces of the key's file that are long enough to be no accident, in the forms in which they could be told.
+fn secrets(pod: &PodRef<'_>) -> Vec<String> {
+    let encoded =
+        pod.exec(PROXY, &["sh", "-c", "cat /var/run/linkerd/identity/end-entity/key* | base64 -w0"]);
+    let encoded = String::from_utf8(encoded.unwrap().stdout).unwrap();
+    assert!(encoded.len() > 60, "no key was read");
+    let pieces: Vec<char> = encoded.chars().collect();
+    pieces.chunks_exact(24).map(|piece| piece.iter().collect()).collect()
+}
+
+/// Lines of `/metrics` that are samples.
+fn lines(pod: &PodRef<'_>) -> usize {
+    pod.metrics().unwrap().0.len()
+}
+
+/// What promtool says about a page of metrics, a line each.
+fn findings(text: &str) -> Vec<String> {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("promtool: {error}; apt-get install prometheus"));
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let mut said = String::new();
+    promtool.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    promtool.wait().unwrap();
+    said.lines().map(str::to_owned).collect()
+}
+
+/// The metric that a finding is about.
+fn name(finding: &str) -> &str {
+    finding.split_whitespace().next().unwrap_or_default()
+}
