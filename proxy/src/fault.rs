@@ -12,7 +12,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 pub enum Fault {
     #[error("the client closed or reset the connection: {0}")]
     ClientGone(Shared<io::Error>),
-    #[error("the client's connection failed: {0}")]
+    #[error("{}: {}", client_text(.0), .0)]
     Client(Shared<hyper::Error>),
     #[error("the client sent half a ClientHello and then nothing for {0:?}")]
     TlsDetectTimeout(Duration),
@@ -134,6 +134,8 @@ impl Fault {
     /// The `error` label of the `*_errors_total` families: Linkerd's word where it has one. Contract 5.4.
     pub fn label(&self) -> &'static str {
         match self {
+            Self::Client(error) if error.is_parse_too_large() => "header limit",
+            Self::Client(error) if error.is_parse() => "malformed request",
             Self::ClientGone(_)
             | Self::Client(_)
             | Self::Io(_)
@@ -193,7 +195,6 @@ impl Fault {
             Self::Connect { .. } | Self::EndpointTls { .. } | Self::Server(_) | Self::Io(_) => {
                 (S::BAD_GATEWAY, G::Unavailable, true)
             }
-            Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, false),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
         };
         Answer { status, grpc, close }
@@ -213,9 +214,29 @@ impl Fault {
         false
     }
 
+    /// Whether it is only a connection that ended early, of which there is nothing to tell.
+    pub fn is_early_end(&self) -> bool {
+        match self {
+            Self::ClientGone(_) | Self::Io(_) => true,
+            Self::Client(error) => !error.is_parse(),
+            _ => false,
+        }
+    }
+
     /// Whether another endpoint may do better: nothing of the request or connection reached an application.
     pub fn is_connect(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::EndpointTls { .. })
+    }
+}
+
+/// hyper has answered such a client by itself (400, 414 or 431).
+fn client_text(error: &hyper::Error) -> &'static str {
+    if error.is_parse_too_large() {
+        "the client sent more header bytes or fields than REMORA_PROXY_MAX_HEADER_BYTES and 100 fields allow"
+    } else if error.is_parse() {
+        "the client sent a malformed request"
+    } else {
+        "the client's connection failed"
     }
 }
 

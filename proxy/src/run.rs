@@ -257,7 +257,7 @@ async fn report(
 ) {
     match served.await {
         Ok(()) => debug!(direction, %client, %target, "done"),
-        Err(fault @ (Fault::ClientGone(_) | Fault::Client(_) | Fault::Io(_))) => {
+        Err(fault) if fault.is_early_end() => {
             debug!(direction, %client, %target, %fault, "the connection ended early");
         }
         Err(fault) => match fault.blame() {
