@@ -24,6 +24,35 @@ pub const ALPN: &[u8] = b"transport.l5d.io/v1";
 /// How long a connection may take, and a peer to answer.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
+/// A Service and a pod of the shop: what makes the control plane take a pod for one with Linkerd's proxy (contract 3.1), and nothing else.
+pub const MANIFEST: &str = r"
+kind: Service
+apiVersion: v1
+metadata: {name: peer, namespace: shop}
+spec:
+  selector: {app: peer}
+  ports: [{name: app, port: 80, targetPort: 9000}]
+---
+kind: Pod
+apiVersion: v1
+metadata:
+  name: peer
+  namespace: shop
+  labels: {app: peer, linkerd.io/control-plane-ns: remora}
+  annotations: {linkerd.io/inject: disabled}
+spec:
+  serviceAccountName: peer
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: linkerd-proxy
+    image: busybox
+    command: [sleep, infinity]
+    env:
+    - {name: LINKERD2_PROXY_INBOUND_LISTEN_ADDR, value: '0.0.0.0:4143'}
+    - {name: LINKERD2_PROXY_ADMIN_LISTEN_ADDR, value: '0.0.0.0:4191'}
+    - {name: LINKERD2_PROXY_CONTROL_LISTEN_ADDR, value: '0.0.0.0:4190'}
+";
+
 /// A leaf with its chain and key.
 pub struct Certificate {
     chain: Vec<CertificateDer<'static>>,

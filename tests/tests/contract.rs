@@ -35,35 +35,6 @@ spec:
   - {name: app, image: busybox, command: [sleep, infinity], ports: [{containerPort: 8000}]}
 ";
 
-/// What makes the control plane take a pod for one with Linkerd's proxy (contract 3.1), and nothing else.
-const PEER_POD: &str = r"
-kind: Service
-apiVersion: v1
-metadata: {name: peer, namespace: shop}
-spec:
-  selector: {app: peer}
-  ports: [{name: app, port: 80, targetPort: 9000}]
----
-kind: Pod
-apiVersion: v1
-metadata:
-  name: peer
-  namespace: shop
-  labels: {app: peer, linkerd.io/control-plane-ns: remora}
-  annotations: {linkerd.io/inject: disabled}
-spec:
-  serviceAccountName: peer
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: linkerd-proxy
-    image: busybox
-    command: [sleep, infinity]
-    env:
-    - {name: LINKERD2_PROXY_INBOUND_LISTEN_ADDR, value: '0.0.0.0:4143'}
-    - {name: LINKERD2_PROXY_ADMIN_LISTEN_ADDR, value: '0.0.0.0:4191'}
-    - {name: LINKERD2_PROXY_CONTROL_LISTEN_ADDR, value: '0.0.0.0:4190'}
-";
-
 #[test]
 fn the_environment_that_linkerds_injector_writes_starts_our_proxy() {
     if !check::can_run() {
@@ -256,7 +227,7 @@ fn a_linkerd_inbound_is_sent_a_header_and_bytes_if_it_picks_the_alpn_and_bytes_a
     }
     let mesh = Mesh::start().unwrap();
     mesh.apply(WEB_POD).unwrap();
-    mesh.apply(PEER_POD).unwrap();
+    mesh.apply(peer::MANIFEST).unwrap();
     mesh.wait_ready(READY).unwrap();
     let (web, linkerd) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "peer").unwrap());
     let certificate = mesh.certify(PEER).unwrap();
