@@ -1,5 +1,5 @@
 //! What a pod becomes: the library behind `remora-injector` (the webhook), `remora inject` (the same on a stream of
-//! YAML) and `remora-init` (the redirect rules).
+//! YAML), `remora-init` (the redirect rules) and `remora-await` (the wait for the proxy, [`ready`]).
 //!
 //! In reading order: what people may write ([`annotations`], [`values`], [`config`]); whether a pod is injected
 //! ([`decide`], with [`pod`] for what it asks of a pod); what is written into it ([`patch`]); and the two shells,
@@ -15,6 +15,7 @@ pub mod inject;
 pub mod patch;
 pub mod pod;
 pub mod process;
+pub mod ready;
 pub mod redirect;
 pub mod serve;
 pub mod values;

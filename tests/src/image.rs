@@ -161,10 +161,13 @@ impl Layers {
         })
     }
 
-    /// Our proxy image: the proxy, and `remora-init` under the name that Linkerd's injector writes (contract 6.3).
+    /// Our proxy image: the proxy, and `remora-init` and `remora-await` under the names that Linkerd's injector writes
+    /// (contract 6.3).
     fn proxy(&self) -> Result<Image> {
         let mut image = self.ours("remora-proxy", "remora-proxy", 2102)?;
         let init = self.binary("remora-init", "remora-injector")?;
+        let wait = self.binary("remora-await", "remora-injector")?;
+        image.binds.push(read_only(&wait, "/usr/lib/linkerd/linkerd-await"));
         let layer = self.outside.join("proxy");
         privileged_copy(&init, &layer.join("usr/lib/linkerd/linkerd2-proxy-init"))?;
         for xtables in ["/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"] {
