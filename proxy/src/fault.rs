@@ -192,9 +192,11 @@ impl Fault {
             Self::FirstLookup { .. } | Self::ConnectTimeout { .. } | Self::NoEndpoint(_) => {
                 (S::GATEWAY_TIMEOUT, G::DeadlineExceeded, true)
             }
-            Self::Connect { .. } | Self::EndpointTls { .. } | Self::Server(_) | Self::Io(_) => {
-                (S::BAD_GATEWAY, G::Unavailable, true)
-            }
+            Self::Connect { .. }
+            | Self::EndpointTls { .. }
+            | Self::Server(_)
+            | Self::Io(_)
+            | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
         };
         Answer { status, grpc, close }
