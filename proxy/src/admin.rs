@@ -84,7 +84,7 @@ async fn connection(
         }
     };
     let no_tls = matches!(peer, Peer::Plain).then_some(NoTlsReason::NoTlsFromRemote);
-    let context = Arc::new((proxy.clone(), admin, Connection { client, target, peer, no_tls }));
+    let context = Arc::new((proxy.clone(), admin, Connection { client, target, peer, no_tls, permit: None }));
     let service = service_fn(move |request| {
         let context = context.clone();
         async move { Ok::<_, Infallible>(respond(&context, request).await) }

@@ -58,6 +58,8 @@ struct Dialer {
     config: Mutex<Option<(u64, Arc<ClientConfig>)>>,
     /// An opaque endpoint is never told that a connection is HTTP.
     opaque: bool,
+    /// The name behind a multicluster gateway: nothing is sent to its own ports in the name's place.
+    gateway: Option<Arc<str>>,
 }
 
 impl LiveEndpoint {
@@ -81,6 +83,7 @@ impl LiveEndpoint {
                 credentials: proxy.credentials.clone(),
                 config: Mutex::new(None),
                 opaque: endpoint.hint == ProtocolHint::Opaque,
+                gateway: endpoint.authority_override.clone(),
             },
             client: Client::new(PoolLimits {
                 idle: config.outbound.http1_pool_idle,
@@ -174,6 +177,10 @@ impl Dialer {
             DialPlan::Transparent { addr, tls } => (*addr, Some((tls, None))),
             DialPlan::Direct { addr, tls, port } => (*addr, Some((tls, Some(*port)))),
         };
+        if let Some(name) = &self.gateway {
+            let reason = "it is behind a multicluster gateway, which this proxy does not speak to".into();
+            return Err(Fault::Forbidden { target: name.clone(), reason });
+        }
         let session = if self.opaque { None } else { session };
         let connecting = async {
             let (keepalive, user_timeout) = connect::dialled(&self.socket);

@@ -26,6 +26,12 @@ use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+/// What one HTTP/2 stream may have under way, and all streams of a connection together: a reader that stops must not
+/// stop the others, so one stream never has more than a small share of its connection.
+pub const STREAM_WINDOW: u32 = 64 * 1024;
+/// See [`STREAM_WINDOW`].
+pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
 /// How a connection is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -110,8 +116,8 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .keep_alive_interval(keep_alive_interval)
-        .initial_stream_window_size(initial_stream_window)
-        .initial_connection_window_size(initial_connection_window)
+        .initial_stream_window_size(initial_stream_window.unwrap_or(STREAM_WINDOW))
+        .initial_connection_window_size(initial_connection_window.unwrap_or(CONNECTION_WINDOW))
         .max_frame_size(max_frame_size);
     if let Some(timeout) = keep_alive_timeout {
         builder.keep_alive_timeout(timeout);

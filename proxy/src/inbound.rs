@@ -26,7 +26,8 @@ use remora_core::{
     policy::{self, Peer, ServerPolicy, ServerProtocol},
 };
 use remora_runtime::clock;
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 /// One connection, as far as it is known.
 #[derive(Clone)]
@@ -37,17 +38,26 @@ pub struct Connection {
     pub peer: Peer,
     /// Why the peer has no mesh TLS, if it has none.
     pub no_tls: Option<NoTlsReason>,
+    /// Counts the connection among those served at once, as long as anything of it lives.
+    pub permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Serves a connection to its end.
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
-    let Accepted { tcp, client, target, permit: _permit } = accepted;
+    let Accepted { tcp, client, target, permit } = accepted;
     let stream = Stream::plain(tcp);
+    let plain = Connection {
+        client,
+        target,
+        peer: Peer::Plain,
+        no_tls: Some(NoTlsReason::NoTlsFromRemote),
+        permit: Some(Arc::new(permit)),
+    };
     // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
     let served = if target.port() == worker.proxy.config.inbound.listen.port() {
-        direct(&worker, client, target, stream).await
+        direct(&worker, plain, stream).await
     } else {
-        redirected(&worker, client, target, stream).await
+        redirected(&worker, plain, stream).await
     };
     if let Err(fault) = &served {
         worker.proxy.metrics.inbound_fault(fault, target);
@@ -56,16 +66,10 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
 }
 
 /// A connection to the application's port: mesh TLS is recognised by its SNI, everything else is what it is.
-async fn redirected(
-    worker: &Arc<Worker>,
-    client: SocketAddr,
-    target: SocketAddr,
-    mut stream: Stream,
-) -> Result<(), Fault> {
-    ours(worker, target)?;
-    let mut policy = worker.proxy.policies.port(target.port());
+async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<(), Fault> {
+    ours(worker, plain.target)?;
+    let mut policy = worker.proxy.policies.port(plain.target.port());
     let server = policy.latest();
-    let plain = Connection { client, target, peer: Peer::Plain, no_tls: Some(NoTlsReason::NoTlsFromRemote) };
     if matches!(server.protocol, ServerProtocol::Opaque) {
         let skipped = Connection { no_tls: Some(NoTlsReason::PortSkipped), ..plain };
         return Box::pin(opaque(worker, skipped, policy, stream, None)).await;
@@ -79,8 +83,10 @@ async fn redirected(
             let first = sniff::protocol(&mut stream, limit, &speculation).await?;
             (Connection { no_tls: Some(NoTlsReason::Disabled), ..plain }, first)
         }
-        Some(name) => match sniff::mesh_hello(&mut stream, name, limit, &speculation).await? {
+        Some(name) => match first_words(&mut stream, name, limit, &speculation).await? {
             MeshHello::NotTls(first) => (plain, first),
+            // Without a server name there is nothing to tell it from other bytes by.
+            MeshHello::Foreign(None) => (plain, First::Client(Protocol::Tls, None)),
             MeshHello::Foreign(sni) => {
                 let peer = Peer::Passthrough { sni };
                 (Connection { peer, no_tls: None, ..plain }, First::Client(Protocol::Tls, None))
@@ -103,45 +109,45 @@ async fn redirected(
         },
     };
 
-    if let Peer::Passthrough { .. } = connection.peer {
-        // The application's own TLS: nothing in it is read, whatever the port was declared to speak.
-        return Box::pin(opaque(worker, connection, policy, stream, None)).await;
-    }
+    // From its first word on, a drain waits for a client.
+    let _busy = worker.proxy.drain.guard();
     worker.proxy.metrics.inbound_detected(&first, began);
+    let meshed = matches!(connection.peer, Peer::Tls { .. });
+    // What the port is declared to be and what was said first decide together: contract 1.3.
     let version = match (&server.protocol, first) {
         (_, First::Server(app)) => {
             return Box::pin(opaque(worker, connection, policy, stream, Some(app))).await;
         }
-        (ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. }, First::Client(..))
-        | (_, First::Client(Protocol::Http2, _)) => SessionProtocol::Http2,
-        (ServerProtocol::Http1 { .. }, First::Client(..)) | (_, First::Client(Protocol::Http1, _)) => {
-            SessionProtocol::Http1
+        // The application's own TLS, declared or met: nothing in it is read.
+        (ServerProtocol::Tls, First::Client(_, spare)) | (_, First::Client(Protocol::Tls, spare)) => {
+            return Box::pin(opaque(worker, connection, policy, stream, spare)).await;
         }
-        (_, First::Client(Protocol::Tls | Protocol::Opaque, spare)) => {
+        (ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. }, First::Client(..)) => {
+            SessionProtocol::Http2
+        }
+        // Linkerd's proxy may carry HTTP/1 over HTTP/2; an unmeshed client on an HTTP/1 port has nothing to say but that.
+        (ServerProtocol::Http1 { .. }, First::Client(..)) if !meshed => SessionProtocol::Http1,
+        (_, First::Client(Protocol::Http2, _)) => SessionProtocol::Http2,
+        (_, First::Client(Protocol::Http1, _)) => SessionProtocol::Http1,
+        (_, First::Client(Protocol::Opaque, spare)) => {
             return Box::pin(opaque(worker, connection, policy, stream, spare)).await;
         }
     };
-    if matches!(server.protocol, ServerProtocol::Tls) {
-        // Declared as the application's own TLS: not read as HTTP, whatever it looks like.
-        return Box::pin(opaque(worker, connection, policy, stream, None)).await;
-    }
     Box::pin(http(worker, connection, policy, stream, version)).await
 }
 
 /// A connection to the proxy's own port, from another proxy: mTLS, then a transport header that says the rest.
-async fn direct(
-    worker: &Arc<Worker>,
-    client: SocketAddr,
-    local: SocketAddr,
-    mut stream: Stream,
-) -> Result<(), Fault> {
+async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<(), Fault> {
     let limit = worker.proxy.config.inbound.detect_timeout;
     let name = worker.proxy.server_name().ok_or(Fault::NoCredentials)?;
-    match sniff::mesh_hello(&mut stream, name, limit, &Never).await? {
+    // Nobody but another proxy has business here, and proxies do not wait.
+    let hello = timeout(limit, sniff::mesh_hello(&mut stream, name, limit, &Never)).await;
+    match hello.unwrap_or(Err(Fault::TlsDetectTimeout(limit)))? {
         MeshHello::Ours => {}
         MeshHello::Foreign(_) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
         MeshHello::NotTls(_) => return Err(Fault::DirectWithoutTls("the client speaks no TLS")),
     }
+    let _busy = worker.proxy.drain.guard();
     let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
     let (peer, mut stream) = Box::pin(tls::terminate(
         &credentials,
@@ -157,15 +163,30 @@ async fn direct(
     if let Some(name) = header.name {
         return Err(Fault::GatewayHeader((*name).into()));
     }
-    let target = SocketAddr::new(local.ip(), header.port.get());
+    let target = SocketAddr::new(plain.target.ip(), header.port.get());
     ours(worker, target)?;
 
     let policy = worker.proxy.policies.port(target.port());
-    let connection = Connection { client, target, peer, no_tls: None };
+    let connection = Connection { target, peer, no_tls: None, ..plain };
     match header.protocol {
         None => Box::pin(opaque(worker, connection, policy, stream, None)).await,
         Some(version) => Box::pin(http(worker, connection, policy, stream, version)).await,
     }
+}
+
+/// What a client of an ordinary port says first. Silence is waited out where the server may speak first, and bounded
+/// where a client without identity is not served anyway.
+async fn first_words(
+    stream: &mut Stream,
+    name: &str,
+    limit: Duration,
+    speculation: &Speculation<'_>,
+) -> Result<MeshHello<AppConnection>, Fault> {
+    let hello = sniff::mesh_hello(stream, name, limit, speculation);
+    if speculation.admitted {
+        return hello.await;
+    }
+    timeout(limit, hello).await.unwrap_or(Err(Fault::TlsDetectTimeout(limit)))
 }
 
 /// Refuses what would come back to this proxy, and what was never meant for this pod.
@@ -180,7 +201,7 @@ fn ours(worker: &Worker, target: SocketAddr) -> Result<(), Fault> {
     Ok(())
 }
 
-fn detect_limit(worker: &Worker, server: &ServerPolicy) -> std::time::Duration {
+fn detect_limit(worker: &Worker, server: &ServerPolicy) -> Duration {
     match &server.protocol {
         ServerProtocol::Detect { timeout, .. } => *timeout,
         ServerProtocol::Http1 { .. }
@@ -294,11 +315,11 @@ impl Speculate for Speculation<'_> {
         // connection. The next connection may be another client's.
     }
 
-    fn delay(&self) -> Option<std::time::Duration> {
+    fn delay(&self) -> Option<Duration> {
         self.delay
     }
 
-    fn patience(&self) -> std::time::Duration {
+    fn patience(&self) -> Duration {
         app::PATIENCE
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     tcp,
 };
 use remora_core::{detect::Protocol, header::SessionProtocol, route};
+use remora_runtime::tasks::Drain;
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -24,10 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
-    let Accepted { tcp, client, target: addr, permit: _permit } = accepted;
+    let Accepted { tcp, client, target: addr, permit } = accepted;
+    let permit = Arc::new(permit);
     let stream = Stream::plain(tcp).metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
     let served = match lookup(&worker, client, addr).await {
-        Ok(target) => planned(&worker, client, &target, stream).await,
+        Ok(target) => planned(&worker, &target, stream, permit).await,
         Err(fault) => Box::pin(refuse(&worker, stream, &fault)).await.and(Err(fault)),
     };
     if let Err(fault) = &served {
@@ -50,9 +52,9 @@ async fn lookup(worker: &Arc<Worker>, client: SocketAddr, addr: SocketAddr) -> R
 /// As the plan says.
 async fn planned(
     worker: &Arc<Worker>,
-    client: SocketAddr,
     target: &Arc<Target>,
     mut stream: Stream,
+    permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<(), Fault> {
     let plan = target.plan(worker);
     let metrics = &worker.proxy.metrics;
@@ -92,11 +94,12 @@ async fn planned(
             }
         }
     };
+    let _busy = worker.proxy.drain.guard();
     // A connection opened for bytes carries no requests: the header on it has announced none.
     drop(spare);
     let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
     metrics.outbound_protocol(version);
-    let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), client));
+    let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), permit));
     let settings = http::Settings::outbound(&worker.proxy.config);
     // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
     let serving = http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
@@ -112,14 +115,13 @@ async fn opaque(
     stream: Stream,
     spare: Option<Server>,
 ) -> Result<(), Fault> {
+    let _busy = worker.proxy.drain.guard();
     let server = match spare {
         Some(server) => server,
         None => Box::pin(dial(split)).await?,
     };
-    let Server { stream: server, in_flight: mut under_way, permit } = server;
-    drop(permit);
-    under_way.answered();
-    let _drain = worker.proxy.drain.guard();
+    let Server { stream: server, in_flight: _under_way, permit: speculative } = server;
+    drop(speculative);
     tcp::forward(stream, server, pending()).await
 }
 
@@ -137,8 +139,10 @@ async fn dial(split: &Split) -> Result<Server, Fault> {
 }
 
 async fn connect(endpoint: &Arc<LiveEndpoint>) -> Result<Server, Fault> {
-    let in_flight = endpoint.begin();
+    let mut in_flight = endpoint.begin();
     let stream = endpoint.connect_opaque().await?;
+    // Of bytes nobody knows what is an answer: the dial is the round trip that is measured.
+    in_flight.answered();
     Ok(Server { stream, in_flight, permit: None })
 }
 
@@ -163,8 +167,12 @@ async fn refuse(worker: &Arc<Worker>, mut stream: Stream, fault: &Fault) -> Resu
     let settings = http::Settings::outbound(&worker.proxy.config);
     let informational = worker.proxy.config.outbound.informational_headers;
     let fault = fault.clone();
-    http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
+    // One answer, and the connection ends: the next one may find the cause gone.
+    let once = Drain::new();
+    let answered = once.clone();
+    http::serve(stream, version, settings, once, move |request| {
         let answer = request::refuse(&fault, &request, informational);
+        answered.signal();
         async move { Ok(answer) }
     })
     .await

@@ -40,7 +40,12 @@ pub async fn forward(
         match (sent, received) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
+            // One side has said all it had to say, and hears no more: what the other still says is for nobody.
+            (Poll::Ready(Ok(())), Poll::Pending) if down.state == State::Discarding => Poll::Ready(Ok(())),
+            (Poll::Pending, Poll::Ready(Ok(()))) if up.state == State::Discarding => Poll::Ready(Ok(())),
+            (Poll::Pending | Poll::Ready(Ok(())), Poll::Pending) | (Poll::Pending, Poll::Ready(Ok(()))) => {
+                Poll::Pending
+            }
         }
     });
     let outcome = tokio::select! {
@@ -68,6 +73,9 @@ struct Direction {
 enum State {
     #[default]
     Copying,
+    /// The writer takes no more; the reader is read so that its close is seen, and what the other direction still
+    /// carries is not cut off by a reset.
+    Discarding,
     Ending,
     Ended,
 }
@@ -79,8 +87,8 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         let mut reads = 0;
-        while self.state == State::Copying {
-            ready!(self.write_kept(cx, writer))?;
+        while matches!(self.state, State::Copying | State::Discarding) {
+            ready!(self.write_kept(cx, writer));
             if reads == READS_PER_POLL {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -91,8 +99,10 @@ impl Direction {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    if self.unflushed {
-                        ready!(Pin::new(writer).poll_flush(cx))?;
+                    if self.unflushed && self.state == State::Copying {
+                        if ready!(Pin::new(writer).poll_flush(cx)).is_err() {
+                            self.discard();
+                        }
                         self.unflushed = false;
                     }
                     return Poll::Pending;
@@ -100,31 +110,33 @@ impl Direction {
             }
         }
         if self.state == State::Ending {
-            match ready!(Pin::new(writer).poll_shutdown(cx)) {
-                // The peer is gone already: there is nothing left to tell it.
-                Err(error) if error.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(error)),
-                Ok(()) | Err(_) => self.state = State::Ended,
-            }
+            // A writer that cannot be told is gone already.
+            let _ = ready!(Pin::new(writer).poll_shutdown(cx));
+            self.state = State::Ended;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn write_kept<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        writer: &mut W,
-    ) -> Poll<io::Result<()>> {
+    fn write_kept<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<()> {
         while self.kept.has_remaining() {
-            let written = ready!(Pin::new(&mut *writer).poll_write(cx, &self.kept))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            match ready!(Pin::new(&mut *writer).poll_write(cx, &self.kept)) {
+                Ok(written) if written > 0 => {
+                    self.kept.advance(written);
+                    self.unflushed = true;
+                }
+                Ok(_) | Err(_) => self.discard(),
             }
-            self.kept.advance(written);
-            self.unflushed = true;
         }
         // An advanced `Bytes` keeps its allocation; an empty one holds nothing.
         self.kept = Bytes::new();
-        Poll::Ready(Ok(()))
+        Poll::Ready(())
+    }
+
+    /// The writer is gone.
+    fn discard(&mut self) {
+        self.state = State::Discarding;
+        self.kept = Bytes::new();
+        self.unflushed = false;
     }
 
     /// Reads once and writes what was read; keeps what the writer does not take. Zero bytes: the reader has ended.
@@ -143,14 +155,13 @@ impl Direction {
             ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
             let mut rest = buf.filled();
             let read = rest.len();
-            while !rest.is_empty() {
+            while !rest.is_empty() && self.state == State::Copying {
                 match Pin::new(&mut *writer).poll_write(cx, rest) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(Ok(written)) => {
+                    Poll::Ready(Ok(written)) if written > 0 => {
                         self.unflushed = true;
                         rest = rest.get(written..).unwrap_or_default();
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Ok(_) | Err(_)) => self.discard(),
                     Poll::Pending => {
                         self.kept = Bytes::copy_from_slice(rest);
                         break;
@@ -219,6 +230,37 @@ mod tests {
         drop(server);
         writer.await.unwrap();
         copy.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_arrives_whole_although_the_server_hears_no_more() {
+        let (mut client, client_near) = pair().await;
+        let (mut server, server_near) = pair().await;
+        let copy = tokio::spawn(forward(client_near, server_near, pending()));
+        let answer = vec![7; 300_000];
+        let expected = answer.clone();
+        let serving = tokio::spawn(async move {
+            server.read_exact(&mut vec![0; 100_000]).await.unwrap();
+            server.write_all(&answer).await.unwrap();
+            // Closed: what the client still sends is answered with a reset.
+        });
+        client.write_all(&vec![1; 100_000]).await.unwrap();
+        let mut received = Vec::new();
+        let mut chunk = vec![0; 5_000];
+        loop {
+            let read = client.read(&mut chunk).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            received.extend_from_slice(&chunk[..read]);
+            // Ends with an error when the other side has gone; the answer is what counts.
+            let _ = client.try_write(b"more");
+        }
+        assert_eq!(received.len(), expected.len());
+        serving.await.unwrap();
+        drop(client);
+        // Either the end was seen, or the reset that followed it.
+        let _ = copy.await.unwrap();
     }
 
     #[tokio::test]

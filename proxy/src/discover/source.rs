@@ -27,8 +27,11 @@ use tokio::{runtime::Handle, sync::watch};
 use tonic::{Code, Status, transport::Channel};
 use tracing::{debug, info, warn};
 
-/// Ports of a pod that can be watched at once: every one of them, if need be.
-const MAX_PORTS: usize = 65_536;
+/// Ports of a pod that are watched at once; the default policy holds for further ones.
+const MAX_PORTS: usize = 2048;
+
+/// After a refusal, until the next attempt.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The lookups, running on `runtime` over these channels.
 pub struct Sources {
@@ -95,7 +98,7 @@ async fn profile(
         let (mut client, request) = (DestinationClient::new(channel.clone()), request.clone());
         async move { client.get_profile(request).await.map(tonic::Response::into_inner) }
     };
-    let messages = subscribe(limits, open).boxed();
+    let messages = || subscribe(limits, &open).boxed();
     let what = format!("the profile of {addr}");
     follow(messages, &what, &sender, |message| match api::destination::profile(message) {
         Ok(converted) => {
@@ -125,7 +128,7 @@ async fn outbound_policy(
         let (mut client, request) = (OutboundPoliciesClient::new(channel.clone()), request.clone());
         async move { client.watch(request).await.map(tonic::Response::into_inner) }
     };
-    let messages = subscribe(limits, open).boxed();
+    let messages = || subscribe(limits, &open).boxed();
     let what = format!("the outbound policy of {addr}");
     follow(messages, &what, &sender, |message| {
         let converted = api::outbound::outbound_policy(message);
@@ -147,7 +150,7 @@ async fn server_policy(
         let (mut client, request) = (InboundServerPoliciesClient::new(channel.clone()), request.clone());
         async move { client.watch_port(request).await.map(tonic::Response::into_inner) }
     };
-    let messages = subscribe(limits, open).boxed();
+    let messages = || subscribe(limits, &open).boxed();
     let what = format!("the policy of port {port}");
     follow(messages, &what, &sender, |message| {
         let converted = api::inbound::server_policy(message);
@@ -179,25 +182,24 @@ async fn endpoints(
             Ok(stream.map(move |message| message.map(|message| (opened, message))))
         }
     };
-    let messages = subscribe(limits, open).boxed();
+    let messages = || subscribe(limits, &open).boxed();
     let what = format!("the endpoints of {authority}");
     let mut set = BTreeMap::<SocketAddr, Endpoint>::new();
     let mut of_stream = 0;
-    follow(messages, &what, &sender, |(stream, message)| {
-        if stream != of_stream {
-            of_stream = stream;
-            set.clear();
-        }
-        match api::destination::update(message) {
-            Ok(converted) => {
-                noted(&what, &converted.ignored);
-                apply(&mut set, converted.value);
+    follow(messages, &what, &sender, |(stream, message)| match api::destination::update(message) {
+        Ok(converted) => {
+            noted(&what, &converted.ignored);
+            if stream != of_stream {
+                of_stream = stream;
+                set.clear();
             }
-            Err(invalid) => {
-                warn!(what, %invalid, "the control plane sent what cannot be understood; what was known stays");
-            }
+            apply(&mut set, converted.value);
+            Some(set.values().cloned().collect())
         }
-        Some(set.values().cloned().collect())
+        Err(invalid) => {
+            warn!(what, %invalid, "the control plane sent what cannot be understood; what was known stays");
+            None
+        }
     })
     .await;
 }
@@ -220,13 +222,26 @@ fn apply(set: &mut BTreeMap<SocketAddr, Endpoint>, update: Update) {
     }
 }
 
-/// Publishes what `read` makes of the messages until the subscription ends or nobody listens. What is known stays known
-/// whatever happens to the stream.
-async fn follow<M, T: PartialEq>(
-    mut messages: BoxStream<'_, Event<M>>,
+/// Publishes what `read` makes of the messages for as long as the lookup runs. What is known stays known whatever
+/// happens to the stream: a controller that has lost its memory takes nothing away. A refusal ends a subscription; it is
+/// asked for again after a while.
+async fn follow<'a, M: 'a, T: PartialEq>(
+    subscribe: impl Fn() -> BoxStream<'a, Event<M>>,
     what: &str,
     sender: &watch::Sender<Known<T>>,
     mut read: impl FnMut(M) -> Option<T>,
+) {
+    loop {
+        followed(subscribe(), what, sender, &mut read).await;
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+async fn followed<M, T: PartialEq>(
+    mut messages: BoxStream<'_, Event<M>>,
+    what: &str,
+    sender: &watch::Sender<Known<T>>,
+    read: &mut impl FnMut(M) -> Option<T>,
 ) {
     while let Some(event) = messages.next().await {
         match event {
@@ -245,7 +260,7 @@ async fn follow<M, T: PartialEq>(
             Event::Terminal(status) => {
                 info!(what, code = ?status.code(), message = status.message(), "a lookup was refused");
                 let reason = format!("{:?}: {}", status.code(), status.message()).into();
-                sender.send_replace(Known::Absent(Absence::Refused(reason)));
+                absent(what, sender, &status, Absence::Refused(reason));
             }
         }
     }
@@ -264,11 +279,16 @@ fn publish<T: PartialEq>(sender: &watch::Sender<Known<T>>, value: T) {
 fn absent<T>(what: &str, sender: &watch::Sender<Known<T>>, status: &Status, absence: Absence) {
     debug!(what, code = ?status.code(), message = status.message(), "nothing is there");
     sender.send_if_modified(|known| {
-        let same = matches!(known, Known::Absent(old) if *old == absence);
-        if !same {
+        let unknown = match known {
+            Known::Pending => true,
+            Known::Absent(old) => *old != absence,
+            // The last good state is better than none.
+            Known::Is(_) => false,
+        };
+        if unknown {
             *known = Known::Absent(absence);
         }
-        !same
+        unknown
     });
 }
 

@@ -119,7 +119,13 @@ impl Split {
 impl Target {
     /// What to do now. Until the control plane has answered, what was decided in its place.
     pub fn plan(&self, worker: &Arc<Worker>) -> Arc<Plan> {
-        self.plan.load_full().unwrap_or_else(|| Arc::new(compile(worker, &resolve::original(self.addr))))
+        if let Some(plan) = self.plan.load_full() {
+            return plan;
+        }
+        let forward = Arc::new(compile(worker, &resolve::original(self.addr)));
+        // Kept until the control plane answers, unless it just has.
+        self.plan.compare_and_swap(&None::<Arc<Plan>>, Some(forward.clone()));
+        self.plan.load_full().unwrap_or(forward)
     }
 
     /// Waits for the control plane's first answer, but not beyond the limit: then connections inside the cluster's
@@ -228,14 +234,14 @@ impl Targets {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn balancer(&self, key: Arc<str>, make: impl FnOnce() -> Arc<Balancer>) -> Arc<Balancer> {
+    fn balancer(&self, key: Arc<str>, make: impl FnOnce() -> Option<Arc<Balancer>>) -> Option<Arc<Balancer>> {
         let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(balancer) = balancers.get(&key).and_then(Weak::upgrade) {
-            return balancer;
+            return Some(balancer);
         }
-        let balancer = make();
+        let balancer = make()?;
         balancers.insert(key, Arc::downgrade(&balancer));
-        balancer
+        Some(balancer)
     }
 }
 
@@ -325,10 +331,11 @@ fn balancer(worker: &Arc<Worker>, target: &BackendTarget) -> Arc<Balancer> {
     let targets = &worker.targets;
     match target {
         BackendTarget::Balance { authority, default_rtt, decay } => {
-            targets.balancer(authority.clone(), || {
-                if let Ok(watch) = worker.proxy.discovery.endpoints.watch(authority) {
-                    return Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch);
-                }
+            let followed = targets.balancer(authority.clone(), || {
+                let watch = worker.proxy.discovery.endpoints.watch(authority).ok()?;
+                Some(Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch))
+            });
+            followed.unwrap_or_else(|| {
                 worker.proxy.metrics.targets_refused.inc();
                 Balancer::fixed(authority.clone(), Vec::new())
             })
@@ -342,9 +349,10 @@ fn balancer(worker: &Arc<Worker>, target: &BackendTarget) -> Arc<Balancer> {
 }
 
 fn fixed(worker: &Arc<Worker>, key: String, endpoint: &remora_core::endpoint::Endpoint) -> Arc<Balancer> {
-    worker.targets.balancer(key.into(), || {
+    let made = || {
         let ewma: (Duration, Duration) = (DEFAULT_RTT, DEFAULT_DECAY);
         let live = LiveEndpoint::new(worker, endpoint.clone(), None, ewma);
         Balancer::fixed(endpoint.addr.to_string().into(), vec![live])
-    })
+    };
+    worker.targets.balancer(key.into(), || Some(made())).unwrap_or_else(made)
 }

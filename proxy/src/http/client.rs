@@ -3,7 +3,7 @@
 //! Belongs to one worker and one endpoint. A request is handed back unsent whenever no byte of it was written, so that
 //! the caller may try elsewhere.
 
-use super::body::Body;
+use super::{CONNECTION_WINDOW, STREAM_WINDOW, body::Body};
 use crate::{fault::Fault, stream::Stream};
 use http::{Request, Response, Version};
 use hyper::{
@@ -42,7 +42,14 @@ pub struct Client {
     limits: PoolLimits,
     http1: Mutex<Pool>,
     /// Held while dialling, so that many requests make one connection.
-    http2: tokio::sync::Mutex<Option<Http2>>,
+    http2: tokio::sync::Mutex<Slot>,
+}
+
+/// The HTTP/2 connection, or how the last attempt at one ended.
+#[derive(Default)]
+struct Slot {
+    connection: Option<Http2>,
+    failed: Option<(Time, Fault)>,
 }
 
 #[derive(Default)]
@@ -177,30 +184,38 @@ impl Client {
 
     /// The HTTP/2 connection, and whether it was made just now.
     async fn http2_sender<D: Dial>(&self, dial: &D) -> Result<(http2::SendRequest<Body>, bool), Fault> {
+        let asked = clock::now();
         let mut slot = self.http2.lock().await;
         let now = clock::now();
-        if let Some(http2) = &*slot
+        if let Some((at, fault)) = &slot.failed
+            && *at >= asked
+        {
+            // The attempt that this request waited for was its own.
+            return Err(fault.clone());
+        }
+        if let Some(http2) = &slot.connection
             && !http2.sender.is_closed()
             && now.since(http2.born) < self.limits.max_age
         {
             return Ok((http2.sender.clone(), false));
         }
-        *slot = None;
-        let stream = dial.dial(SessionProtocol::Http2).await?;
+        slot.connection = None;
+        let dialled = dial.dial(SessionProtocol::Http2).await;
+        let stream = dialled.inspect_err(|fault| slot.failed = Some((clock::now(), fault.clone())))?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(1024 * 1024)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(self.limits.max_header_bytes).unwrap_or(u32::MAX))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Fault::Server(Arc::new(error)))?;
         // Ends when the last sender is dropped and its streams have ended.
         tokio::spawn(connection);
-        *slot = Some(Http2 { sender: sender.clone(), born: now });
+        slot.connection = Some(Http2 { sender: sender.clone(), born: now });
         Ok((sender, true))
     }
 

@@ -11,6 +11,7 @@ pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-conn
 pub const REQUIRE_ID: HeaderName = HeaderName::from_static("l5d-require-id");
 pub const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-override");
 const PROXY_AUTH_LEGACY: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Whether a request asks to stop being HTTP: `CONNECT`, or `Upgrade` named by `Connection`. RFC 9110 section 7.8.
@@ -26,7 +27,12 @@ pub fn is_upgrade<B>(response: &Response<B>, method_was_connect: bool) -> bool {
 }
 
 fn upgrade_token(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE)
+    // What follows an upgrade is not looked at, so requests must not: HTTP/2 is spoken from the start or not at all.
+    let http2 = headers.get_all(header::UPGRADE).iter().any(|value| {
+        value.to_str().is_ok_and(|value| value.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")))
+    });
+    !http2
+        && headers.contains_key(header::UPGRADE)
         && connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"))
 }
 
@@ -43,16 +49,20 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1); an upgrade keeps what asks for it.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
     let upgrade = (keep_upgrade && upgrade_token(headers)).then(|| headers.get(header::UPGRADE).cloned());
-    let te_trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes() == b"trailers");
+    let te_trailers = headers.get_all(header::TE).iter().any(|te| {
+        te.to_str().is_ok_and(|te| te.split(',').any(|one| one.trim().eq_ignore_ascii_case("trailers")))
+    });
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = connection_tokens(headers)
             .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter(|name| !is_end_to_end(name))
             .collect();
         for name in named {
             headers.remove(&name);
         }
         headers.remove(header::CONNECTION);
     }
+    headers.remove(HTTP2_SETTINGS);
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_AUTH_LEGACY);
     headers.remove(header::UPGRADE);
@@ -64,6 +74,30 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
     if let Some(Some(upgrade)) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, upgrade);
+    }
+}
+
+/// Headers that a client cannot have removed by naming them in `Connection`: what was decided by them must arrive.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
+        || name.as_str().starts_with("l5d-")
+}
+
+/// Gives an HTTP/2 request that names its host in `Host` only (RFC 9113 section 8.3.1) the target that it lacks.
+pub fn complete_authority<B>(request: &mut Request<B>) {
+    if request.version() != Version::HTTP_2 || request.uri().authority().is_some() {
+        return;
+    }
+    let Some(authority) =
+        request.headers().get(header::HOST).and_then(|host| host.to_str().ok()?.parse().ok())
+    else {
+        return;
+    };
+    let mut parts = request.uri().clone().into_parts();
+    parts.scheme = Some(uri::Scheme::HTTP);
+    parts.authority = Some(authority);
+    if let Ok(target) = Uri::from_parts(parts) {
+        *request.uri_mut() = target;
     }
 }
 
@@ -103,6 +137,14 @@ pub fn undo_orig_proto<B>(request: &mut Request<B>) -> Option<OrigProto> {
         to_origin_form(request.uri_mut());
     }
     Some(orig)
+}
+
+/// The version of a forwarded message is the forwarder's own (RFC 9110 section 6.2), not HTTP/1.0 because the server
+/// speaks that: hyper then says what the client's own version needs, and keeps its connection where it asked for that.
+pub fn own_version<B>(response: &mut Response<B>) {
+    if response.version() == Version::HTTP_10 {
+        *response.version_mut() = Version::HTTP_11;
+    }
 }
 
 /// Marks the response of such a request, as the other proxy expects.
@@ -159,6 +201,33 @@ mod tests {
     }
 
     #[test]
+    fn what_decisions_rest_on_cannot_be_named_away() {
+        let mut headers =
+            map(&[("connection", "host, l5d-require-id"), ("host", "web"), ("l5d-require-id", "x")]);
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(names(&headers), ["host", "l5d-require-id"]);
+    }
+
+    #[test]
+    fn an_upgrade_to_http2_is_not_an_upgrade() {
+        let mut headers = map(&[
+            ("connection", "upgrade, http2-settings"),
+            ("upgrade", "H2C"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+        ]);
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(names(&headers), [""; 0]);
+    }
+
+    #[test]
+    fn an_http2_request_with_only_a_host_gets_its_authority() {
+        let mut request = Request::builder().uri("/a?b").header("host", "web:80").body(()).unwrap();
+        *request.version_mut() = Version::HTTP_2;
+        complete_authority(&mut request);
+        assert_eq!(request.uri().to_string(), "http://web:80/a?b");
+    }
+
+    #[test]
     fn an_application_that_closes_is_heard() {
         let mut headers = map(&[("connection", "close"), ("keep-alive", "timeout=5")]);
         strip_response(&mut headers);
@@ -171,6 +240,9 @@ mod tests {
         let mut headers = map(&[("te", "trailers")]);
         strip_hop_by_hop(&mut headers, true);
         assert_eq!(names(&headers), ["te"]);
+        let mut headers = map(&[("te", "gzip, trailers")]);
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(headers["te"], "trailers");
         let mut headers = map(&[("te", "gzip")]);
         strip_hop_by_hop(&mut headers, true);
         assert_eq!(names(&headers), [""; 0]);

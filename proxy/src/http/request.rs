@@ -31,7 +31,11 @@ use remora_core::{
     time::Time,
 };
 use remora_runtime::clock;
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// A tunnel within an HTTP/2 connection would need its other half upgraded on another connection.
+const TUNNEL: Fault = Fault::BadTarget("CONNECT over HTTP/2 is not supported; use HTTP/1.1");
 
 /// What the requests of one inbound connection share.
 pub struct Inbound {
@@ -81,30 +85,28 @@ async fn authorized(
 
     let orig_proto = meshed.then(|| headers::undo_orig_proto(&mut request)).flatten();
 
+    headers::complete_authority(&mut request);
     let server = policy.current();
     let view = View(&request);
     let permit = policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view);
     let counted = context.requests.of(metrics, &server, permit.as_ref());
     counted.request();
-    let _permit = match permit {
-        Ok(permit) => permit,
-        Err(refusal) => {
-            let fault = inbound::denied(connection, &server, refusal.denial);
-            metrics.inbound_http_fault(&fault, connection.target);
-            return Ok(answer(&fault, asker, &counted, started));
-        }
-    };
+    if let Err(refusal) = permit {
+        let fault = inbound::denied(connection, &server, refusal.denial);
+        metrics.inbound_http_fault(&fault, connection.target);
+        return Ok(answer(&fault, asker, &counted, started));
+    }
 
     let connect = request.method() == Method::CONNECT;
-    let mut offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
+    if connect && request.version() == Version::HTTP_2 {
+        return Ok(answer(&TUNNEL, asker, &counted, started));
+    }
+    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     // Only this proxy says who the client is.
     request.headers_mut().remove(headers::CLIENT_ID);
     if let Some(client_id) = &context.client_id {
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
-    }
-    if request.version() == Version::HTTP_2 {
-        offered = None;
     }
 
     let sent = app.client.send(&**app, request.map(Body::incoming)).await;
@@ -118,12 +120,13 @@ async fn authorized(
     let mut response = respond_with(response, &counted, started, None, reuse, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
-            offered.join(&mut response, &worker.proxy);
+            offered.join(&mut response, &worker.proxy, connection.permit.clone());
         }
         Some(_) | None => headers::strip_response(response.headers_mut()),
     }
-    if let Some(orig) = orig_proto {
-        headers::redo_orig_proto(&mut response, orig);
+    match orig_proto {
+        Some(orig) => headers::redo_orig_proto(&mut response, orig),
+        None => headers::own_version(&mut response),
     }
     Ok(response)
 }
@@ -132,12 +135,13 @@ async fn authorized(
 pub struct Outbound {
     worker: Arc<Worker>,
     target: Arc<Target>,
-    _client: SocketAddr,
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Outbound {
-    pub fn new(worker: Arc<Worker>, target: Arc<Target>, client: SocketAddr) -> Self {
-        Self { worker, target, _client: client }
+    /// `permit` counts the connection among those served at once, also when it stops being HTTP.
+    pub fn new(worker: Arc<Worker>, target: Arc<Target>, permit: Arc<OwnedSemaphorePermit>) -> Self {
+        Self { worker, target, permit }
     }
 }
 
@@ -151,17 +155,18 @@ pub async fn outbound(
     let config = &worker.proxy.config.outbound;
     let asker = Asker::of(&request, config.informational_headers && !worker.proxy.config.ingress_mode);
 
+    headers::complete_authority(&mut request);
     let connect = request.method() == Method::CONNECT;
-    let mut offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
+    if connect && request.version() == Version::HTTP_2 {
+        return Ok(respond::respond(&TUNNEL, asker));
+    }
+    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     // Honoured in ingress mode only (a later issue), and never passed on.
     request.headers_mut().remove(headers::DST_OVERRIDE);
     // Between proxies only: an application cannot claim that its request was something else.
     request.headers_mut().remove(headers::ORIG_PROTO);
     let required = request.headers_mut().remove(headers::REQUIRE_ID);
-    if request.version() == Version::HTTP_2 {
-        offered = None;
-    }
 
     let plan = target.plan(worker);
     let sent = match route(&plan, &request) {
@@ -187,13 +192,14 @@ pub async fn outbound(
     let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), reuse, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
-            offered.join(&mut response, &worker.proxy);
+            offered.join(&mut response, &worker.proxy, Some(context.permit.clone()));
         }
         Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
     }
     // The other proxy's remarks are for this one; the application sees only ours.
     response.headers_mut().remove(headers::PROXY_ERROR);
     response.headers_mut().remove(headers::PROXY_CONNECTION);
+    headers::own_version(&mut response);
     Ok(response)
 }
 

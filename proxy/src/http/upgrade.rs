@@ -8,6 +8,8 @@ use hyper::{
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::TokioIo;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
 /// The client's half of an upgrade that may come.
@@ -20,13 +22,18 @@ pub fn offered(request: &mut Request<Incoming>) -> Offered {
 
 impl Offered {
     /// The server agreed: copies between both halves when the answer has been sent.
-    pub fn join(self, response: &mut Response<Body>, proxy: &Proxy) {
+    pub fn join(
+        self,
+        response: &mut Response<Body>,
+        proxy: &Proxy,
+        permit: Option<Arc<OwnedSemaphorePermit>>,
+    ) {
         let server = hyper::upgrade::on(response);
         let client = self.0;
         let busy = proxy.drain.guard();
         let upgraded = proxy.metrics.upgraded.guard();
         proxy.tasks.spawn("upgraded connection", async move {
-            let _held = (busy, upgraded);
+            let _held = (busy, upgraded, permit);
             match tokio::try_join!(client, server) {
                 Ok((client, server)) => copy(client, server).await,
                 Err(error) => debug!(%error, "an upgrade was agreed on and then not made"),

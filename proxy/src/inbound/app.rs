@@ -114,6 +114,8 @@ pub async fn connect(worker: &Worker, addr: SocketAddr) -> Result<AppConnection,
 pub struct Speculation<'a> {
     worker: &'a Worker,
     target: SocketAddr,
+    /// Whether the client would be served without any identity.
+    pub admitted: bool,
     /// `None`: never.
     pub delay: Option<Duration>,
 }
@@ -134,6 +136,7 @@ impl<'a> Speculation<'a> {
         Self {
             worker,
             target: connection.target,
+            admitted,
             delay: (looked_at && admitted && !delay.is_zero()).then_some(delay),
         }
     }

@@ -28,17 +28,15 @@ pub fn target(labels: &mut Labels, addr: SocketAddr) {
     labels.push(label("target_port", addr.port()));
 }
 
-/// `tls` with `client_id`, `sni` or `no_tls_reason`, of an inbound connection.
+/// `tls` with `client_id` or `no_tls_reason`, of an inbound connection.
 pub fn client_tls(labels: &mut Labels, connection: &Connection) {
     match (&connection.peer, connection.no_tls) {
         (Peer::Tls { identity }, _) => {
             labels.push(label("tls", "true"));
             labels.push(label("client_id", identity.as_ref().map_or("", |identity| identity.as_str())));
         }
-        (Peer::Passthrough { sni }, _) => {
-            labels.push(label("tls", "opaque"));
-            labels.push(label("sni", sni.as_deref().unwrap_or("")));
-        }
+        // No `sni`: it is whatever a stranger says, and would fill the family's budget.
+        (Peer::Passthrough { .. }, _) => labels.push(label("tls", "opaque")),
         (Peer::Plain, Some(remora_core::endpoint::NoTlsReason::Disabled)) => {
             labels.push(label("tls", "disabled"));
         }
