@@ -33,10 +33,11 @@ pub fn run(args: &[&str]) -> Result<u8> {
     let (pid, status) = runtime.block_on(story(args))?;
     // From here on signals are still caught and mean nothing: leaving is what we do.
     if let Some(number) = status.signal() {
-        say(format_args!("\nEnded by signal {number}; removing everything that was started."));
+        say(format_args!("\nEnded by signal {number}."));
     }
     wait_for_all()?;
     remove_directories(pid)?;
+    say("Everything that was started is gone.");
     Ok(exit_code(status))
 }
 

@@ -14,6 +14,8 @@ use anyhow::Result;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between signs of life.
 const TICK: Duration = Duration::from_millis(250);
+/// Columns of the line that is a sign of life: it is wiped by blanks, which also works without escape sequences.
+const WIDTH: usize = 79;
 /// Where the evidence of a claim begins.
 const COLUMN: usize = 38;
 
@@ -84,7 +86,7 @@ impl Teller {
                     sign_of_life(what, began.elapsed(), terminal);
                 }
                 if terminal && began.elapsed() >= PATIENCE {
-                    write(format_args!("\r\x1b[K"));
+                    write(format_args!("\r{:WIDTH$}\r", ""));
                 }
             });
             let worked = work();
@@ -126,7 +128,8 @@ fn sign_of_life(what: &str, elapsed: Duration, terminal: bool) {
     if terminal {
         let nth = (elapsed.as_millis() / TICK.as_millis()) as usize % FRAMES.len();
         let frame = FRAMES.get(nth).copied().unwrap_or('.');
-        write(format_args!("\r\x1b[K {FAINT}{frame} {what} ({} s){FAINT:#}", elapsed.as_secs()));
+        let text = format!(" {frame} {what} ({} s)", elapsed.as_secs());
+        write(format_args!("\r{FAINT}{text:<WIDTH$}{FAINT:#}"));
     } else {
         say(format_args!(" . {what} ..."));
     }
