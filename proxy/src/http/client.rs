@@ -1,4 +1,4 @@
-//! One server's HTTP connections: a pool of HTTP/1 connections and one HTTP/2 connection.
+//! One server's HTTP connections: a pool of HTTP/1 connections, and HTTP/2 connections, more when one is full.
 //!
 //! Belongs to one worker and one endpoint. A request is handed back unsent whenever no byte of it was written, so that
 //! the caller may try elsewhere.
@@ -45,11 +45,21 @@ pub struct Client {
     http2: tokio::sync::Mutex<Slot>,
 }
 
-/// The HTTP/2 connection, or how the last attempt at one ended.
+/// Streams on one HTTP/2 connection: what every server is expected to allow (RFC 9113 section 6.5.2). One more would
+/// wait, unseen, and everything behind it.
+const MAX_STREAMS: usize = 100;
+/// HTTP/2 connections to one server from one worker.
+const MAX_HTTP2: usize = 32;
+/// An HTTP/2 connection without streams for so long (twice that at most) is closed.
+const HTTP2_IDLE: Duration = Duration::from_mins(1);
+
+/// The HTTP/2 connections, and how the last attempt at one ended.
 #[derive(Default)]
 struct Slot {
-    connection: Option<Http2>,
+    connections: Vec<Http2>,
     failed: Option<(Time, Fault)>,
+    /// A task closes what is idle too long.
+    swept: bool,
 }
 
 #[derive(Default)]
@@ -69,13 +79,24 @@ struct Idle {
 struct Http2 {
     sender: http2::SendRequest<Body>,
     born: Time,
+    /// One count is ours, every other a stream.
+    streams: Arc<()>,
+    /// Had no stream when it was last looked at.
+    idle: bool,
 }
 
-/// Returns an HTTP/1 connection to its pool when its response has ended.
-pub struct Reuse {
-    client: Arc<Client>,
-    sender: http1::SendRequest<Body>,
-    born: Time,
+impl Http2 {
+    fn streams(&self) -> usize {
+        Arc::strong_count(&self.streams) - 1
+    }
+}
+
+/// A connection, or a stream of one, lent to a request until its response has ended.
+pub enum Lease {
+    /// Returns to the pool.
+    Http1 { client: Arc<Client>, sender: http1::SendRequest<Body>, born: Time },
+    /// Counts as a stream until it is dropped.
+    Http2(Arc<()>),
 }
 
 /// Why there is no response.
@@ -101,10 +122,10 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Option<Reuse>), SendError> {
+    ) -> Result<(Response<Incoming>, Lease), SendError> {
         match request.version() {
-            Version::HTTP_2 => self.send_http2(dial, request).await.map(|response| (response, None)),
-            _ => self.send_http1(dial, request).await.map(|(response, reuse)| (response, Some(reuse))),
+            Version::HTTP_2 => self.send_http2(dial, request).await,
+            _ => self.send_http1(dial, request).await,
         }
     }
 
@@ -112,7 +133,7 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Reuse), SendError> {
+    ) -> Result<(Response<Incoming>, Lease), SendError> {
         loop {
             let idle = self.take_idle();
             let pooled = idle.is_some();
@@ -124,7 +145,9 @@ impl Client {
                 },
             };
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Reuse { client: self.clone(), sender, born })),
+                Ok(response) => {
+                    return Ok((response, Lease::Http1 { client: self.clone(), sender, born }));
+                }
                 Err(mut refused) => match refused.take_message() {
                     // The server closed the connection while it was idle.
                     Some(unsent) if pooled => request = unsent,
@@ -142,14 +165,14 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<(Response<Incoming>, Lease), SendError> {
         loop {
-            let (mut sender, fresh) = match self.http2_sender(dial).await {
+            let (mut sender, stream, fresh) = match self.http2_sender(dial).await {
                 Ok(sender) => sender,
                 Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
             };
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok((response, Lease::Http2(stream))),
                 Err(mut refused) => match refused.take_message() {
                     Some(unsent) if !fresh => request = unsent,
                     Some(unsent) => {
@@ -182,8 +205,11 @@ impl Client {
         Ok(sender)
     }
 
-    /// The HTTP/2 connection, and whether it was made just now.
-    async fn http2_sender<D: Dial>(&self, dial: &D) -> Result<(http2::SendRequest<Body>, bool), Fault> {
+    /// An HTTP/2 connection with room for a stream, the stream's count, and whether it was made just now.
+    async fn http2_sender<D: Dial>(
+        self: &Arc<Self>,
+        dial: &D,
+    ) -> Result<(http2::SendRequest<Body>, Arc<()>, bool), Fault> {
         let asked = clock::now();
         let mut slot = self.http2.lock().await;
         let now = clock::now();
@@ -193,13 +219,16 @@ impl Client {
             // The attempt that this request waited for was its own.
             return Err(fault.clone());
         }
-        if let Some(http2) = &slot.connection
-            && !http2.sender.is_closed()
-            && now.since(http2.born) < self.limits.max_age
-        {
-            return Ok((http2.sender.clone(), false));
+        let usable = |http2: &Http2| !http2.sender.is_closed() && now.since(http2.born) < self.limits.max_age;
+        // What is too old serves its streams to their end: they hold the sender.
+        slot.connections.retain(usable);
+        if let Some(http2) = slot.connections.iter().find(|http2| http2.streams() < MAX_STREAMS) {
+            return Ok((http2.sender.clone(), http2.streams.clone(), false));
         }
-        slot.connection = None;
+        if slot.connections.len() >= MAX_HTTP2 {
+            let what = format!("a stream: {MAX_HTTP2} connections with {MAX_STREAMS} streams each are busy");
+            return Err(Fault::Overloaded(what.into()));
+        }
         let dialled = dial.dial(SessionProtocol::Http2).await;
         let stream = dialled.inspect_err(|fault| slot.failed = Some((clock::now(), fault.clone())))?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -215,8 +244,14 @@ impl Client {
             .map_err(|error| Fault::Server(Arc::new(error)))?;
         // Ends when the last sender is dropped and its streams have ended.
         tokio::spawn(connection);
-        slot.connection = Some(Http2 { sender: sender.clone(), born: now });
-        Ok((sender, true))
+        let streams = Arc::new(());
+        let http2 = Http2 { sender: sender.clone(), born: now, streams: streams.clone(), idle: false };
+        slot.connections.push(http2);
+        if !slot.swept {
+            slot.swept = true;
+            tokio::spawn(sweep_http2(Arc::downgrade(self)));
+        }
+        Ok((sender, streams, true))
     }
 
     fn put_back(self: &Arc<Self>, sender: http1::SendRequest<Body>, born: Time) {
@@ -252,8 +287,29 @@ async fn sweep(client: std::sync::Weak<Client>, idle: Duration) {
     }
 }
 
-impl Reuse {
-    pub(super) fn put_back(self) {
-        self.client.put_back(self.sender, self.born);
+/// Closes HTTP/2 connections that have had no stream for a while; ends when there is none.
+async fn sweep_http2(client: std::sync::Weak<Client>) {
+    loop {
+        tokio::time::sleep(HTTP2_IDLE).await;
+        let Some(client) = client.upgrade() else { return };
+        let mut slot = client.http2.lock().await;
+        slot.connections.retain_mut(|http2| {
+            let now_idle = http2.streams() == 0;
+            let was_idle = std::mem::replace(&mut http2.idle, now_idle);
+            !http2.sender.is_closed() && !(was_idle && http2.idle)
+        });
+        if slot.connections.is_empty() {
+            slot.swept = false;
+            return;
+        }
+    }
+}
+
+impl Lease {
+    pub(super) fn give_back(self) {
+        match self {
+            Self::Http1 { client, sender, born } => client.put_back(sender, born),
+            Self::Http2(stream) => drop(stream),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! One request and its response, watched from the dispatch to the last byte: load, latency, classification.
 
-use super::client::Reuse;
+use super::client::Lease;
 use crate::endpoint::InFlight;
 use crate::metrics::RequestMetrics;
 use bytes::Bytes;
@@ -44,7 +44,7 @@ pub struct Exchange {
     status: u16,
     grpc: Option<GrpcStatus>,
     in_flight: Option<InFlight>,
-    reuse: Option<Reuse>,
+    lease: Option<Lease>,
     counted: bool,
 }
 
@@ -59,15 +59,23 @@ impl Exchange {
         metrics: Arc<RequestMetrics>,
         started: Time,
         in_flight: Option<InFlight>,
-        reuse: Option<Reuse>,
+        lease: Lease,
     ) -> Self {
         let grpc = is_grpc(response.headers()).then(|| GrpcStatus(grpc_status(response.headers())));
-        Self { metrics, started, status: response.status().as_u16(), grpc, in_flight, reuse, counted: false }
+        Self {
+            metrics,
+            started,
+            status: response.status().as_u16(),
+            grpc,
+            in_flight,
+            lease: Some(lease),
+            counted: false,
+        }
     }
 
     /// The connection is not an HTTP connection any more: it must not return to its pool.
     pub fn upgraded(&mut self) {
-        self.reuse = None;
+        self.lease = None;
     }
 
     pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
@@ -84,8 +92,8 @@ impl Exchange {
             in_flight.answered();
         }
         self.count(None);
-        if let Some(reuse) = self.reuse.take() {
-            reuse.put_back();
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
         }
     }
 

@@ -8,7 +8,7 @@
 use super::{
     access_log,
     body::Body,
-    client::{Reuse, SendError},
+    client::{Lease, SendError},
     exchange::Exchange,
     headers,
     respond::{self, Asker},
@@ -84,6 +84,10 @@ async fn authorized(
     let asker = Asker::of(&request, meshed);
 
     let orig_proto = meshed.then(|| headers::undo_orig_proto(&mut request)).flatten();
+    // From outside of the mesh nobody may steer this pod's own outbound proxy, should its application pass headers on.
+    for name in [headers::ORIG_PROTO, headers::DST_OVERRIDE, headers::REQUIRE_ID] {
+        request.headers_mut().remove(name);
+    }
 
     headers::complete_authority(&mut request);
     let server = policy.current();
@@ -110,14 +114,14 @@ async fn authorized(
     }
 
     let sent = app.client.send(&**app, request.map(Body::incoming)).await;
-    let (response, reuse) = match sent {
+    let (response, lease) = match sent {
         Ok(sent) => sent,
         Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
             metrics.inbound_http_fault(&fault, connection.target);
             return failed(fault, asker, &counted, started, orig_proto.is_some());
         }
     };
-    let mut response = respond_with(response, &counted, started, None, reuse, connect);
+    let mut response = respond_with(response, &counted, started, None, lease, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
             offered.join(&mut response, &worker.proxy, connection.permit.clone());
@@ -182,14 +186,14 @@ pub async fn outbound(
         }
         Err(fault) => Err(fault),
     };
-    let Sent { response, reuse, in_flight, endpoint } = match sent {
+    let Sent { response, lease, in_flight, endpoint } = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
             return refused_or_reset(fault, asker);
         }
     };
-    let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), reuse, connect);
+    let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), lease, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
             offered.join(&mut response, &worker.proxy, Some(context.permit.clone()));
@@ -225,7 +229,7 @@ fn route<'a>(plan: &'a Plan, request: &Request<Incoming>) -> Result<(&'a Split, 
 
 struct Sent {
     response: Response<Incoming>,
-    reuse: Option<Reuse>,
+    lease: Lease,
     in_flight: InFlight,
     endpoint: Arc<LiveEndpoint>,
 }
@@ -253,9 +257,9 @@ async fn send(
         endpoint.requests.request();
         let began = clock::now();
         match endpoint.client().send(&endpoint, request).await {
-            Ok((response, reuse)) => {
+            Ok((response, lease)) => {
                 metrics.answered(response.status(), began);
-                return Ok(Sent { response, reuse, in_flight, endpoint });
+                return Ok(Sent { response, lease, in_flight, endpoint });
             }
             Err(SendError::Unsent(unsent, fault)) if failed.is_none() => {
                 endpoint.requests.failed(&fault, clock::now().since(began));
@@ -289,10 +293,10 @@ fn respond_with(
     metrics: &Arc<RequestMetrics>,
     started: Time,
     in_flight: Option<InFlight>,
-    reuse: Option<Reuse>,
+    lease: Lease,
     connect: bool,
 ) -> Response<Body> {
-    let mut exchange = Exchange::of(&response, metrics.clone(), started, in_flight, reuse);
+    let mut exchange = Exchange::of(&response, metrics.clone(), started, in_flight, lease);
     if headers::is_upgrade(&response, connect) {
         exchange.upgraded();
     }
