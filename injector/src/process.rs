@@ -126,7 +126,7 @@ fn settings(flags: &Flags) -> Result<Settings, Vec<String>> {
     let config = match load_config(&flags.config) {
         Ok(config) => Some(config),
         Err(wrong) => {
-            mistakes.extend(wrong);
+            mistakes.extend(wrong.into_iter().map(|why| format!("--config {why}")));
             None
         }
     };
