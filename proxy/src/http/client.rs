@@ -296,7 +296,7 @@ async fn sweep_http2(client: std::sync::Weak<Client>) {
         slot.connections.retain_mut(|http2| {
             let now_idle = http2.streams() == 0;
             let was_idle = std::mem::replace(&mut http2.idle, now_idle);
-            !http2.sender.is_closed() && !(was_idle && http2.idle)
+            !(http2.sender.is_closed() || was_idle && now_idle)
         });
         if slot.connections.is_empty() {
             slot.swept = false;
