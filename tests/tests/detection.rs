@@ -258,7 +258,7 @@ fn the_applications_own_tls_passes_untouched_within_the_mesh_and_from_outside() 
         capture.stop().unwrap().contain(b"outside.example"),
         "this capture shows what the other does not"
     );
-    let foreign = [("direction", "inbound"), ("peer", "src"), ("tls", "opaque"), ("sni", "outside.example")];
+    let foreign = [("direction", "inbound"), ("peer", "src"), ("tls", "opaque")];
     counted(&tls, "tcp_open_total", &foreign, 1.0).unwrap();
 }
 
