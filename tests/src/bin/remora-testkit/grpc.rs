@@ -10,9 +10,10 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::NamedService;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
@@ -50,7 +51,8 @@ pub(crate) struct Health {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(listener: TcpListener) -> Result<()> {
-    let incoming = TcpListenerStream::new(listener);
+    // Nagle's algorithm would hold back the answer until the other end has acknowledged our SETTINGS: 40 ms.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let router = tonic::transport::Server::builder().add_service(Echo).add_service(HealthServer);
     router.serve_with_incoming(incoming).await.context("serving gRPC")
 }
