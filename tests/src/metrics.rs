@@ -35,6 +35,11 @@ impl Samples {
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         self.matching(name, labels).map(|sample| sample.value).reduce(|left, right| left + right)
     }
+
+    /// The sum of counters, which are whole numbers; 0 where there is none.
+    pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.matching(name, labels).map(|sample| sample.value as u64).sum()
+    }
 }
 
 /// Lines that are not samples are skipped.

@@ -389,7 +389,8 @@ impl PodRef<'_> {
     }
 }
 
-fn bin_dir(asked: Option<PathBuf>) -> Result<PathBuf> {
+/// Where the workspace's programs are: as asked, as the environment says, or beside the running program.
+pub fn bin_dir(asked: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(given) = asked.or_else(|| std::env::var_os("REMORA_BIN_DIR").map(PathBuf::from)) {
         return std::path::absolute(given).context("the directory of binaries");
     }

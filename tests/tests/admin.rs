@@ -1,5 +1,5 @@
 //! What a proxy tells about itself: to whom, in which form, and never without bound.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity, state, web};
 use remora_tests::{Mesh, PodRef, check, peer};
@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 /// Findings of promtool that dashboards of Linkerd oblige us to, one a line: name, colon, reason.
 const LEGACY: &str = include_str!("../promtool-legacy.txt");
 const PROXY: &str = "linkerd-proxy";
+/// Series per family, where a test sets it.
+const BUDGET: usize = 60;
 
 #[test]
 fn what_an_operator_may_do_is_done_from_within_the_pod_only() {
@@ -131,7 +133,6 @@ fn strangers_cannot_make_the_metrics_grow_beyond_their_budget() {
     if !check::can_run() {
         return;
     }
-    const BUDGET: usize = 60;
     let env = format!(r#"[{{"name": "REMORA_PROXY_METRIC_BUDGET", "value": "{BUDGET}"}}]"#);
     let annotation = format!("'{}'", env.replace('\'', "''"));
     let server = web("web-0").replace(
