@@ -307,7 +307,8 @@ fn is_of(line: &str, name: &str) -> bool {
 #[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn mistakes(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    // As `kubectl logs` shows them: both streams.
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert_eq!(output.status.code(), Some(64), "{command:?} said:\n{said}");
     said
 }
