@@ -66,8 +66,11 @@ impl Stream {
         };
     }
 
-    /// Begins to count; the bytes that are already put back count as read when they are handed out.
+    /// Begins to count. What has been read before and put back counts now; what is put back later has been counted.
     pub fn metered(mut self, meter: Arc<dyn Meter>) -> Self {
+        if self.head.has_remaining() {
+            meter.read(self.head.len());
+        }
         self.meter = Some(meter);
         self
     }
@@ -99,16 +102,15 @@ impl Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled = if this.head.has_remaining() {
+        if this.head.has_remaining() {
             hand_out(&mut this.head, buf);
-            Poll::Ready(Ok(()))
-        } else {
-            match &mut this.io {
-                Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-                Io::Server(tls) => Pin::new(tls).poll_read(cx, buf),
-                Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
-            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let polled = match &mut this.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Io::Server(tls) => Pin::new(tls).poll_read(cx, buf),
+            Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
         };
         if let Some(meter) = &this.meter {
             let bytes = buf.filled().len() - before;
