@@ -241,6 +241,8 @@ pub async fn connect_node(node: Pid) -> Result<()> {
         let _ = writeln!(settings, "route add {} dev br0", Addresses::SERVICE_PREFIX_V6);
     }
     in_net(node, &["ip", "-batch", "-"], &settings).await.context("making the node's bridge")?;
+    // Frames that the bridge itself carries are not for the rules of services (a machine with Docker has that switched
+    // on): it would send a pod's call to its own Service back before its source was translated.
     let sysctls = "\
         set -e; cd /proc/sys/net
         echo 1 > ipv4/ip_forward
@@ -248,7 +250,11 @@ pub async fn connect_node(node: Pid) -> Result<()> {
         echo 0 > ipv4/conf/br0/send_redirects
         echo 0 > ipv4/conf/all/rp_filter
         echo 0 > ipv4/conf/br0/rp_filter
-        if [ -d ipv6 ]; then echo 1 > ipv6/conf/all/forwarding; fi";
+        if [ -d ipv6 ]; then echo 1 > ipv6/conf/all/forwarding; fi
+        if [ -d bridge ]; then
+            echo 0 > bridge/bridge-nf-call-iptables
+            echo 0 > bridge/bridge-nf-call-ip6tables
+        fi";
     in_net(node, &["sh"], sysctls).await.context("making the node forward packets")?;
     Ok(())
 }

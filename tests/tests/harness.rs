@@ -78,6 +78,23 @@ fn a_dual_stack_service_is_reached_over_either_family() {
 }
 
 #[test]
+fn a_pod_reaches_itself_through_its_own_service() {
+    if !check::can_run() {
+        return;
+    }
+    let node = node(
+        &SHOP.replace("selector: {app: web}", "ipFamilyPolicy: RequireDualStack\n  selector: {app: web}"),
+    );
+    node.wait_ready(PATIENCE).unwrap();
+    let web = node.pod("shop", "web").unwrap();
+    // Not by `web`, which is the pod's own host name too.
+    for family in ["-4", "-6"] {
+        let argv = ["curl", "-sS", "--max-time", "5", family, "http://web.shop:8000/"];
+        assert_eq!(run(&web, "nginx", &argv), "Welcome to nginx!\n", "{family}");
+    }
+}
+
+#[test]
 fn probes_gate_readiness_and_with_it_traffic() {
     if !check::can_run() {
         return;
