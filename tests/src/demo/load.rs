@@ -43,6 +43,7 @@ pub struct Report {
     pub connections: usize,
     /// Of the requests that did not fail. In the open loop from the moment at which the request was due.
     pub latencies: Vec<Duration>,
+    /// For how long requests were sent.
     pub took: Duration,
 }
 
@@ -96,10 +97,9 @@ pub fn open_loop(pod: &PodRef<'_>, target: &Target, rate: u32, stop: &AtomicBool
             });
             while under_way.try_join_next().is_some() {}
         }
+        let took = began.elapsed();
         while under_way.join_next().await.is_some() {}
-        let mut report = shared.report(std::mem::take);
-        report.took = began.elapsed();
-        Ok(report)
+        Ok(Report { took, ..shared.report(std::mem::take) })
     })
 }
 
@@ -128,9 +128,7 @@ pub fn closed_loop(pod: &PodRef<'_>, target: &Target, connections: usize, time: 
             });
         }
         while clients.join_next().await.is_some() {}
-        let mut report = shared.report(std::mem::take);
-        report.took = began.elapsed();
-        Ok(report)
+        Ok(Report { took: began.elapsed(), ..shared.report(std::mem::take) })
     })
 }
 

@@ -44,8 +44,7 @@ fn workload(stage: &Stage, teller: &mut Teller, object: &Value) -> Result<()> {
     if wants_injection(stage, before, &of.namespace) {
         injected(teller, &what, &made);
     } else {
-        let seen =
-            if made.is_none() { "not injected: not a byte was changed".into() } else { format!("{made:?}") };
+        let seen = if made.is_none() { "left alone: nothing was added".into() } else { format!("{made:?}") };
         teller.holds(&what, made.is_none(), seen);
     }
     Ok(())

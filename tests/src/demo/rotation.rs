@@ -34,26 +34,24 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
     let waiting = format!("{RATE} requests a second until every certificate has been renewed");
     let (renewed, report) =
         teller.wait(&waiting, || under_load(&client, &target, || renewal(stage, &web, &client, &old)))?;
-    let new = renewed.unwrap_or_default();
-    for (nth, old) in old.iter().enumerate() {
-        let told = format!("{}: a new certificate", old.whose);
-        let Some(new) = new.get(nth) else {
-            teller.claim(&told, Err(format!("still serial {} after {LIMIT:?}", old.leaf.serial)));
-            continue;
-        };
-        let (was, is) = (short(&old.leaf.serial), short(&new.leaf.serial));
-        let lasts = new.leaf.not_after - old.leaf.not_after;
-        let holds = old.leaf.serial != new.leaf.serial && lasts > 0;
-        teller.holds(
-            &told,
-            holds,
-            format!("serial {was} → {is}, ends {lasts} s later, seen by {}", old.witness),
-        );
+    match renewed {
+        Ok(new) => renewal_told(teller, &old, &new),
+        Err(error) => teller.claim("every certificate was renewed", Err(format!("{error:#}"))),
     }
     let outbound = [("direction", "outbound"), ("peer", "dst"), ("tls", "true")];
     let reconnected = grown(&of_client, &before, "tcp_open_total", &outbound, 0.0)?;
     load_told(teller, &report, reconnected);
     Ok(())
+}
+
+fn renewal_told(teller: &mut Teller, old: &[Seen], new: &[Seen]) {
+    for (old, new) in old.iter().zip(new) {
+        let (was, is) = (short(&old.leaf.serial), short(&new.leaf.serial));
+        let lasts = new.leaf.not_after - old.leaf.not_after;
+        let holds = old.leaf.serial != new.leaf.serial && lasts > 0;
+        let told = format!("serial {was} → {is}, ends {lasts} s later, seen by {}", new.witness);
+        teller.holds(&format!("{}: a new certificate", new.whose), holds, told);
+    }
 }
 
 fn load_told(teller: &mut Teller, report: &Report, reconnected: f64) {
@@ -63,7 +61,7 @@ fn load_told(teller: &mut Teller, report: &Report, reconnected: f64) {
         took.as_secs_f64()
     );
     let planned = f64::from(RATE) * took.as_secs_f64();
-    teller.holds("the rate was kept", *requests as f64 > planned * 0.95, sent);
+    teller.holds(&format!("{RATE} requests a second, kept up"), *requests as f64 > planned * 0.95, sent);
     let told = match failures.first() {
         None => format!(
             "{failed} failed, none retried; p50 {}, p99 {}, slowest {}",

@@ -139,3 +139,43 @@ fn sign_of_life(what: &str, elapsed: Duration, terminal: bool) {
 fn padded(text: &str, width: usize) -> String {
     format!("{text:<width$}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_story_whose_claims_all_hold_ends_well() {
+        let mut teller = Teller::default();
+        teller.part(1, "a part", |teller| {
+            teller.holds("a claim", true, "evidence");
+            Ok(())
+        });
+        assert!(teller.end());
+    }
+
+    #[test]
+    fn one_claim_that_does_not_hold_is_enough() {
+        let mut teller = Teller::default();
+        teller.holds("a claim", true, "evidence");
+        teller.holds("another", false, "what was seen instead");
+        assert!(!teller.end());
+    }
+
+    #[test]
+    fn a_part_that_breaks_off_does_not_hold_and_the_next_is_told() {
+        let mut teller = Teller::default();
+        teller.part(1, "a part", |_| anyhow::bail!("no such pod"));
+        let mut told = false;
+        teller.part(2, "the next", |_| {
+            told = true;
+            Ok(())
+        });
+        assert!(told && !teller.end());
+    }
+
+    #[test]
+    fn a_wait_gives_what_was_waited_for() {
+        assert_eq!(Teller::default().wait("nothing", || 7), 7);
+    }
+}
