@@ -250,7 +250,14 @@ async fn opaque(
     let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
     let app = match spare {
         Some(app) => app,
-        None => app::connect(worker, connection.target).await?,
+        None => match app::connect(worker, connection.target).await {
+            Ok(app) => app,
+            Err(fault) => {
+                // An orderly end without a byte would look like the application's answer.
+                stream.reset_on_close();
+                return Err(fault);
+            }
+        },
     };
     let revoked = revoked(worker, &connection, policy);
     let _drain = worker.proxy.drain.guard();

@@ -118,7 +118,14 @@ async fn opaque(
     let _busy = worker.proxy.drain.guard();
     let server = match spare {
         Some(server) => server,
-        None => Box::pin(dial(split)).await?,
+        None => match Box::pin(dial(split)).await {
+            Ok(server) => server,
+            Err(fault) => {
+                // An orderly end without a byte would look like an answer.
+                stream.reset_on_close();
+                return Err(fault);
+            }
+        },
     };
     let Server { stream: server, in_flight: _under_way, permit: speculative } = server;
     drop(speculative);
