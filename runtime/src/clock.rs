@@ -7,9 +7,14 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Monotonic time since the first question. Follows tokio's clock, so a test that pauses time pauses this too.
+/// What [`now`] says at the first question. Not zero: a paused clock stands still at the time when its test began,
+/// which may be before another test of the process asked first.
+const FIRST: Duration = Duration::from_hours(1);
+
+/// Monotonic time. Follows tokio's clock, so a test that pauses time pauses this too.
 pub fn now() -> Time {
-    Time(Instant::now().saturating_duration_since(start()))
+    let (now, start) = (Instant::now(), start());
+    Time((FIRST + now.saturating_duration_since(start)).saturating_sub(start.saturating_duration_since(now)))
 }
 
 /// Wall-clock time. A clock set before 1970 reads as 1970, when every certificate is invalid: nothing fails open.
@@ -26,15 +31,16 @@ pub fn random() -> u64 {
 /// Waits until `time`; returns at once if it has passed.
 pub async fn sleep_until(time: Time) {
     // A time too far away to be represented is never reached by a process.
-    match start().checked_add(time.0) {
+    match start().checked_add(time.0.saturating_sub(FIRST)) {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
 
 fn start() -> Instant {
-    static START: OnceLock<Instant> = OnceLock::new();
-    *START.get_or_init(Instant::now)
+    // The machine's clock, not tokio's: paused and advanced it would be in the future for everybody else.
+    static START: OnceLock<std::time::Instant> = OnceLock::new();
+    Instant::from_std(*START.get_or_init(std::time::Instant::now))
 }
 
 #[cfg(test)]
@@ -47,6 +53,15 @@ mod tests {
         sleep_until(before + Duration::from_hours(1)).await;
         let slept = now().since(before);
         assert!(slept >= Duration::from_hours(1) && slept < Duration::from_secs(3601), "{slept:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_a_test_moved_does_not_move_that_of_another() {
+        let before = now();
+        tokio::time::advance(Duration::from_hours(1000)).await;
+        let elsewhere = std::thread::spawn(now).join().unwrap();
+        assert!(elsewhere.since(before) < Duration::from_mins(1), "{elsewhere:?} {before:?}");
+        assert!(now().since(before) >= Duration::from_hours(1000));
     }
 
     #[tokio::test(start_paused = true)]
