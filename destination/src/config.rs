@@ -95,7 +95,11 @@ const FLAGS: [(&str, &str, &str); 25] = [
     ("trust-anchors", "", "PEM file of the trust anchors"),
     ("token-file", "", "Service-account token for the identity service"),
     ("identity-dir", "", "Memory-backed folder for key and certificate"),
-    ("max-connections", "10000", "Connections per port; more are closed"),
+    (
+        "max-connections",
+        "10000",
+        "Connections per port; more wait, and one address may have a quarter of them",
+    ),
     ("max-streams", "100000", "Streams of the process; more are refused"),
     ("max-streams-per-connection", "4096", "Streams on one connection; more wait"),
     ("shutdown-grace-period", "30s", "How long streams may take to end after SIGTERM"),

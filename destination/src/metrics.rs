@@ -1,7 +1,10 @@
 //! What this process counts.
 
 use prometheus_client::encoding::EncodeLabelSet;
-use remora_runtime::metrics::{Budgeted, Counter, Gauge, Registry};
+use remora_runtime::{
+    control::AcceptMetrics,
+    metrics::{Budgeted, Counter, Gauge, Registry},
+};
 
 /// Calls of one of the three APIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,12 +44,6 @@ struct ByStatus {
     grpc_status: String,
 }
 
-/// Labels of a family by reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByReason {
-    reason: &'static str,
-}
-
 /// What the servers count. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -54,9 +51,8 @@ pub struct Metrics {
     updates: Budgeted<ByApi, Counter>,
     overflows: Budgeted<ByApi, Counter>,
     refused: Budgeted<ByStatus, Counter>,
-    connections_refused: Budgeted<ByReason, Counter>,
-    /// Connections open now.
-    pub connections: Gauge,
+    /// Connections, open and refused.
+    pub connections: AcceptMetrics,
     /// Manifest files that cannot be read as they are now.
     pub invalid_files: Gauge,
     /// Events taken into the index.
@@ -79,12 +75,7 @@ impl Metrics {
                 "Requests and streams that ended with an error, by gRPC status",
                 64,
             ),
-            connections_refused: registry.counters(
-                "remora_destination_connections_refused_total",
-                "Connections closed before their first request",
-                8,
-            ),
-            connections: registry.gauge("remora_destination_connections", "Connections open from proxies"),
+            connections: AcceptMetrics::register(registry, "remora_destination"),
             invalid_files: registry.gauge(
                 "remora_destination_invalid_files",
                 "Manifest files that cannot be read as they are now",
@@ -114,10 +105,5 @@ impl Metrics {
     /// An answer that was an error.
     pub fn refused(&self, api: Api, code: tonic::Code) {
         self.refused.get(ByStatus { api: api.as_str(), grpc_status: format!("{code:?}") }).inc();
-    }
-
-    /// A connection that was closed before its first request.
-    pub fn connection_refused(&self, reason: &'static str) {
-        self.connections_refused.get(ByReason { reason }).inc();
     }
 }

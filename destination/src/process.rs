@@ -5,7 +5,7 @@ use crate::{
     metrics::Metrics,
     publish::Store,
     resources::Kind,
-    serve::{Security, Serving},
+    serve::Serving,
     watch::{
         Event,
         directory::{self, Manifests},
@@ -16,7 +16,7 @@ use remora_core::cert::RefreshBounds;
 use remora_runtime::{
     admin::{self, Admin},
     certify::{Certifier, CertifierConfig, CertifyMetrics, GrpcCertify},
-    control::{ControlAddr, Resolver},
+    control::{ControlAddr, Resolver, Terminate},
     log::LogHandle,
     metrics::{RETAIN_IDLE, Registry},
     tasks::{Drain, Tasks},
@@ -86,11 +86,11 @@ impl Process {
         let metrics = Metrics::new(&registry);
         let (files, state) = files(&store);
         let (loaded, mut is_loaded) = watch::channel(false);
-        let security = match &config.mesh {
+        let terminate = match &config.mesh {
             Some(mesh) => mutual(mesh, &registry, &tasks)?,
-            None => Security::Plaintext,
+            None => Terminate::Plaintext,
         };
-        let ready = ready(is_loaded.clone(), &security, &tasks);
+        let ready = ready(is_loaded.clone(), &terminate, &tasks);
         let admin_port = Admin {
             ready,
             registry,
@@ -119,7 +119,7 @@ impl Process {
         let serving = Serving {
             store,
             settings: Arc::new(config.settings),
-            security,
+            terminate,
             limits: config.limits,
             metrics,
             tasks,
@@ -144,7 +144,7 @@ impl Process {
     }
 }
 
-fn mutual(mesh: &MeshConfig, registry: &Registry, tasks: &Tasks) -> anyhow::Result<Security> {
+fn mutual(mesh: &MeshConfig, registry: &Registry, tasks: &Tasks) -> anyhow::Result<Terminate> {
     let path = &mesh.trust_anchors;
     let pem = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read {} (--trust-anchors)", path.display()))?;
@@ -168,12 +168,12 @@ fn mutual(mesh: &MeshConfig, registry: &Registry, tasks: &Tasks) -> anyhow::Resu
     };
     let credentials = Certifier::spawn(config, authority, CertifyMetrics::register(registry), tasks)
         .context("cannot make a key for this process")?;
-    Ok(Security::Mutual(credentials))
+    Ok(Terminate::Tls(credentials))
 }
 
 /// Ready is: the manifests have been read, and there is a certificate if one is needed.
-fn ready(mut loaded: watch::Receiver<bool>, security: &Security, tasks: &Tasks) -> watch::Receiver<bool> {
-    let Security::Mutual(credentials) = security else { return loaded };
+fn ready(mut loaded: watch::Receiver<bool>, terminate: &Terminate, tasks: &Tasks) -> watch::Receiver<bool> {
+    let Terminate::Tls(credentials) = terminate else { return loaded };
     let mut credentials = credentials.clone();
     let (ready, is_ready) = watch::channel(false);
     tasks.spawn("readiness", async move {

@@ -3,13 +3,11 @@
 //! What is answered is decided by `view` and written by `wire`; here is who may ask, how many at once, how a stream
 //! is kept up to date and how it ends.
 
-mod accept;
 mod apis;
 mod caller;
 mod streams;
 
-pub use accept::{Limits, Security};
-pub use caller::{Caller, Peer};
+pub use caller::Caller;
 
 use crate::{metrics::Metrics, publish::Store, view::Settings};
 use apis::{DestinationApi, PolicyApi};
@@ -18,7 +16,10 @@ use linkerd2_proxy_api::{
     inbound::inbound_server_policies_server::InboundServerPoliciesServer,
     outbound::outbound_policies_server::OutboundPoliciesServer,
 };
-use remora_runtime::tasks::{Drain, Tasks};
+use remora_runtime::{
+    control::{AcceptLimits, Terminate, accept},
+    tasks::{Drain, Tasks},
+};
 use std::{sync::Arc, time::Duration};
 use streams::Streams;
 use tokio::net::TcpListener;
@@ -31,6 +32,33 @@ const MAX_HEADERS: u32 = 16 << 10;
 /// A connection that answers no ping for so long is dead, and its streams with it.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
+/// How many at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections per listener; more wait. A quarter of them may come from one address, and what one has beyond that
+    /// is closed at once.
+    pub connections: usize,
+    /// Streams on one connection; a proxy's HTTP/2 client waits with more.
+    pub streams_per_connection: u32,
+    /// Streams of the process; more are refused with `ResourceExhausted`.
+    pub streams: usize,
+    /// Messages that wait for one proxy to read; a stream with more is ended.
+    pub queue: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 10_000, streams_per_connection: 4_096, streams: 100_000, queue: 100 }
+    }
+}
+
+impl Limits {
+    fn accept(&self) -> AcceptLimits {
+        // Behind a node that hides its pods' addresses many proxies are one source.
+        AcceptLimits { connections: self.connections, per_source: self.connections.div_ceil(4) }
+    }
+}
+
 /// What the servers need.
 #[derive(Clone, Debug)]
 pub struct Serving {
@@ -39,7 +67,7 @@ pub struct Serving {
     /// What the answers depend on besides.
     pub settings: Arc<Settings>,
     /// Who may connect, and how.
-    pub security: Security,
+    pub terminate: Terminate,
     /// How many at once.
     pub limits: Limits,
     /// What they count.
@@ -70,7 +98,14 @@ impl Serving {
     }
 
     async fn serve(&self, listener: TcpListener, routes: Routes) -> Result<(), tonic::transport::Error> {
-        let incoming = accept::incoming(listener, self);
+        let incoming = accept(
+            listener,
+            self.terminate.clone(),
+            self.limits.accept(),
+            self.metrics.connections.clone(),
+            &self.tasks,
+            &self.drain,
+        );
         let (interval, timeout) = KEEPALIVE;
         Server::builder()
             .max_concurrent_streams(self.limits.streams_per_connection)

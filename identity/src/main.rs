@@ -9,7 +9,7 @@ use remora_identity::{
 use remora_runtime::{
     admin::{self, Admin},
     certify::CertifyMetrics,
-    control::Terminate,
+    control::{AcceptMetrics, Terminate},
     env::EX_USAGE,
     log,
     metrics::{RETAIN_IDLE, Registry},
@@ -94,7 +94,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         grpc = %grpc.local_addr()?, admin = %config.admin_addr, identity = %config.own, tls = !config.plaintext,
         "remora-identity is up"
     );
-    let serving = serve::serve(grpc, terminate, service, &tasks, &drain);
+    let connections = AcceptMetrics::register(&registry, "remora_identity");
+    let serving = serve::serve(grpc, terminate, service, connections, &tasks, &drain);
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return Ok(ended?),

@@ -22,7 +22,7 @@ use remora_runtime::{
         IssuedCertificate,
     },
     clock,
-    control::{self, AcceptLimits, PeerInfo, Terminate},
+    control::{self, AcceptLimits, AcceptMetrics, PeerInfo, Terminate},
     metrics::{Budgeted, Counter, Registry},
     tasks::{Drain, Tasks},
     tls::Credentials,
@@ -318,11 +318,12 @@ pub async fn serve<V: TokenValidator>(
     listener: TcpListener,
     terminate: Terminate,
     service: CertifyService<V>,
+    connections: AcceptMetrics,
     tasks: &Tasks,
     drain: &Drain,
 ) -> Result<(), tonic::transport::Error> {
     let _busy = drain.guard();
-    let incoming = control::accept(listener, terminate, AcceptLimits::default(), tasks);
+    let incoming = control::accept(listener, terminate, AcceptLimits::default(), connections, tasks, drain);
     Server::builder()
         .max_concurrent_streams(8)
         .max_connection_age(CONNECTION_AGE)

@@ -7,7 +7,7 @@ mod listen;
 mod resolve;
 mod stream;
 
-pub use listen::{AcceptLimits, Accepted, PeerInfo, Terminate, accept};
+pub use listen::{AcceptLimits, AcceptMetrics, Accepted, PeerInfo, Terminate, accept};
 pub use resolve::{Resolve, ResolveFault, Resolver};
 pub use stream::{Event, StreamLimits, subscribe};
 

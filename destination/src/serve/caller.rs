@@ -5,19 +5,8 @@ use crate::{
     view::{Context, Settings},
 };
 use remora_core::identity::{Identity, namespace_of};
-use std::net::SocketAddr;
+use remora_runtime::control::PeerInfo;
 use tonic::{Request, Status};
-
-/// The other end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its address.
-    pub addr: SocketAddr,
-    /// The identity that it has proven.
-    pub identity: Option<Identity>,
-    /// Is the connection one of loopback in plaintext, whose words are believed?
-    pub plaintext: bool,
-}
 
 /// Who makes a request, as far as that is proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,16 +25,19 @@ pub enum Caller {
 impl Caller {
     /// The caller of a request; `Unauthenticated` without a mesh certificate.
     pub fn of<T>(request: &Request<T>, settings: &Settings) -> Result<Self, Status> {
-        let peer = request.extensions().get::<Peer>();
-        match peer {
-            Some(Peer { plaintext: true, .. }) => Ok(Self::Local),
-            Some(Peer { identity: Some(identity), .. }) => {
+        let Some(peer) = request.extensions().get::<PeerInfo>() else { return Err(nobody()) };
+        Self::proven(peer.plaintext, peer.certificate.as_ref().map(|leaf| &leaf.identity), settings)
+    }
+
+    /// Whoever comes in plaintext is on this machine and believed; of everybody else the certificate speaks.
+    fn proven(plaintext: bool, identity: Option<&Identity>, settings: &Settings) -> Result<Self, Status> {
+        match identity {
+            _ if plaintext => Ok(Self::Local),
+            Some(identity) => {
                 let namespace = namespace_of(identity, &settings.control_namespace, &settings.trust_domain);
                 Ok(Self::Meshed { identity: identity.clone(), namespace: namespace.map(str::to_owned) })
             }
-            _ => Err(Status::unauthenticated(
-                "discovery and policy are served to the mesh only: the client presented no certificate",
-            )),
+            None => Err(nobody()),
         }
     }
 
@@ -69,6 +61,12 @@ impl Caller {
             "{identity} may not ask as workload {workload} of another namespace"
         )))
     }
+}
+
+fn nobody() -> Status {
+    Status::unauthenticated(
+        "discovery and policy are served to the mesh only: the client presented no certificate",
+    )
 }
 
 #[cfg(test)]
@@ -122,8 +120,6 @@ mod tests {
 
     fn caller(plaintext: bool, identity: Option<&str>) -> Result<Caller, Status> {
         let identity = identity.map(|identity| Identity::parse(identity).unwrap());
-        let mut request = Request::new(());
-        request.extensions_mut().insert(Peer { addr: "127.0.0.1:1".parse().unwrap(), identity, plaintext });
-        Caller::of(&request, &settings_for_tests())
+        Caller::proven(plaintext, identity.as_ref(), &settings_for_tests())
     }
 }

@@ -153,11 +153,14 @@ mod tests {
     use super::*;
     use crate::{
         resources::{Document, parse},
-        serve::{Limits, Security},
+        serve::Limits,
         view::{Workload, inbound, settings_for_tests},
         watch::Event,
     };
-    use remora_runtime::metrics::{RETAIN_IDLE, Registry};
+    use remora_runtime::{
+        control::Terminate,
+        metrics::{RETAIN_IDLE, Registry},
+    };
     use tokio_stream::StreamExt as _;
 
     #[tokio::test]
@@ -213,7 +216,7 @@ mod tests {
         Serving {
             store: Arc::default(),
             settings: Arc::new(settings_for_tests()),
-            security: Security::Plaintext,
+            terminate: Terminate::Plaintext,
             limits,
             metrics: Metrics::new(&Registry::new(RETAIN_IDLE)),
             tasks: Tasks::new(),

@@ -202,9 +202,12 @@ impl Ca {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let service = service(authority, limits, &registry);
+        let connections = AcceptMetrics::register(&registry, "identity");
         let (serving_tasks, serving_drain) = (tasks.clone(), drain.clone());
         tasks.spawn("serve", async move {
-            serve(listener, Terminate::Tls(own), service, &serving_tasks, &serving_drain).await.unwrap();
+            serve(listener, Terminate::Tls(own), service, connections, &serving_tasks, &serving_drain)
+                .await
+                .unwrap();
         });
         Self { addr, root, dir, registry, tasks, drain }
     }

@@ -3,10 +3,12 @@
 
 use crate::{
     clock,
-    tasks::Tasks,
+    metrics::{Budgeted, Counter, Gauge, GaugeGuard, Registry},
+    tasks::{Drain, Tasks},
     tls::{self, Credentials, PeerCertificate, TlsFault},
 };
 use futures_util::Stream;
+use prometheus_client::encoding::EncodeLabelSet;
 use std::{
     collections::HashMap,
     io,
@@ -54,21 +56,53 @@ impl Default for AcceptLimits {
     }
 }
 
+/// What a listener counts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct AcceptMetrics {
+    open: Gauge,
+    refused: Budgeted<Refusal, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    reason: &'static str,
+}
+
+impl AcceptMetrics {
+    /// Registers `<process>_connections` and `<process>_connections_refused_total`, the latter by reason: `accept`,
+    /// `source_limit`, `handshake_timeout`, `not_ready` or a label of [`TlsFault`].
+    pub fn register(registry: &Registry, process: &str) -> Self {
+        let refused = "Connections closed before their first request";
+        Self {
+            open: registry.gauge(&format!("{process}_connections"), "Control connections open now"),
+            refused: registry.counters(&format!("{process}_connections_refused_total"), refused, 16),
+        }
+    }
+
+    fn refuse(&self, reason: &'static str) {
+        self.refused.get(Refusal { reason }).inc();
+    }
+}
+
 /// Who is at the other end: in the extensions of every request that comes over the connection.
 #[derive(Clone, Debug)]
 pub struct PeerInfo {
     /// The address of the TCP connection.
     pub addr: SocketAddr,
+    /// Is the connection one of a plaintext listener, which serves loopback only?
+    pub plaintext: bool,
     /// Its certificate, verified; `None` without one.
     pub certificate: Option<PeerCertificate>,
 }
 
-/// Accepts on `listener` until the stream that is returned is dropped.
+/// Accepts on `listener` until the drain begins or the stream that is returned is dropped.
 pub fn accept(
     listener: TcpListener,
     terminate: Terminate,
     limits: AcceptLimits,
+    metrics: AcceptMetrics,
     tasks: &Tasks,
+    drain: &Drain,
 ) -> impl Stream<Item = io::Result<Accepted>> + Send + 'static {
     let (ready, mut accepted) = mpsc::channel(16);
     let door = Door {
@@ -76,8 +110,10 @@ pub fn accept(
         per_source: limits.per_source,
         sources: Arc::default(),
         terminate,
+        metrics,
         ready,
         tasks: tasks.clone(),
+        drain: drain.clone(),
     };
     tasks.spawn("control acceptor", door.run(listener));
     futures_util::stream::poll_fn(move |cx| accepted.poll_recv(cx).map(|next| next.map(Ok)))
@@ -88,33 +124,43 @@ struct Door {
     per_source: usize,
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
     terminate: Terminate,
+    metrics: AcceptMetrics,
     ready: mpsc::Sender<Accepted>,
     tasks: Tasks,
+    drain: Drain,
 }
 
 impl Door {
     async fn run(self, listener: TcpListener) {
         loop {
             // The semaphore is never closed.
-            let Ok(place) = self.places.clone().acquire_owned().await else { return };
+            let place = self.places.clone().acquire_owned();
+            let accepted = async {
+                let place = place.await.map_err(io::Error::other)?;
+                listener.accept().await.map(|(stream, addr)| (place, stream, addr))
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accepted => accepted,
+                () = self.drain.draining() => return,
                 () = self.ready.closed() => return,
             };
-            let (stream, addr) = match accepted {
+            let (place, stream, addr) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors or memory it fails at once and again: wait for others to give some back.
                     tracing::warn!(%error, "a control listener cannot accept a connection");
+                    self.metrics.refuse("accept");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
             let Some(place) = self.place(addr.ip(), place) else {
+                self.metrics.refuse("source_limit");
                 tracing::info!(%addr, limit = self.per_source, "too many connections from this address; closed");
                 continue;
             };
-            let (terminate, ready) = (self.terminate.clone(), self.ready.clone());
+            let (terminate, ready, metrics) =
+                (self.terminate.clone(), self.ready.clone(), self.metrics.clone());
             self.tasks.spawn("control handshake", async move {
                 match timeout(HANDSHAKE_TIMEOUT, handshake(stream, addr, &terminate)).await {
                     Ok(Ok((stream, info))) => {
@@ -122,9 +168,13 @@ impl Door {
                         let _ = ready.send(Accepted { stream, info, _place: place }).await;
                     }
                     Ok(Err(fault)) => {
+                        metrics.refuse(fault.label());
                         tracing::info!(%addr, %fault, reason = fault.label(), "connection refused");
                     }
-                    Err(_elapsed) => tracing::info!(%addr, "no TLS handshake within 5 s; connection closed"),
+                    Err(_elapsed) => {
+                        metrics.refuse("handshake_timeout");
+                        tracing::info!(%addr, "no TLS handshake within 5 s; connection closed");
+                    }
                 }
             });
         }
@@ -137,7 +187,8 @@ impl Door {
             return None;
         }
         *count += 1;
-        Some(Place { _permit: place, source, sources: self.sources.clone() })
+        let open = self.metrics.open.guard();
+        Some(Place { _permit: place, _open: open, source, sources: self.sources.clone() })
     }
 }
 
@@ -150,7 +201,8 @@ async fn handshake(
     stream.set_nodelay(true).map_err(|fault| io(&fault))?;
     let credentials = match terminate {
         Terminate::Plaintext => {
-            return Ok((ServerStream::Plain(stream), PeerInfo { addr, certificate: None }));
+            let info = PeerInfo { addr, plaintext: true, certificate: None };
+            return Ok((ServerStream::Plain(stream), info));
         }
         Terminate::Tls(credentials) => credentials.borrow().clone(),
     };
@@ -159,12 +211,13 @@ async fn handshake(
     let acceptor = TlsAcceptor::from(credentials.server_config());
     let stream = acceptor.accept(stream).await.map_err(|fault| io(&fault))?;
     let certificate = tls::peer(stream.get_ref().1, clock::unix_now())?;
-    Ok((ServerStream::Tls(Box::new(stream)), PeerInfo { addr, certificate }))
+    Ok((ServerStream::Tls(Box::new(stream)), PeerInfo { addr, plaintext: false, certificate }))
 }
 
 /// Gives a place back, and forgets an address without connections.
 struct Place {
     _permit: OwnedSemaphorePermit,
+    _open: GaugeGuard,
     source: IpAddr,
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
@@ -240,6 +293,7 @@ impl AsyncWrite for Accepted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::RETAIN_IDLE;
     use futures_util::StreamExt;
     use tokio::io::AsyncReadExt;
 
@@ -253,7 +307,10 @@ mod tests {
     async fn one_address_has_so_many_connections_and_gets_them_back() {
         let (listener, addr) = listener().await;
         let limits = AcceptLimits { connections: 10, per_source: 2 };
-        let mut accepted = Box::pin(accept(listener, Terminate::Plaintext, limits, &Tasks::new()));
+        let registry = Registry::new(RETAIN_IDLE);
+        let metrics = AcceptMetrics::register(&registry, "test");
+        let (tasks, drain) = (Tasks::new(), Drain::new());
+        let mut accepted = Box::pin(accept(listener, Terminate::Plaintext, limits, metrics, &tasks, &drain));
         let _first = TcpStream::connect(addr).await.unwrap();
         let held = accepted.next().await.unwrap().unwrap();
         let _second = TcpStream::connect(addr).await.unwrap();
@@ -263,7 +320,11 @@ mod tests {
         drop(held);
         let _fourth = TcpStream::connect(addr).await.unwrap();
         let info = accepted.next().await.unwrap().unwrap().connect_info();
-        assert!(info.addr.ip().is_loopback() && info.certificate.is_none());
+        assert!(info.addr.ip().is_loopback() && info.plaintext && info.certificate.is_none());
+        let counted = registry.render();
+        assert!(counted.contains("test_connections 1\n"), "{counted}");
+        let refused = "test_connections_refused_total{reason=\"source_limit\"} 1\n";
+        assert!(counted.contains(refused), "{counted}");
     }
 
     #[tokio::test]
@@ -271,7 +332,8 @@ mod tests {
         let (listener, addr) = listener().await;
         let (_sender, credentials) = watch::channel(None);
         let terminate = Terminate::Tls(credentials);
-        let _accepted = accept(listener, terminate, AcceptLimits::default(), &Tasks::new());
+        let _accepted =
+            accept(listener, terminate, AcceptLimits::default(), counted(), &Tasks::new(), &Drain::new());
         let mut client = TcpStream::connect(addr).await.unwrap();
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     }
@@ -280,7 +342,23 @@ mod tests {
     async fn the_listener_is_closed_with_the_stream() {
         let (listener, _addr) = listener().await;
         let tasks = Tasks::new();
-        drop(accept(listener, Terminate::Plaintext, AcceptLimits::default(), &tasks));
+        let limits = AcceptLimits::default();
+        drop(accept(listener, Terminate::Plaintext, limits, counted(), &tasks, &Drain::new()));
         assert_eq!(tasks.finished(Duration::from_secs(10)).await, 0);
+    }
+
+    #[tokio::test]
+    async fn the_listener_is_closed_when_the_drain_begins() {
+        let (listener, addr) = listener().await;
+        let (tasks, drain) = (Tasks::new(), Drain::new());
+        let limits = AcceptLimits::default();
+        let _accepted = accept(listener, Terminate::Plaintext, limits, counted(), &tasks, &drain);
+        drain.signal();
+        assert_eq!(tasks.finished(Duration::from_secs(10)).await, 0);
+        assert_eq!(TcpStream::connect(addr).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    fn counted() -> AcceptMetrics {
+        AcceptMetrics::register(&Registry::new(RETAIN_IDLE), "test")
     }
 }
