@@ -23,11 +23,12 @@ use remora_core::{
     detect::Protocol,
     endpoint::NoTlsReason,
     header::SessionProtocol,
-    policy::{self, Peer, ServerPolicy, ServerProtocol},
+    policy::{self, Peer, ResourceRef, ServerPolicy, ServerProtocol},
 };
 use remora_runtime::clock;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tracing::info;
 
 /// One connection, as far as it is known.
 #[derive(Clone)]
@@ -245,7 +246,8 @@ async fn opaque(
     let server = policy.latest();
     let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
     metrics.tcp_authorized(&connection, &server, authorized.as_ref().ok());
-    authorized.map_err(|denial| denied(&connection, &server, denial))?;
+    let authorization = authorized.map_err(|denial| denied(&connection, &server, denial))?;
+    audit(&connection, &authorization);
 
     let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
     let app = match spare {
@@ -302,6 +304,15 @@ pub fn denied(connection: &Connection, server: &ServerPolicy, denial: policy::De
         None => connection.client.ip().to_string().into(),
     };
     Fault::Denied { client, server: server.meta.name.clone(), denial }
+}
+
+/// Names a client that only the `audit` default lets in, so that its owner sees whom a stricter policy would refuse.
+/// Contract 3.4.
+pub fn audit(connection: &Connection, authorization: &ResourceRef) {
+    if &*authorization.kind == "default" && &*authorization.name == "audit" {
+        let identity = connection.peer.identity().map_or("none", |identity| identity.as_str());
+        info!(client = %connection.client, identity, target = %connection.target, "admitted by the audit policy only");
+    }
 }
 
 impl AsServer for AppConnection {

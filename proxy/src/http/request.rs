@@ -95,10 +95,14 @@ async fn authorized(
     let permit = policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view);
     let counted = context.requests.of(metrics, &server, permit.as_ref());
     counted.request();
-    if let Err(refusal) = permit {
-        let fault = inbound::denied(connection, &server, refusal.denial);
-        metrics.inbound_http_fault(&fault, connection.target);
-        return Ok(answer(&fault, asker, &counted, started));
+    match permit {
+        Ok(permit) => inbound::audit(connection, &permit.authorization),
+        Err(refusal) => {
+            let fault = inbound::denied(connection, &server, refusal.denial);
+            tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
+            metrics.inbound_http_fault(&fault, connection.target);
+            return Ok(answer(&fault, asker, &counted, started));
+        }
     }
 
     let connect = request.method() == Method::CONNECT;
