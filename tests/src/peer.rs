@@ -9,6 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -215,6 +219,28 @@ pub fn mirror(listener: TcpListener) {
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", head.len());
             connection.write_all(&[answer.as_bytes(), &head].concat())?;
         }
+    });
+}
+
+/// An HTTP/2 application that answers with version, target and client of each request, and takes heads of up to 1 MiB.
+pub fn mirror_http2(listener: TcpListener) {
+    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+        let id = request.headers().get("l5d-client-id").and_then(|id| id.to_str().ok()).unwrap_or("nobody");
+        let seen = format!("{:?} {} {id}", request.version(), request.uri());
+        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(seen))))
+    });
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            while let Ok((tcp, _)) = listener.accept().await {
+                let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                builder.max_header_list_size(1 << 20);
+                tokio::spawn(builder.serve_connection(TokioIo::new(tcp), service));
+            }
+            io::Result::Ok(())
+        })
     });
 }
 

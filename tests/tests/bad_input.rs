@@ -6,6 +6,10 @@ use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::mesh::Authority;
 use remora_tests::peer::{self, ALPN, End, PATIENCE};
 use remora_tests::{Mesh, PodRef, check, shop};
@@ -237,6 +241,38 @@ fn header_bombs_are_answered_431_by_either_side() {
         assert!(peer::read_answer(&mut client).unwrap().1.starts_with("GET /after"), "{side}");
     }
     said(&mesh, &web, "more header bytes or fields than");
+}
+
+#[test]
+fn an_http2_header_bomb_ends_its_own_stream_only() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = mesh();
+    let (web, old) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "old").unwrap());
+    peer::mirror_http2(web.listen(8002).unwrap());
+    peer::mirror_http2(old.listen(8002).unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (side, tcp) in [
+        ("inbound", mesh.dial(web.at(8002).unwrap()).unwrap()),
+        ("outbound", web.dial(old.at(8002).unwrap()).unwrap()),
+    ] {
+        let conversation = async {
+            tcp.set_nonblocking(true).unwrap();
+            let io = TokioIo::new(tokio::net::TcpStream::from_std(tcp).unwrap());
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            let mut statuses = Vec::new();
+            for bytes in [1, MAX_HEADER - 2048, MAX_HEADER + 1, 1] {
+                let request = Request::get("http://web:8002/").header("x-a", "a".repeat(bytes));
+                let sent = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await;
+                statuses.push(sent.map_or(0, |answer| answer.status().as_u16()));
+            }
+            assert_eq!(statuses, [200, 200, 431, 200], "{side}");
+        };
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, conversation).await }).unwrap();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::peer::{self, ALPN, Certificate, End, PATIENCE, Session, header};
 use remora_tests::{Mesh, PodRef, check};
@@ -76,7 +76,7 @@ fn a_linkerd_proxy_reaches_applications_through_the_transport_header() {
     let web = mesh.pod("shop", "web").unwrap();
     peer::mirror(web.listen(8000).unwrap());
     peer::echo(web.listen(9000).unwrap());
-    serve_http2(web.listen(8002).unwrap());
+    peer::mirror_http2(web.listen(8002).unwrap());
     let certificate = mesh.certify(PEER).unwrap();
     let linkerd = Linkerd::new(&mesh, &web, &certificate);
 
@@ -376,29 +376,6 @@ async fn answer(stream: &mut TlsStream<tokio::net::TcpStream>) -> String {
     let mut body = vec![0; length.parse().unwrap()];
     stream.read_exact(&mut body).await.unwrap();
     String::from_utf8(body).unwrap()
-}
-
-/// An HTTP/2 application that answers with version, target and client of each request.
-fn serve_http2(listener: std::net::TcpListener) {
-    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
-        let id = request.headers().get("l5d-client-id").and_then(|id| id.to_str().ok()).unwrap_or("nobody");
-        let seen = format!("{:?} {} {id}", request.version(), request.uri());
-        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(seen))))
-    });
-    std::thread::spawn(move || {
-        runtime().block_on(async {
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            loop {
-                let (tcp, _) = listener.accept().await?;
-                let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(tcp), service);
-                tokio::spawn(serving);
-            }
-            #[expect(unreachable_code, reason = "names the type of the question marks")]
-            std::io::Result::Ok(())
-        })
-    });
 }
 
 /// Runs a conversation, which must not take longer than peers have patience.

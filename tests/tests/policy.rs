@@ -75,6 +75,7 @@ fn a_changed_policy_ends_open_connections_and_decides_the_next_request() {
     let mesh = Mesh::start().unwrap();
     mesh.apply(&namespace("changing", "")).unwrap();
     mesh.apply(&server("changing", "web", "")).unwrap();
+    mesh.apply(&server("changing", "friend", "")).unwrap();
     mesh.wait_ready(READY).unwrap();
     let web = mesh.pod("changing", "web").unwrap();
     peer::echo(web.listen(9000).unwrap());
@@ -84,6 +85,8 @@ fn a_changed_policy_ends_open_connections_and_decides_the_next_request() {
     assert!(echoes(&mut idle));
     let mut http = mesh.dial(web.at(80).unwrap()).unwrap();
     assert_eq!(get(&mut http), 200);
+    let mut meshed = mesh.pod("changing", "friend").unwrap().dial(web.at(9000).unwrap()).unwrap();
+    assert!(echoes(&mut meshed));
 
     mesh.apply(&namespace("changing", "all-authenticated")).unwrap();
     assert_eq!(peer::end_of(&mut tcp), End::Closed(Vec::new()), "the policy changed");
@@ -98,6 +101,7 @@ fn a_changed_policy_ends_open_connections_and_decides_the_next_request() {
         "named by the policy in force"
     );
     assert!(!echoes(&mut mesh.dial(web.at(9000).unwrap()).unwrap()));
+    assert!(echoes(&mut meshed), "whom the new policy admits keeps its connection");
 
     // Refused before and after: the counter follows the policy all the same.
     mesh.apply(&namespace("changing", "cluster-authenticated")).unwrap();
@@ -187,6 +191,15 @@ fn holds(mesh: &Mesh, server: &PodRef<'_>, policy: &str, admits: [bool; 4]) {
         );
         assert!((deny + admitted - 4.0).abs() < 0.1, "{deny} {kind} counted as denied under {policy}");
     }
+
+    let log = mesh.logs(server, "linkerd-proxy");
+    assert_eq!(log.contains("admitted by the audit policy only"), policy == "audit", "{log}");
+    let refused = ["request refused", "connection failed"].map(|line| log.contains(line));
+    assert_eq!(
+        refused,
+        [!admits.iter().all(|admitted| *admitted); 2],
+        "refusals are named in the log:\n{log}"
+    );
 
     // Probes have a route of their own; localhost needs no authorization; nobody else reads metrics without one.
     let probe = [&srv[..], &[("route_name", "probe"), ("authz_name", "probe"), ("srv_port", "80")]].concat();
