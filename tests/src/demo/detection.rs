@@ -50,7 +50,7 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
     let client = stage.pod("client")?;
     let secret = unique_id()?;
     let capture = stage.mesh.capture("tcp and not port 4191").context("capturing")?;
-    teller.line("what the client's proxy found,", format_args!("by its {VERDICTS}:"));
+    teller.line("verdicts of the client's proxy:", VERDICTS);
     for trial in trials(stage, &client, &secret)? {
         let shown = show(&client, &trial);
         teller.claim(trial.told, shown.map_err(|error| format!("{error:#}")));
