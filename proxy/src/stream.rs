@@ -247,4 +247,37 @@ mod tests {
         stream.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "first second third");
     }
+
+    #[derive(Default)]
+    struct Read(std::sync::atomic::AtomicUsize);
+
+    impl Meter for Read {
+        fn read(&self, bytes: usize) {
+            self.0.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        }
+        fn wrote(&self, _bytes: usize) {}
+        fn failed(&self, _error: &io::Error) {}
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_put_back_are_counted_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = Stream::plain(listener.accept().await.unwrap().0);
+        client.write_all(b"before and after").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut looked_at = [0; 7];
+        stream.read_exact(&mut looked_at).await.unwrap();
+        stream.put_back(Bytes::copy_from_slice(&looked_at));
+        let meter = Arc::new(Read::default());
+        let mut stream = stream.metered(meter.clone());
+        stream.read_exact(&mut looked_at).await.unwrap();
+        stream.put_back(Bytes::copy_from_slice(&looked_at));
+        let mut all = String::new();
+        stream.read_to_string(&mut all).await.unwrap();
+        assert_eq!(
+            (all.as_str(), meter.0.load(std::sync::atomic::Ordering::Relaxed)),
+            ("before and after", 16)
+        );
+    }
 }
