@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::mesh::{Authority, Mesh};
 use crate::node::{Node, PodRef};
+use crate::shop;
 
 /// What announces a transport header.
 pub const ALPN: &[u8] = b"transport.l5d.io/v1";
@@ -56,6 +57,13 @@ spec:
     - {name: LINKERD2_PROXY_ADMIN_LISTEN_ADDR, value: '0.0.0.0:4191'}
     - {name: LINKERD2_PROXY_CONTROL_LISTEN_ADDR, value: '0.0.0.0:4190'}
 ";
+
+/// Waits until the proxy of `client` dials the peer of [`MANIFEST`] as a proxy, on 4143, where nobody listens yet.
+pub fn wait_known(node: &Node, client: &PodRef<'_>) -> Result<()> {
+    node.wait_until("the peer to be known", PATIENCE, || {
+        shop::status(client, "http://peer/").is_ok_and(|(_, error)| error.contains(":4143"))
+    })
+}
 
 /// A leaf with its chain and key.
 pub struct Certificate {

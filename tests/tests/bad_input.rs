@@ -158,6 +158,7 @@ fn a_server_whose_tls_is_not_good_enough_is_never_sent_a_request() {
     }
     let mesh = mesh_with(peer::MANIFEST);
     let (client, server) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "peer").unwrap());
+    peer::wait_known(&mesh, &client).unwrap();
     let inbound = server.listen(4143).unwrap();
     let service = SocketAddr::new(shop::cluster_ip(&mesh, "peer").unwrap(), 80);
     let me = shop::identity("peer");

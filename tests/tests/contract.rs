@@ -10,7 +10,7 @@ use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::peer::{self, ALPN, Certificate, End, PATIENCE, Session, header};
-use remora_tests::{Mesh, PodRef, check};
+use remora_tests::{Mesh, PodRef, check, shop};
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::client::TlsStream;
@@ -35,6 +35,9 @@ spec:
   - {name: app, image: busybox, command: [sleep, infinity], ports: [{containerPort: 8000}]}
 ";
 
+/// A pod as Linkerd's injector leaves it.
+const LINKERDS_POD: &str = include_str!("../manifests/linkerds-pod.yaml");
+
 #[test]
 fn the_environment_that_linkerds_injector_writes_starts_our_proxy() {
     if !check::can_run() {
@@ -56,12 +59,15 @@ fn the_environment_that_linkerds_injector_writes_starts_our_proxy() {
     for (server, client, port) in [(&made, &web, 8000), (&web, &made, 8001)] {
         peer::mirror(server.listen(port).unwrap());
         let url = format!("http://{}:{port}/?from={}", server.ip().unwrap(), client.name.name);
-        let output = client.exec("app", &["curl", "-sS", "--max-time", "10", &url]).unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let id =
-            format!("l5d-client-id: {}.shop.serviceaccount.identity.remora.cluster.local", client.name.name);
-        let seen = String::from_utf8(output.stdout).unwrap();
-        assert!(seen.contains(&id), "the application was sent:\n{seen}");
+        let id = format!("l5d-client-id: {}", shop::identity(&client.name.name));
+        let mut seen = String::new();
+        // A pod that has just become ready may be a stranger to the control plane for a moment.
+        let waited = mesh.wait_until("the application to be sent a client's identity", PATIENCE, || {
+            seen = shop::curl(client, &[&url]).unwrap();
+            seen.contains(&id)
+        });
+        let known = shop::state(client).unwrap();
+        assert!(waited.is_ok(), "the application was sent:\n{seen}\nfrom a proxy that knew:\n{known:#}");
     }
 }
 
@@ -231,6 +237,7 @@ fn a_linkerd_inbound_is_sent_a_header_and_bytes_if_it_picks_the_alpn_and_bytes_a
     mesh.wait_ready(READY).unwrap();
     let (web, linkerd) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "peer").unwrap());
     let certificate = mesh.certify(PEER).unwrap();
+    peer::wait_known(&mesh, &web).unwrap();
     let inbound = linkerd.listen(4143).unwrap();
     let request = b"GET /x HTTP/1.1\r\nHost: peer\r\n\r\n";
     let redis = b"*1\r\n$4\r\nPING\r\n";
@@ -389,106 +396,3 @@ fn within<T>(conversation: impl Future<Output = T>) -> T {
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
-
-/// A pod as Linkerd's injector leaves it: its chart's names, values, order and forms (contract 1.13, 6.3), with the
-/// control plane in another namespace.
-const LINKERDS_POD: &str = r#"
-kind: Pod
-apiVersion: v1
-metadata:
-  name: made
-  namespace: shop
-  labels: {linkerd.io/control-plane-ns: remora, linkerd.io/workload-ns: shop}
-  annotations: {linkerd.io/inject: enabled, linkerd.io/created-by: linkerd/proxy-injector}
-spec:
-  serviceAccountName: made
-  terminationGracePeriodSeconds: 0
-  initContainers:
-  - name: linkerd-init
-    image: remora/proxy:test
-    command: [/usr/lib/linkerd/linkerd2-proxy-init]
-    args: [--firewall-bin-path, iptables-nft, --firewall-save-bin-path, iptables-nft-save, --ipv6=false,
-      --incoming-proxy-port, '4143', --outgoing-proxy-port, '4140', --proxy-uid, '2102',
-      --inbound-ports-to-ignore, '4190,4191,4567,4568', --outbound-ports-to-ignore, '4567,4568']
-    securityContext:
-      allowPrivilegeEscalation: false
-      capabilities: {add: [NET_ADMIN, NET_RAW]}
-      readOnlyRootFilesystem: true
-      runAsNonRoot: true
-      runAsUser: 65534
-    volumeMounts: [{name: linkerd-proxy-init-xtables-lock, mountPath: /run}]
-  - name: linkerd-proxy
-    image: remora/proxy:test
-    restartPolicy: Always
-    ports: [{name: linkerd-proxy, containerPort: 4143}, {name: linkerd-admin, containerPort: 4191}]
-    startupProbe: {httpGet: {path: /ready, port: 4191}, periodSeconds: 1, failureThreshold: 120}
-    readinessProbe: {httpGet: {path: /ready, port: 4191}}
-    livenessProbe: {httpGet: {path: /live, port: 4191}, initialDelaySeconds: 10}
-    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true, runAsUser: 2102}
-    volumeMounts:
-    - {name: linkerd-identity-end-entity, mountPath: /var/run/linkerd/identity/end-entity}
-    - {name: linkerd-identity-token, mountPath: /var/run/secrets/tokens}
-    env:
-    - {name: _pod_name, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-    - {name: _pod_ns, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
-    - {name: _pod_uid, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
-    - {name: _pod_nodeName, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-    - {name: _pod_containerName, value: linkerd-proxy}
-    - {name: LINKERD2_PROXY_CORES, value: '1'}
-    - {name: LINKERD2_PROXY_CORES_MIN, value: '1'}
-    - {name: LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED, value: 'false'}
-    - {name: LINKERD2_PROXY_LOG, value: 'warn,linkerd=info,hickory=error,[{headers}]=off,[{request}]=off'}
-    - {name: LINKERD2_PROXY_LOG_FORMAT, value: plain}
-    - {name: LINKERD2_PROXY_DESTINATION_SVC_ADDR, value: 'remora-dst-headless.remora.svc.cluster.local.:8086'}
-    - {name: LINKERD2_PROXY_DESTINATION_PROFILE_NETWORKS, value: '10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8'}
-    - {name: LINKERD2_PROXY_POLICY_SVC_ADDR, value: 'remora-policy.remora.svc.cluster.local.:8090'}
-    - {name: LINKERD2_PROXY_POLICY_WORKLOAD, value: "{\"ns\":\"$(_pod_ns)\", \"pod\":\"$(_pod_name)\"}\n"}
-    - {name: LINKERD2_PROXY_INBOUND_DEFAULT_POLICY, value: all-unauthenticated}
-    - {name: LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS, value: '10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8'}
-    - {name: LINKERD2_PROXY_CONTROL_STREAM_INITIAL_TIMEOUT, value: 3s}
-    - {name: LINKERD2_PROXY_CONTROL_STREAM_IDLE_TIMEOUT, value: 5m}
-    - {name: LINKERD2_PROXY_CONTROL_STREAM_LIFETIME, value: 1h}
-    - {name: LINKERD2_PROXY_INBOUND_CONNECT_TIMEOUT, value: 100ms}
-    - {name: LINKERD2_PROXY_OUTBOUND_CONNECT_TIMEOUT, value: 1000ms}
-    - {name: LINKERD2_PROXY_OUTBOUND_DISCOVERY_IDLE_TIMEOUT, value: 5s}
-    - {name: LINKERD2_PROXY_INBOUND_DISCOVERY_IDLE_TIMEOUT, value: 90s}
-    - {name: LINKERD2_PROXY_CONTROL_LISTEN_ADDR, value: '0.0.0.0:4190'}
-    - {name: LINKERD2_PROXY_ADMIN_LISTEN_ADDR, value: '0.0.0.0:4191'}
-    - {name: LINKERD2_PROXY_OUTBOUND_LISTEN_ADDR, value: '127.0.0.1:4140'}
-    - {name: LINKERD2_PROXY_OUTBOUND_LISTEN_ADDRS, value: '127.0.0.1:4140'}
-    - {name: LINKERD2_PROXY_INBOUND_LISTEN_ADDR, value: '0.0.0.0:4143'}
-    - {name: LINKERD2_PROXY_INBOUND_IPS, valueFrom: {fieldRef: {fieldPath: status.podIPs}}}
-    - {name: LINKERD2_PROXY_INBOUND_PORTS, value: '8000'}
-    - {name: LINKERD2_PROXY_INBOUND_PORTS_REQUIRE_IDENTITY, value: ''}
-    - {name: LINKERD2_PROXY_INBOUND_PORTS_REQUIRE_TLS, value: ''}
-    - {name: LINKERD2_PROXY_DESTINATION_PROFILE_SUFFIXES, value: svc.cluster.local.}
-    - {name: LINKERD2_PROXY_INBOUND_ACCEPT_KEEPALIVE, value: 10000ms}
-    - {name: LINKERD2_PROXY_OUTBOUND_CONNECT_KEEPALIVE, value: 10000ms}
-    - {name: LINKERD2_PROXY_INBOUND_ACCEPT_USER_TIMEOUT, value: 30s}
-    - {name: LINKERD2_PROXY_OUTBOUND_CONNECT_USER_TIMEOUT, value: 30s}
-    - {name: LINKERD2_PROXY_INBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL, value: 10s}
-    - {name: LINKERD2_PROXY_INBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT, value: 3s}
-    - {name: LINKERD2_PROXY_OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL, value: 10s}
-    - {name: LINKERD2_PROXY_OUTBOUND_SERVER_HTTP2_KEEP_ALIVE_TIMEOUT, value: 3s}
-    - {name: LINKERD2_PROXY_INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION, value: '25,587,3306,4444,5432,6379,9300,11211'}
-    - {name: LINKERD2_PROXY_DESTINATION_CONTEXT, value: "{\"ns\":\"$(_pod_ns)\", \"nodeName\":\"$(_pod_nodeName)\", \"pod\":\"$(_pod_name)\"}\n"}
-    - {name: _pod_sa, valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}}
-    - {name: _l5d_ns, value: remora}
-    - {name: _l5d_trustdomain, value: cluster.local}
-    - {name: LINKERD2_PROXY_IDENTITY_DIR, value: /var/run/linkerd/identity/end-entity}
-    - {name: LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS, value: PEM_BLOCKS}
-    - {name: LINKERD2_PROXY_IDENTITY_TOKEN_FILE, value: /var/run/secrets/tokens/linkerd-identity-token}
-    - {name: LINKERD2_PROXY_IDENTITY_SVC_ADDR, value: 'remora-identity-headless.remora.svc.cluster.local.:8080'}
-    - {name: LINKERD2_PROXY_IDENTITY_LOCAL_NAME, value: $(_pod_sa).$(_pod_ns).serviceaccount.identity.remora.cluster.local}
-    - {name: LINKERD2_PROXY_IDENTITY_SVC_NAME, value: remora-identity.remora.serviceaccount.identity.remora.cluster.local}
-    - {name: LINKERD2_PROXY_DESTINATION_SVC_NAME, value: remora-destination.remora.serviceaccount.identity.remora.cluster.local}
-    - {name: LINKERD2_PROXY_POLICY_SVC_NAME, value: remora-destination.remora.serviceaccount.identity.remora.cluster.local}
-  containers:
-  - {name: app, image: busybox, command: [sleep, infinity], ports: [{containerPort: 8000}]}
-  volumes:
-  - {name: linkerd-proxy-init-xtables-lock, emptyDir: {}}
-  - {name: linkerd-identity-end-entity, emptyDir: {medium: Memory}}
-  - name: linkerd-identity-token
-    projected:
-      sources: [{serviceAccountToken: {audience: identity.l5d.io, expirationSeconds: 86400, path: linkerd-identity-token}}]
-"#;
