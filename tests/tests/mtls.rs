@@ -63,7 +63,7 @@ fn a_request_between_injected_pods_is_encrypted_and_counted_under_its_identities
     let (web, client) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "client").unwrap());
 
     let capture = mesh.capture("tcp").unwrap();
-    let answer = curl(&client, "http://web:8000/?from=meshed");
+    let answer = curl(&client, "http://web:8000/?from=meshed").unwrap();
     assert_eq!(answer, "Welcome to nginx!\n");
     let seen = capture.stop().unwrap();
     assert!(seen.tls_application_data() > 0, "no TLS between the pods");
@@ -96,7 +96,7 @@ fn a_request_from_an_unmeshed_pod_is_served_in_plaintext_and_counted_with_its_re
     mesh.wait_ready(PATIENCE).unwrap();
     let (web, stranger) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "stranger").unwrap());
     let capture = mesh.capture("tcp port 80").unwrap();
-    assert_eq!(curl(&stranger, "http://web:8000/?from=stranger"), "Welcome to nginx!\n");
+    assert_eq!(curl(&stranger, "http://web:8000/?from=stranger").unwrap(), "Welcome to nginx!\n");
     assert!(capture.stop().unwrap().contain(b"from=stranger"));
     let plain = [
         ("direction", "inbound"),
@@ -108,9 +108,8 @@ fn a_request_from_an_unmeshed_pod_is_served_in_plaintext_and_counted_with_its_re
     assert!(web.metrics().unwrap().sum("request_total", &plain).is_some_and(|count| count >= 1.0));
 }
 
-#[track_caller]
-fn curl(from: &PodRef<'_>, url: &str) -> String {
-    let output = from.exec("curl", &["curl", "-sS", "--max-time", "10", url]).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+fn curl(from: &PodRef<'_>, url: &str) -> anyhow::Result<String> {
+    let output = from.exec("curl", &["curl", "-sS", "--max-time", "10", url])?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
 }
