@@ -246,10 +246,7 @@ async fn opaque(
     let server = policy.latest();
     let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
     metrics.tcp_authorized(&connection, &server, authorized.as_ref().ok());
-    let authorization = authorized.map_err(|denial| {
-        stream.reset_on_close();
-        denied(&connection, &server, denial)
-    })?;
+    let authorization = authorized.map_err(|denial| denied(&connection, &server, denial))?;
     audit(&connection, &authorization);
 
     let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
