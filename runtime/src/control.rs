@@ -15,6 +15,7 @@ use crate::{
     clock,
     tls::{self, Credentials, TlsFault, TrustBundle},
 };
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use remora_core::{
@@ -43,6 +44,9 @@ use tonic::transport::{Channel, Endpoint};
 
 /// How long connecting to one address may take, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between the attempts at the addresses of one service.
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// How long a new connection waits for credentials and a name before the attempt counts as failed.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -216,9 +220,16 @@ impl<R: Resolve> Dialler<R> {
             None => None,
             Some(name) => Some((name, self.client_config().await?)),
         };
+        let tls = tls.as_ref();
+        // One after the other, but without waiting for the end of an attempt that may never answer (RFC 8305).
+        let attempts = self.addresses().await?.into_iter().zip(0_u32..).map(|(address, nth)| async move {
+            tokio::time::sleep(STAGGER * nth).await;
+            (address, timeout(CONNECT_TIMEOUT, dial_one(address, tls)).await)
+        });
+        let mut attempts: FuturesUnordered<_> = attempts.collect();
         let mut failures = String::new();
-        for address in self.addresses().await? {
-            match timeout(CONNECT_TIMEOUT, dial_one(address, tls.as_ref())).await {
+        while let Some((address, attempt)) = attempts.next().await {
+            match attempt {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(fault)) => note(&mut failures, address, &fault),
                 Err(_elapsed) => note(&mut failures, address, &"no answer within 2 s"),

@@ -258,8 +258,9 @@ fn unknown_fails(mesh: &Mesh, client: &PodRef<'_>, service: &str) {
     assert_eq!(peer::end_of(&mut bytes), End::Closed(Vec::new()));
 
     let labels = [("error", "first lookup timeout")];
-    let counted = client.metrics().unwrap().sum("outbound_tcp_errors_total", &labels);
-    assert!(counted >= Some(2.0), "{service}: {counted:?}");
+    // Counted when the connection has ended, which is after the client was told.
+    let counted = || client.metrics().unwrap().sum("outbound_tcp_errors_total", &labels) >= Some(2.0);
+    mesh.wait_until(&format!("both failures of {service} to be counted"), READY, counted).unwrap();
 }
 
 /// When the control plane is back, what failed is served, without anything being started again.

@@ -134,6 +134,7 @@ impl Client {
         dial: &D,
         mut request: Request<Body>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
+        let mut may_resend = true;
         loop {
             let idle = self.take_idle();
             let pooled = idle.is_some();
@@ -144,20 +145,28 @@ impl Client {
                     Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
                 },
             };
-            match sender.try_send_request(request).await {
+            let kept = if pooled && may_resend { again(&request) } else { None };
+            let mut refused = match sender.try_send_request(request).await {
                 Ok(response) => {
                     return Ok((response, Lease::Http1 { client: self.clone(), sender, born }));
                 }
-                Err(mut refused) => match refused.take_message() {
-                    // The server closed the connection while it was idle.
-                    Some(unsent) if pooled => request = unsent,
-                    Some(unsent) => {
-                        let fault = Fault::Server(Arc::new(refused.into_error()));
-                        return Err(SendError::Unsent(Box::new(unsent), fault));
-                    }
-                    None => return Err(SendError::Failed(Fault::Server(Arc::new(refused.into_error())))),
-                },
-            }
+                Err(refused) => refused,
+            };
+            // What came back of an answer is no answer, unless it was one that makes no sense.
+            let unanswered = !refused.error().is_parse();
+            request = match (refused.take_message(), kept) {
+                // The server closed the connection while it was idle, before a byte was written or just after.
+                (Some(unsent), _) if pooled => unsent,
+                (None, Some(kept)) if unanswered => {
+                    may_resend = false;
+                    kept
+                }
+                (Some(unsent), _) => {
+                    let fault = Fault::Server(Arc::new(refused.into_error()));
+                    return Err(SendError::Unsent(Box::new(unsent), fault));
+                }
+                (None, _) => return Err(SendError::Failed(Fault::Server(Arc::new(refused.into_error())))),
+            };
         }
     }
 
@@ -269,6 +278,21 @@ impl Client {
             tokio::spawn(sweep(Arc::downgrade(self), self.limits.idle));
         }
     }
+}
+
+/// A copy of a request that may be sent twice, once: without a body, and of a method that says so (RFC 9110 section
+/// 9.2.2). Whoever pools connections meets servers that close them at the moment of their use.
+fn again(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.method().is_idempotent() || !http_body::Body::is_end_stream(request.body()) {
+        return None;
+    }
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    Some(copy)
 }
 
 /// Closes idle connections when their time has come; ends when there is none.
