@@ -297,3 +297,20 @@ fn noted(what: &str, ignored: &[Arc<str>]) {
         info!(what, ?ignored, "parts of the control plane's answer are not applied by this proxy");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_that_has_forgotten_takes_nothing_away() {
+        let (sender, latest) = watch::channel(Known::Pending);
+        absent("it", &sender, &Status::not_found("yet"), Absence::NotFound);
+        assert!(matches!(&*latest.borrow(), Known::Absent(Absence::NotFound)), "nothing was known");
+        publish(&sender, 7);
+        for absence in [Absence::NotFound, Absence::Refused("no".into())] {
+            absent("it", &sender, &Status::not_found("any more"), absence);
+            assert!(matches!(&*latest.borrow(), Known::Is(seven) if **seven == 7));
+        }
+    }
+}

@@ -337,3 +337,100 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    #[tokio::test]
+    async fn an_idempotent_request_outlives_the_close_of_its_pooled_connection() {
+        let (client, server) = pooled().await;
+        let (answer, _lease) = client.send(&server, request("GET")).await.ok().unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_may_have_been_processed_is_not_sent_again() {
+        let (client, server) = pooled().await;
+        assert!(matches!(client.send(&server, request("POST")).await, Err(SendError::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn a_full_http2_connection_is_followed_by_another() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Arc::new(Server(listener.local_addr().unwrap()));
+        let client = Client::new(LIMITS);
+        for _ in 0..=MAX_STREAMS {
+            let (client, server) = (client.clone(), server.clone());
+            let mut request = request("GET");
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = "http://web/".parse().unwrap();
+            tokio::spawn(async move { client.send(&*server, request).await.is_ok() });
+        }
+        let two = async { (listener.accept().await.unwrap(), listener.accept().await.unwrap()) };
+        let connections = tokio::time::timeout(Duration::from_secs(10), two).await;
+        assert!(connections.is_ok(), "the request beyond {MAX_STREAMS} streams waits");
+    }
+
+    const LIMITS: PoolLimits = PoolLimits {
+        idle: Duration::from_mins(1),
+        max_age: Duration::from_mins(1),
+        max_idle: 8,
+        max_header_bytes: 8192,
+    };
+
+    /// A client with one pooled connection, which its server closes when it reads the next request; further
+    /// connections are answered.
+    async fn pooled() -> (Arc<Client>, Server) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server(listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut first, _) = listener.accept().await.unwrap();
+            answer(&mut first).await;
+            read_head(&mut first).await;
+            drop(first);
+            while let Ok((mut further, _)) = listener.accept().await {
+                answer(&mut further).await;
+            }
+        });
+        let client = Client::new(LIMITS);
+        let (response, lease) = client.send(&server, request("GET")).await.ok().unwrap();
+        drop(response);
+        lease.give_back();
+        // The connection's own task has yet to see that the answer is over.
+        while client.http1.lock().unwrap().idle.first().is_some_and(|idle| !idle.sender.is_ready()) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.idle(), 1, "nothing was pooled");
+        (client, server)
+    }
+
+    async fn answer(stream: &mut TcpStream) {
+        read_head(stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    }
+
+    async fn read_head(stream: &mut TcpStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "the client closed");
+        }
+    }
+
+    fn request(method: &str) -> Request<Body> {
+        Request::builder().method(method).uri("/").header("host", "web").body(Body::empty()).unwrap()
+    }
+
+    struct Server(SocketAddr);
+
+    impl Dial for Server {
+        async fn dial(&self, _session: SessionProtocol) -> Result<Stream, Fault> {
+            Ok(Stream::plain(TcpStream::connect(self.0).await.unwrap()))
+        }
+    }
+}
