@@ -49,16 +49,12 @@ pub struct Annotation {
 }
 
 /// Annotations of Linkerd's that are known and do nothing here, with what to do instead.
-pub const IGNORED: [(&str, &str); 6] = [
+pub const IGNORED: [(&str, &str); 5] = [
     ("config.linkerd.io/enable-debug-sidecar", "there is no debug container; use kubectl debug"),
     ("config.linkerd.io/debug-image", "there is no debug container; use kubectl debug"),
     ("config.linkerd.io/debug-image-version", "there is no debug container; use kubectl debug"),
     ("config.linkerd.io/debug-image-pull-policy", "there is no debug container; use kubectl debug"),
     ("config.linkerd.io/enable-gateway", "there is no multicluster gateway"),
-    (
-        "config.linkerd.io/proxy-require-identity-inbound-ports",
-        "no proxy enforces it; use config.linkerd.io/default-inbound-policy or a policy",
-    ),
 ];
 
 /// What one pod's proxy and init container are told: the operator's configuration, changed by annotations.
@@ -86,6 +82,8 @@ pub struct Settings {
     pub skip_subnets: Vec<ipnet::IpNet>,
     /// Opaque ports if the pod or its namespace names any, also if they name none.
     pub opaque: Option<Ports>,
+    /// Inbound ports for clients with an identity only.
+    pub require_identity: Ports,
     /// Requests and limits asked for by annotation.
     pub resources: AskedResources,
     /// Worker threads.
@@ -167,6 +165,7 @@ impl Settings {
             skip_outbound: Ports::from(config.ignore_outbound_ports.as_slice()),
             skip_subnets: Vec::new(),
             opaque: None,
+            require_identity: Ports::default(),
             resources: AskedResources::default(),
             workers: Workers { min: 1, max: None, max_ratio: None },
             shutdown_endpoint: false,

@@ -142,6 +142,11 @@ fn text_at<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// `linkerd.io/inject` of the metadata at `prefix`; empty if it is not there.
+fn switch<'a>(object: &'a Value, prefix: &str) -> &'a str {
+    text_at(object, &format!("{prefix}/metadata/annotations/linkerd.io~1inject"))
+}
+
 fn strings_at(object: &Value, pointer: &str) -> Annotations {
     let map = object.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
     map.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
@@ -190,10 +195,12 @@ impl Hand<'_> {
         match template(&kind) {
             Some(prefix) => self.workload(object, &kind, prefix, &mut report)?,
             None if kind == "Namespace" && !self.options.manual => {
-                let mut annotations = self.options.annotations.clone();
-                annotations.entry(INJECT.to_owned()).or_insert_with(|| "enabled".to_owned());
-                annotate(object, "", &annotations)?;
-                report.outcome = Outcome::Annotated;
+                if switch(object, "") == "disabled" {
+                    report.reasons.push(Skip::DisabledByNamespace.to_string());
+                } else {
+                    annotate(object, "", &self.switched_on(object, ""))?;
+                    report.outcome = Outcome::Annotated;
+                }
             }
             None if kind == "Service" && self.options.annotations.contains_key(OPAQUE_PORTS) => {
                 let mut annotations = self.options.annotations.clone();
@@ -207,6 +214,16 @@ impl Hand<'_> {
         Ok(())
     }
 
+    /// The flags' annotations and the switch: as a flag says, else as it stands, else on.
+    fn switched_on(&self, object: &Value, prefix: &str) -> Annotations {
+        let mut annotations = self.options.annotations.clone();
+        annotations.entry(INJECT.to_owned()).or_insert_with(|| match switch(object, prefix) {
+            "ingress" => "ingress".to_owned(),
+            _ => "enabled".to_owned(),
+        });
+        annotations
+    }
+
     fn workload(
         &self,
         object: &mut Value,
@@ -216,13 +233,12 @@ impl Hand<'_> {
     ) -> Result<(), String> {
         let before = object.clone();
         let place = || format!("{}/{}", kind.to_lowercase(), report.name);
-        let switched_off =
-            text_at(object, &format!("{prefix}/metadata/annotations/linkerd.io~1inject")) == "disabled";
-        let mut annotations = self.options.annotations.clone();
-        if !self.options.manual {
-            annotations.entry(INJECT.to_owned()).or_insert_with(|| "enabled".to_owned());
-        }
-        if !switched_off {
+        let annotations = if self.options.manual {
+            self.options.annotations.clone()
+        } else {
+            self.switched_on(object, prefix)
+        };
+        if switch(object, prefix) != "disabled" {
             annotate(object, prefix, &annotations).map_err(|why| format!("{}: {why}", place()))?;
         }
         let template = object.pointer(prefix).ok_or_else(|| format!("{}: it has no {prefix}", place()))?;

@@ -18,6 +18,11 @@ impl Millis {
     pub fn whole(self) -> u128 {
         self.0.div_ceil(1000)
     }
+
+    /// Whether nothing is asked.
+    pub fn is_zero(self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// Reads a quantity that may be asked of a container: `100m`, `0.5`, `64Mi`, `1e3`. Negative ones are refused.

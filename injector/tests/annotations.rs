@@ -65,7 +65,7 @@ fn a_value_that_means_nothing_is_warned_of_by_name_and_the_default_stays() {
     // Any text is an image, a tag, a log filter; decide.rs meets the switch; lists keep what they understand.
     let free = ["linkerd.io/inject", "proxy-image", "proxy-version", "proxy-log-level"];
     let lists = ["pod-inbound-ports", "skip-inbound-ports", "skip-outbound-ports", "opaque-ports"];
-    let strict = ["skip-subnets", "proxy-additional-env"];
+    let strict = ["skip-subnets", "proxy-additional-env", "require-identity-inbound-ports"];
     let ends = |names: &[&str], name: &str| names.iter().any(|end| name.ends_with(end));
     for annotation in ANNOTATIONS.iter().filter(|annotation| !ends(&free, annotation.name)) {
         let read = read(&Annotations::new(), &one(annotation.name, "nonsense!"));
@@ -117,7 +117,7 @@ fn names_that_are_not_known_are_warned_of() {
         ("config.linkerd.io/proxy-uuid", "not known"),
         ("config.alpha.linkerd.io/proxy-uid", "not known"),
         ("config.linkerd.io/enable-debug-sidecar", "kubectl debug"),
-        ("config.linkerd.io/proxy-require-identity-inbound-ports", "default-inbound-policy"),
+        ("config.linkerd.io/enable-gateway", "multicluster"),
     ] {
         let own = read(&Annotations::new(), &one(name, "1")).unwrap().warnings;
         assert!(own.len() == 1 && own[0].contains(name) && own[0].contains(word), "{own:?}");
@@ -135,7 +135,8 @@ fn namespaces_fill_what_pods_leave_open() {
     for annotation in &ANNOTATIONS {
         let theirs = read(&one(annotation.name, annotation.default), &Annotations::new());
         let copied = theirs.is_ok_and(|read| read.inherited.contains_key(annotation.name));
-        let denied = annotation.name.ends_with("skip-subnets") || annotation.name.ends_with("additional-env");
+        let strict = ["skip-subnets", "additional-env", "require-identity-inbound-ports"];
+        let denied = strict.iter().any(|name| annotation.name.ends_with(name));
         assert_eq!(copied, annotation.scope != Scope::Workload && !denied, "{}", annotation.name);
     }
     let uid = "config.linkerd.io/proxy-uid";

@@ -141,6 +141,26 @@ fn what_the_pod_refuses_stays_as_it_is() {
 }
 
 #[test]
+fn a_switch_that_stands_is_kept() {
+    let of = |kind: &str, value: &str| {
+        format!(
+            "kind: {kind}\nmetadata:\n  name: x\n  annotations: {{linkerd.io/inject: {value}}}\nspec:\n  containers: []\n"
+        )
+    };
+    let off = of("Namespace", "disabled");
+    let injected = stream(&off, &options()).unwrap();
+    assert_eq!((injected.text.as_str(), injected.reports[0].outcome), (off.as_str(), Outcome::Skipped));
+    for kind in ["Namespace", "Pod"] {
+        let injected = stream(&of(kind, "ingress"), &options()).unwrap();
+        assert_eq!(
+            objects(&injected)[0]["metadata"]["annotations"]["linkerd.io/inject"],
+            "ingress",
+            "{kind}"
+        );
+    }
+}
+
+#[test]
 fn what_must_not_be_injected_is_refused() {
     let text = "kind: Pod\nmetadata:\n  name: p\nspec:\n  containers:\n  - name: app\n    securityContext: {runAsUser: 2102}\n";
     for options in [options(), manual()] {

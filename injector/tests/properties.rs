@@ -9,7 +9,7 @@ use remora_injector::{
     config::InjectorConfig,
     decide::{Decision, Skip, Subject, Surroundings, decide},
     patch::patch,
-    pod::Pod,
+    pod::{Pod, Quality},
 };
 use serde_json::{Value, json};
 
@@ -143,12 +143,14 @@ proptest! {
             }
         }
 
-        // Both containers, once each; and the class of service only changes where an annotation asks for resources.
+        // Both containers, once each; and the class of service only changes where an annotation asks for resources,
+        // and never from Guaranteed.
         prop_assert_eq!(names.iter().filter(|name| ["linkerd-init", "linkerd-proxy"].contains(name)).count(), 2);
         let asked = before["metadata"]["annotations"].as_object().unwrap().keys().any(|name| {
             name.ends_with("-request") || name.ends_with("-limit")
         });
-        prop_assert!(asked || Pod::read(&before).unwrap().quality() == read.quality());
+        let quality = Pod::read(&before).unwrap().quality();
+        prop_assert!(asked && quality != Quality::Guaranteed || quality == read.quality());
     }
 
     #[test]

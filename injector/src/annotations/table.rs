@@ -36,9 +36,10 @@ macro_rules! row {
 /// Every annotation that does something, in the order in which they are read: of several names for one setting the
 /// later one wins.
 #[rustfmt::skip]
-pub static ANNOTATIONS: [Annotation; 44] = [
+pub static ANNOTATIONS: [Annotation; 45] = [
     row!(INJECT, Namespace, "enabled | disabled | ingress", "disabled",
-        "Whether the pod gets a proxy. `ingress`: with one that routes by the request's Host instead of its address.",
+        "Whether the pod gets a proxy. `ingress`: for a gateway whose requests are to be routed by Host; Linkerd's proxy does, \
+         Remora's does not yet and says so.",
         // Whether it injects is decided in decide.rs, which also meets invalid values.
         |r, v| { r.settings.ingress = v == "ingress"; Ok(()) }),
     row!("config.linkerd.io/proxy-image", Namespace, "repository", "remora/proxy",
@@ -77,6 +78,9 @@ pub static ANNOTATIONS: [Annotation; 44] = [
         "those of 25,587,3306,4444,5432,6379,9300,11211 that the pod declares",
         "Ports whose bytes the proxies forward without looking (still with mTLS). Empty: none.",
         |r, v| { r.settings.opaque = Some(ports(r, v)); Ok(()) }),
+    row!("config.linkerd.io/proxy-require-identity-inbound-ports", Namespace, "ports, ranges, names of the pod's ports", "none",
+        "Inbound ports for clients with an identity only. Destination enforces it, whatever the default policy.",
+        |r, v| demanded(r.named_ports, v).map(|ports| r.settings.require_identity = ports)),
     row!("config.linkerd.io/proxy-cpu-request", Namespace, "quantity", "20m if Burstable, 250m if Guaranteed, else none",
         "CPU the proxy asks for. Rounded up to whole cores, also how many worker threads it starts.",
         |r, v| cpu(v).map(|cores| { r.settings.workers.min = cores.max(1); ask(&mut r.settings, "cpu", Some(v), None); })),
@@ -110,10 +114,10 @@ pub static ANNOTATIONS: [Annotation; 44] = [
     row!("config.linkerd.io/proxy-log-format", Namespace, "plain | json", "plain", "How the proxy logs.",
         |r, v| one_of(v, &["plain", "json"]).map(|v| r.settings.log_format = v)),
     row!("config.linkerd.io/proxy-log-http-headers", Namespace, "off | insecure", "off",
-        "Whether HTTP headers may appear in the proxy's debug log.",
+        "Whether HTTP headers may appear in the debug log of Linkerd's proxy. Remora's never logs them.",
         |r, v| one_of(v, &["off", "insecure"]).map(|v| r.settings.log_http_headers = v == "insecure")),
     row!("config.linkerd.io/enable-external-profiles", Namespace, "true | false", "false",
-        "Whether the proxy asks for profiles of names outside the cluster.",
+        "Whether Linkerd's proxy asks for profiles of names outside the cluster. Remora's asks by address only.",
         |r, v| switch(v).map(|v| r.settings.external_profiles = v)),
     row!("config.linkerd.io/proxy-metrics-hostname-labels", Namespace, "true | false", "false",
         "Whether outbound metrics carry the request's hostname.",
@@ -215,6 +219,17 @@ fn numbers(reading: &mut Reading<'_>, value: &str) -> Ports {
 fn ports(reading: &mut Reading<'_>, value: &str) -> Ports {
     let parsed = Ports::parse(value, reading.named_ports);
     note_unknown(reading, parsed, "a port, a range of ports or the name of a port of this pod")
+}
+
+/// A wrong item is an error: passed over, it would leave a port open that its owner believes to be closed.
+fn demanded(named: &BTreeMap<String, u16>, value: &str) -> Result<Ports, Problem> {
+    let (ports, unknown) = Ports::parse(value, named);
+    match unknown.first() {
+        None => Ok(ports),
+        Some(item) => Err(Problem::Deny(format!(
+            "{item:?} is not a port, a range of ports or the name of a port of this pod"
+        ))),
+    }
 }
 
 fn note_unknown(reading: &mut Reading<'_>, (ports, unknown): (Ports, Vec<String>), expected: &str) -> Ports {

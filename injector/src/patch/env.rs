@@ -138,6 +138,9 @@ fn connections(env: &mut Env, settings: &Settings, opaque: &Ports, config: &Inje
     if !opaque.is_empty() {
         env.set("LINKERD2_PROXY_INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION", opaque.to_string());
     }
+    if !settings.require_identity.is_empty() {
+        env.set("LINKERD2_PROXY_INBOUND_PORTS_REQUIRE_IDENTITY", settings.require_identity.to_string());
+    }
     env.set(
         "LINKERD2_PROXY_DESTINATION_CONTEXT",
         "{\"ns\":\"$(_pod_ns)\", \"nodeName\":\"$(_pod_nodeName)\", \"pod\":\"$(_pod_name)\"}\n",

@@ -8,6 +8,7 @@ use crate::{
     annotations::Settings,
     config::{Amounts, Resources},
     pod::Quality,
+    values,
 };
 
 /// The `resources` of proxy and init container (`None`: nothing to ask for), and warnings where annotations were
@@ -35,6 +36,15 @@ pub fn resources(
         }
         Quality::Guaranteed => {
             for (name, default) in amounts(&defaults.guaranteed) {
+                for asked in [&mut requests, &mut limits] {
+                    // Kubernetes takes a zero for nothing asked, and the pod for Burstable.
+                    if asked.get(name).is_some_and(|amount| is_zero(amount)) {
+                        asked.remove(name);
+                        warnings.push(format!(
+                            "the pod is Guaranteed, which a proxy without {name} would end: its {name} is not set to 0"
+                        ));
+                    }
+                }
                 let (request, limit) = (requests.get(name), limits.get(name));
                 if request.is_some() && limit.is_some() && request != limit {
                     warnings.push(format!(
@@ -57,6 +67,10 @@ pub fn resources(
         }
     }
     (Some(Value::Object(resources)), warnings)
+}
+
+fn is_zero(amount: &str) -> bool {
+    values::quantity(amount).is_ok_and(|amount| amount.is_zero())
 }
 
 fn amounts(amounts: &Amounts) -> [(&'static str, &String); 2] {
@@ -112,6 +126,16 @@ mod tests {
             Quality::Guaranteed,
             &[("request", "cpu", "1"), ("limit", "cpu", "2"), ("request", "memory", "1Gi")],
             Some(json!({"limits": asked, "requests": asked})),
+        );
+    }
+
+    #[test]
+    fn a_guaranteed_pod_stays_guaranteed_whoever_asks_for_nothing() {
+        let both = json!({"cpu": "250m", "memory": "128Mi"});
+        check(
+            Quality::Guaranteed,
+            &[("limit", "cpu", "0"), ("request", "cpu", "0m"), ("limit", "memory", "0Gi")],
+            Some(json!({"limits": both, "requests": both})),
         );
     }
 

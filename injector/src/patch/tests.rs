@@ -217,6 +217,12 @@ fn every_annotation_reaches_what_it_names() {
         ("proxy-disable-inbound-protocol-detect-timeout", "true", "INBOUND_DETECT_TIMEOUT", "365d"),
         ("default-inbound-policy", "deny", "INBOUND_DEFAULT_POLICY", "deny"),
         ("access-log", "apache", "ACCESS_LOG", "apache"),
+        (
+            "proxy-require-identity-inbound-ports",
+            "8080,9000-9010",
+            "INBOUND_PORTS_REQUIRE_IDENTITY",
+            "8080,9000-9010",
+        ),
         ("shutdown-grace-period", "2m", "SHUTDOWN_GRACE_PERIOD", "120000ms"),
     ] {
         let (pod, warnings) = injected(&simple(&json!({format!("{CONFIG}{annotation}"): value})), &config());
