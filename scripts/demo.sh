@@ -10,7 +10,11 @@ export REMORA_BIN_DIR=${REMORA_BIN_DIR:-$CARGO_TARGET_DIR/release}
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:$REMORA_CACHE/bin
 
 if [ "$(id -u)" -ne 0 ]; then
-    echo "demo: needs root, because pods are network and mount namespaces: run \"sudo -E make demo\"" >&2
+    # What root would install is said here too: whoever may not become root knows then what to ask for.
+    scripts/setup.sh --dry-run demo >&2 || true
+    # sudo's secure_path is not where rustup puts cargo.
+    echo "demo: needs root, because pods are network and mount namespaces; run:" >&2
+    echo "  sudo -E env \"PATH=\$PATH\" make demo${KEEP:+ KEEP=$KEEP}" >&2
     exit 69
 fi
 scripts/setup.sh demo

