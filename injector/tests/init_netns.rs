@@ -539,6 +539,12 @@ fn requirements() -> Result<(), String> {
     for program in ["ip", "setcap", "capsh", "xtables-nft-multi", "xtables-legacy-multi"] {
         find(program).ok_or_else(|| format!("{program} is not installed"))?;
     }
+    // Root in an ordinary container has no CAP_SYS_ADMIN.
+    let tried = Command::new("unshare").args(["--mount", "--net", "true"]).output();
+    let tried = tried.map_err(|error| format!("unshare cannot be run: {error}"))?;
+    if !tried.status.success() {
+        return Err(format!("network namespaces need CAP_SYS_ADMIN: {}", said(&tried)));
+    }
     Ok(())
 }
 

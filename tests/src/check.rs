@@ -37,10 +37,30 @@ pub fn machine() -> Result<()> {
             missing.push(format!("the program {program}: apt-get install {package}"));
         }
     }
+    if let Err(refused) = may_make_namespaces() {
+        missing.push(format!(
+            "the right to make namespaces (CAP_SYS_ADMIN; root in an ordinary container does not have it: start that \
+             with --privileged): {refused}"
+        ));
+    }
     if missing.is_empty() {
         return Ok(());
     }
     bail!("this machine cannot run the pod harness; it lacks:\n  {}", missing.join("\n  "))
+}
+
+/// Tries what every node begins with (`sandbox.rs`). That there is no root or no program is said by its own line.
+fn may_make_namespaces() -> Result<(), String> {
+    let Some(unshare) = in_path("unshare").filter(|_| rustix::process::geteuid().is_root()) else {
+        return Ok(());
+    };
+    let tried =
+        std::process::Command::new(unshare).args(["--mount", "--net", "--pid", "--fork", "true"]).output();
+    match tried {
+        Ok(tried) if tried.status.success() => Ok(()),
+        Ok(tried) => Err(String::from_utf8_lossy(&tried.stderr).trim().to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Whether a test that needs the harness may run. Where it cannot it says why; with `CI=true` that is a failure.

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use remora_tests::check;
+
 /// Whom no file belongs to.
 const NOBODY: u32 = 65534;
 /// EX_UNAVAILABLE of sysexits.h.
@@ -52,6 +54,38 @@ fn a_rust_that_is_too_old_is_named_before_it_fails() {
             None => assert!(!said.contains("missing: Rust"), "{says}: {said}"),
         }
     }
+}
+
+/// Root in an ordinary container.
+#[test]
+fn without_the_right_to_make_namespaces_tests_and_demo_say_that_they_are_not_run() {
+    if !check::can_run() {
+        return;
+    }
+    let without = |program: &Path, arguments: &[&str], ci: &str| {
+        let mut command = Command::new("setpriv");
+        command.arg("--bounding-set=-sys_admin").arg(program).args(arguments).env("CI", ci);
+        let output = command.output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    let tests = std::env::current_exe().unwrap();
+    let one = ["--exact", "a_test_of_pods", "--ignored", "--nocapture"];
+    let (code, left_out) = without(&tests, &one, "false");
+    assert_eq!(code, Some(0), "{left_out}");
+    assert!(left_out.contains("not run: "), "{left_out}");
+    let (code, failed) = without(&tests, &one, "true");
+    assert_ne!(code, Some(0), "with CI=true it has to fail: {failed}");
+    let (code, refused) = without(Path::new(env!("CARGO_BIN_EXE_remora-demo")), &[], "true");
+    assert_eq!(code, UNAVAILABLE, "{refused}");
+    for said in [left_out, failed, refused] {
+        assert!(said.contains("the right to make namespaces (CAP_SYS_ADMIN"), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "run by without_the_right_to_make_namespaces_tests_and_demo_say_that_they_are_not_run"]
+fn a_test_of_pods() {
+    assert!(!check::can_run(), "it has the right");
 }
 
 /// The scripts on a machine that has a shell, a Rust, and what administrators have, but no compiler, no make, no curl.
