@@ -1,7 +1,7 @@
 //! `remora identity generate`: the root and the issuer that `remora-identity` signs with, as files.
 
 use anyhow::{Context, bail};
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use remora_identity::generate::{Generated, Plan, generate_now, lifetime};
 use serde_json::json;
 use std::{
@@ -12,6 +12,8 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
+
+use crate::{Format, print};
 
 /// Keys and certificates of the mesh's authority.
 #[derive(clap::Args, Clone, Debug)]
@@ -53,14 +55,8 @@ struct GenerateArgs {
     #[arg(long)]
     force: bool,
     /// How to say what was written.
-    #[arg(short, long, default_value = "text", value_name = "FORMAT")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Text,
-    Json,
+    #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
 }
 
 /// Runs the verb; what was written goes to standard output.
@@ -75,13 +71,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let made = generate_now(&plan)?;
     let files = write(&args, &made)?;
     let report = match args.output {
-        Output::Text => text(&files),
-        Output::Json => {
+        Format::Text => text(&files),
+        Format::Json => {
             format!("{:#}\n", json!({ "files": files.iter().map(Written::json).collect::<Vec<_>>() }))
         }
     };
-    std::io::stdout().write_all(report.as_bytes()).context("cannot say what was written")?;
-    Ok(ExitCode::SUCCESS)
+    Ok(print(&report))
 }
 
 /// A file, and until when what it holds is good.
