@@ -82,14 +82,7 @@ fn a_proxy_whose_token_cannot_be_used_says_why_and_is_ready_when_it_is_mended() 
     let token = String::from_utf8(token.stdout).unwrap();
 
     // As the injector left the donor, but for an empty directory where its token is.
-    let mut pod = serde_json::to_value(donor.object()).unwrap();
-    pod["metadata"]["name"] = json!("victim");
-    for meta in ["uid", "creationTimestamp"] {
-        pod["metadata"].as_object_mut().unwrap().remove(meta);
-    }
-    pod.as_object_mut().unwrap().remove("status");
-    pod["apiVersion"] = json!("v1");
-    pod["kind"] = json!("Pod");
+    let mut pod = another(&donor, "victim");
     let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
     let volume = volumes.iter_mut().find(|volume| volume["name"] == "linkerd-identity-token").unwrap();
     *volume = json!({"name": "linkerd-identity-token", "emptyDir": {}});
@@ -118,6 +111,37 @@ fn a_proxy_whose_token_cannot_be_used_says_why_and_is_ready_when_it_is_mended() 
     assert!(!victim.is_ready() && donor.is_ready());
     write(&token);
     mesh.wait_until("the mended pod to be ready", READY, || victim.is_ready()).unwrap();
+}
+
+#[test]
+fn a_proxy_whose_own_connections_are_redirected_is_never_ready_and_names_its_user() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = Mesh::start().unwrap();
+    mesh.apply(shop::NAMESPACE).unwrap();
+    mesh.apply(&shop::idle("donor", &[])).unwrap();
+    mesh.wait_ready(READY).unwrap();
+    let donor = mesh.pod("shop", "donor").unwrap();
+    // The init container exempts the user that it was told; a policy, or a hand, has given the proxy another one.
+    let mut pod = another(&donor, "victim");
+    let containers = pod["spec"]["initContainers"].as_array_mut().unwrap();
+    let proxy = containers.iter_mut().find(|container| container["name"] == "linkerd-proxy").unwrap();
+    assert_eq!(proxy["securityContext"]["runAsUser"], json!(2102));
+    proxy["securityContext"]["runAsUser"] = json!(2103);
+    mesh.apply_objects(vec![pod]).unwrap();
+    let victim = mesh.pod("shop", "victim").unwrap();
+    let warning = "the redirect captures this proxy's own connections";
+    mesh.wait_until("the proxy to say so", READY, || mesh.logs(&victim, "linkerd-proxy").contains(warning))
+        .unwrap();
+    let log = mesh.logs(&victim, "linkerd-proxy");
+    let told = log.lines().find(|line| line.contains(warning)).unwrap();
+    assert!(told.contains("uid=2103") && told.contains("--proxy-uid"), "{told}");
+    assert_eq!(log.matches(warning).count(), 1, "it is said once: {log}");
+    assert_eq!(victim.http_get(4191, "/ready").unwrap().0, 503);
+    assert_eq!(victim.http_get(4191, "/live").unwrap().0, 200);
+    assert!(!victim.is_ready() && victim.pid("app").is_none(), "its application has been started");
+    assert!(!mesh.logs(&donor, "linkerd-proxy").contains(warning), "whoever is exempt does not say so");
 }
 
 #[test]
@@ -233,6 +257,20 @@ fn an_annotation_that_is_not_a_number_is_a_warning_and_the_default_stays() {
         (proxy["env"].clone(), proxy["securityContext"].clone(), proxy["resources"].clone())
     };
     assert_eq!(proxy("odd"), proxy("even"));
+}
+
+/// A pod as the injector left this one, under another name.
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a helper of tests")]
+fn another(pod: &PodRef<'_>, name: &str) -> Value {
+    let mut pod = serde_json::to_value(pod.object()).unwrap();
+    pod["metadata"]["name"] = json!(name);
+    for meta in ["uid", "creationTimestamp"] {
+        pod["metadata"].as_object_mut().unwrap().remove(meta);
+    }
+    pod.as_object_mut().unwrap().remove("status");
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod
 }
 
 /// A target of which nothing is known yet: HTTP is told why, other bytes are cut off, both in time.
