@@ -101,6 +101,59 @@ spec:
 ";
 
 #[test]
+fn a_service_without_selector_has_the_endpoints_of_its_slices() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = shop(&[web("web-0"), web("web-1"), shop::idle("client", &[])]);
+    let client = mesh.pod(SHOP, "client").unwrap();
+    let servers = ["web-0", "web-1"].map(|name| mesh.pod(SHOP, name).unwrap());
+    let said = || curl(&client, &["http://by-slice:8000/"]).unwrap_or_else(|error| error.to_string());
+    mesh.apply(BY_SLICE).unwrap();
+    for (server, other) in [(&servers[0], &servers[1]), (&servers[1], &servers[0])] {
+        let name = &server.name.name;
+        mesh.apply(&slice(server, true)).unwrap();
+        wait(&mesh, name, || said() == format!("{name}\n"));
+        let (own, others) = (meshed(server), meshed(other));
+        assert!(own > 0, "{name} was not asked over mutual TLS, with the identity of the slice's pod");
+        for _ in 0..5 {
+            assert_eq!(said(), format!("{name}\n"));
+        }
+        assert_eq!((meshed(server), meshed(other)), (own + 5, others), "the slice names {name} alone");
+    }
+    mesh.apply(&slice(&servers[1], false)).unwrap();
+    wait(&mesh, "no endpoint", || {
+        status(&client, "http://by-slice:8000/").is_ok_and(|(code, _)| code == 504)
+    });
+}
+
+const BY_SLICE: &str = "
+kind: Service
+apiVersion: v1
+metadata: {name: by-slice, namespace: shop}
+spec: {ports: [{name: http, port: 8000}]}
+";
+
+/// The one slice of that Service, with this pod.
+fn slice(pod: &PodRef<'_>, ready: bool) -> String {
+    format!(
+        "
+kind: EndpointSlice
+apiVersion: discovery.k8s.io/v1
+metadata: {{name: by-slice-1, namespace: shop, labels: {{kubernetes.io/service-name: by-slice}}}}
+addressType: IPv4
+ports: [{{name: http, port: 80, protocol: TCP}}]
+endpoints:
+- addresses: ['{}']
+  conditions: {{ready: {ready}}}
+  targetRef: {{kind: Pod, name: {}, namespace: shop}}
+",
+        pod.ip().unwrap(),
+        pod.name.name
+    )
+}
+
+#[test]
 fn what_cannot_be_reached_says_why() {
     if !check::can_run() {
         return;
