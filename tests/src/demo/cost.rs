@@ -40,7 +40,7 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
     );
     row("without proxies (stranger → bare)", &bare, None);
     row("through two proxies (client → web)", &meshed, Some(&used));
-    for pod in &proxies {
+    for pod in stage.mesh.all_pods().iter().filter(|pod| is_meshed(pod)) {
         teller
             .line(&format!("memory of {}'s proxy", pod.name.name), format_args!("{:>6.1} MiB", memory(pod)?));
     }
@@ -60,6 +60,13 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
         ),
     );
     Ok(())
+}
+
+/// Whether the injector gave it a proxy.
+fn is_meshed(pod: &PodRef<'_>) -> bool {
+    let spec = pod.object().spec.unwrap_or_default();
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    containers.any(|container| container.name == PROXY)
 }
 
 fn row(what: &str, report: &Report, cpu: Option<&[Duration]>) {
