@@ -41,6 +41,8 @@ pub struct Report {
     pub failures: Vec<String>,
     /// Connections that were opened, by either kind of request.
     pub connections: usize,
+    /// Requests that had a connection of their own, opened for them.
+    pub fresh: usize,
     /// Of the requests that did not fail. In the open loop from the moment at which the request was due.
     pub latencies: Vec<Duration>,
     /// For how long requests were sent.
@@ -75,9 +77,15 @@ impl Report {
     }
 }
 
-/// Sends `rate` requests a second until `stop` is set, on the pod's network: every other one on a connection of its own,
-/// the rest on kept connections. A late answer delays no request.
-pub fn open_loop(pod: &PodRef<'_>, target: &Target, rate: u32, stop: &AtomicBool) -> Result<Report> {
+/// Sends `rate` requests a second until `stop` is set, on the pod's network: every other one to `fresh` on a connection of
+/// its own, the rest to `kept` on kept connections. A late answer delays no request.
+pub fn open_loop(
+    pod: &PodRef<'_>,
+    kept: &Target,
+    fresh: &Target,
+    rate: u32,
+    stop: &AtomicBool,
+) -> Result<Report> {
     within(pod, async {
         let shared = Arc::new(Shared::default());
         let mut under_way = JoinSet::new();
@@ -89,11 +97,14 @@ pub fn open_loop(pod: &PodRef<'_>, target: &Target, rate: u32, stop: &AtomicBool
         while !stop.load(Ordering::Relaxed) {
             let instant = due.tick().await.into_std();
             nth += 1;
-            let (shared, target) = (shared.clone(), target.clone());
-            let fresh = nth.is_multiple_of(2);
+            let is_fresh = nth.is_multiple_of(2);
+            let (shared, target) = (shared.clone(), if is_fresh { fresh } else { kept }.clone());
             under_way.spawn(async move {
-                let outcome = limited(shared.ask(&target, fresh)).await;
-                shared.report(|report| report.record(instant, outcome));
+                let outcome = limited(shared.ask(&target, is_fresh)).await;
+                shared.report(|report| {
+                    report.fresh += usize::from(is_fresh);
+                    report.record(instant, outcome);
+                });
             });
             while under_way.try_join_next().is_some() {}
         }

@@ -27,20 +27,26 @@ const LOOK: Duration = Duration::from_millis(250);
 pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
     let client = stage.pod("client")?;
     let web = stage.replicas("web");
-    let target = Target { addr: stage.service("web", 80)?, host: "web".into(), path: "/".into() };
+    let target = |service: &str| -> Result<Target> {
+        Ok(Target { addr: stage.service(service, 80)?, host: service.to_owned(), path: "/".into() })
+    };
+    // As HTTP the proxies would carry new connections of the application over the ones that they keep.
+    let (kept, fresh) = (target("web")?, target("web-bytes")?);
     let of_client = [client.clone()];
     let before = counted(&of_client)?;
     let old = certificates(stage, &web, &client)?;
     let waiting = format!("{RATE} requests a second until every certificate has been renewed");
-    let (renewed, report) =
-        teller.wait(&waiting, || under_load(&client, &target, || renewal(stage, &web, &client, &old)))?;
+    let (renewed, report) = teller
+        .wait(&waiting, || under_load(&client, &kept, &fresh, || renewal(stage, &web, &client, &old)))?;
     match renewed {
         Ok(new) => renewal_told(teller, &old, &new),
         Err(error) => teller.claim("every certificate was renewed", Err(format!("{error:#}"))),
     }
-    let outbound = [("direction", "outbound"), ("peer", "dst"), ("tls", "true")];
-    let reconnected = grown(&of_client, &before, "tcp_open_total", &outbound, 0.0)?;
-    load_told(teller, &report, reconnected);
+    let identity = shop::identity("web");
+    let outbound =
+        [("direction", "outbound"), ("peer", "dst"), ("tls", "true"), ("server_id", identity.as_str())];
+    let opened = grown(&of_client, &before, "tcp_open_total", &outbound, report.fresh as f64)?;
+    load_told(teller, &report, opened);
     Ok(())
 }
 
@@ -54,14 +60,16 @@ fn renewal_told(teller: &mut Teller, old: &[Seen], new: &[Seen]) {
     }
 }
 
-fn load_told(teller: &mut Teller, report: &Report, reconnected: f64) {
-    let Report { requests, failed, connections, failures, took, .. } = report;
-    let sent = format!(
-        "{requests} requests in {:.1} s on {connections} connections; between the proxies {reconnected} were opened",
-        took.as_secs_f64()
-    );
+fn load_told(teller: &mut Teller, report: &Report, opened: f64) {
+    let Report { requests, failed, connections, fresh, failures, took, .. } = report;
+    let sent = format!("{requests} requests in {:.1} s on {connections} connections", took.as_secs_f64());
     let planned = f64::from(RATE) * took.as_secs_f64();
     teller.holds(&format!("{RATE} requests a second, kept up"), *requests as f64 > planned * 0.95, sent);
+    teller.holds(
+        "new mTLS connections all the while",
+        *fresh > 0 && opened >= *fresh as f64,
+        format_args!("{fresh} requests on a new connection each; between the proxies {opened} were opened"),
+    );
     let told = match failures.first() {
         None => format!(
             "{failed} failed, none retried; p50 {}, p99 {}, slowest {}",
@@ -75,10 +83,15 @@ fn load_told(teller: &mut Teller, report: &Report, reconnected: f64) {
 }
 
 /// Runs `work` in the middle of the load.
-fn under_load<T>(client: &PodRef<'_>, target: &Target, work: impl FnOnce() -> T) -> Result<(T, Report)> {
+fn under_load<T>(
+    client: &PodRef<'_>,
+    kept: &Target,
+    fresh: &Target,
+    work: impl FnOnce() -> T,
+) -> Result<(T, Report)> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| open_loop(client, target, RATE, &stop));
+        let load = scope.spawn(|| open_loop(client, kept, fresh, RATE, &stop));
         std::thread::sleep(AROUND);
         let done = work();
         std::thread::sleep(AROUND);
