@@ -95,10 +95,15 @@ impl Teller {
         })
     }
 
+    /// Since the story began.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// The last line. True if everything held.
     pub fn end(&self) -> bool {
-        let Self { proved, broken, began } = self;
-        let took = began.elapsed().as_secs_f64();
+        let Self { proved, broken, .. } = self;
+        let took = self.elapsed().as_secs_f64();
         if *broken == 0 {
             say(format_args!("\n{GOOD}All {proved} claims held{GOOD:#}, in {took:.0} s."));
         } else {
