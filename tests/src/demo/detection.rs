@@ -76,7 +76,8 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
 
 fn trials<'a>(stage: &'a Stage, client: &'a PodRef<'a>, secret: &'a str) -> Result<Vec<Trial<'a>>> {
     let grpc_server = stage.service("grpc", 9000)?;
-    let redis = stage.service("redis", 6379)?;
+    let redis = |port| stage.service("redis", port);
+    let (listed, unlisted) = (redis(6379)?, redis(6380)?);
     let greeter = stage.service("greeter", 7000)?;
     Ok(vec![
         Trial {
@@ -101,7 +102,13 @@ fn trials<'a>(stage: &'a Stage, client: &'a PodRef<'a>, secret: &'a str) -> Resu
             told: "redis         redis-cli → redis:6379",
             verdict: None,
             account: "redis",
-            run: Box::new(move || redis_says(client, redis, secret)),
+            run: Box::new(move || redis_says(client, listed, "opaque", secret)),
+        },
+        Trial {
+            told: "redis         redis-cli → redis:6380",
+            verdict: Some("not_http"),
+            account: "redis",
+            run: Box::new(move || redis_says(client, unlisted, "detect", secret)),
         },
         Trial {
             told: "server-first  silence → greeter:7000",
@@ -196,16 +203,19 @@ async fn health(server: SocketAddr) -> Result<Duration> {
     Ok(first_byte)
 }
 
-/// A value set and read by redis-cli; the first byte of a PING on a connection of our own.
-fn redis_says(client: &PodRef<'_>, redis: SocketAddr, secret: &str) -> Result<Seen> {
-    let set = run(client, "curl", &["redis-cli", "-h", "redis", "SET", "secret", secret])?;
-    let got = run(client, "curl", &["redis-cli", "-h", "redis", "GET", "secret"])?;
+/// A value set and read by redis-cli; the first byte of a PING on a connection of our own. `told` is what the client's
+/// proxy has been told of the port's protocol.
+fn redis_says(client: &PodRef<'_>, redis: SocketAddr, told: &str, secret: &str) -> Result<Seen> {
+    let port = redis.port().to_string();
+    let cli = ["redis-cli", "-h", "redis", "-p", port.as_str()];
+    let set = run(client, "curl", &[&cli[..], &["SET", "secret", secret]].concat())?;
+    let got = run(client, "curl", &[&cli[..], &["GET", "secret"]].concat())?;
     ensure!(set.trim() == "OK" && got.trim() == secret, "redis answered {set:?}, {got:?}");
     let state = shop::state(client)?;
     let workers = state.pointer("/outbound/workers").and_then(Value::as_array).into_iter().flatten();
     let known: Vec<&str> =
         workers.filter_map(|worker| worker.get(redis.to_string())?.get("protocol")?.as_str()).collect();
-    ensure!(known == ["opaque"], "/state.json says of {redis}: {known:?}");
+    ensure!(known == [told], "/state.json says of {redis}: {known:?}");
     let pong = client.enter(|| first_line(redis, b"PING\r\n"))??;
     ensure!(pong.said.starts_with("+PONG"), "redis answered {:?}", pong.said);
     Ok(Seen { said: "SET, GET, PING".into(), ..pong })
