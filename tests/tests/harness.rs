@@ -95,28 +95,6 @@ fn a_pod_reaches_itself_through_its_own_service() {
 }
 
 #[test]
-fn probes_gate_readiness_and_with_it_traffic() {
-    if !check::can_run() {
-        return;
-    }
-    let node = node(&SHOP.replace("{path: /, port: http}", "{path: /health, port: http}"));
-    let web = node.pod("shop", "web").unwrap();
-    node.wait_until("nginx to run", PATIENCE, || web.pid("nginx").is_some()).unwrap();
-    let client = node.pod("shop", "client").unwrap();
-    node.wait_until("the client", PATIENCE, || client.is_ready()).unwrap();
-    let argv = ["curl", "-sS", "--max-time", "5", "http://web:8000/"];
-    assert!(!web.is_ready());
-    let refused = node.exec(&client, "curl", &argv).unwrap();
-    assert_eq!(refused.status.code(), Some(7), "refused at once while no pod is ready: {refused:?}");
-    run(&web, "nginx", &["sh", "-c", "echo fine > /usr/share/nginx/html/health"]);
-    node.wait_until("the web pod to be ready", PATIENCE, || web.is_ready()).unwrap();
-    assert_eq!(run(&client, "curl", &argv), "Welcome to nginx!\n");
-    run(&web, "nginx", &["rm", "/usr/share/nginx/html/health"]);
-    node.wait_until("the web pod to be unready", PATIENCE, || !web.is_ready()).unwrap();
-    assert_eq!(node.exec(&client, "curl", &argv).unwrap().status.code(), Some(7));
-}
-
-#[test]
 fn a_container_is_what_its_manifest_says() {
     if !check::can_run() {
         return;
@@ -281,10 +259,17 @@ fn a_mistake_in_a_manifest_is_named() {
         return;
     }
     let node = Node::start(Options::default()).unwrap();
+    let probed = |probe: &str| {
+        format!(
+            "{{kind: Pod, metadata: {{name: p}}, spec: {{containers: [{{name: c, image: busybox, {probe}}}]}}}}"
+        )
+    };
     for (yaml, expected) in [
         ("{kind: Pod, metadata: {name: p}, spec: {containers: [{name: c, image: oracle}]}}", "oracle"),
         ("{kind: Job, metadata: {name: j}, spec: {}}", "Pods and Deployments"),
         ("{kind: Pod, metadata: {name: p}, spec: {hostNetwork: true, containers: []}}", "hostNetwork"),
+        (&probed("livenessProbe: {grpc: {port: 1}}"), "exec, httpGet and tcpSocket"),
+        (&probed("readinessProbe: {httpGet: {port: 1, scheme: HTTPS}}"), "scheme HTTP"),
         ("kind: [", "YAML document 1"),
     ] {
         let error = format!("{:#}", node.apply(yaml).unwrap_err());
