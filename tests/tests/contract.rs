@@ -1,5 +1,5 @@
-//! Linkerd's side of the contract, played by hand: its injector's environment, its proxy's outbound side against our
-//! inbound, its inbound side against our outbound.
+//! Linkerd's side of the contract, played by hand: its proxy's outbound side against our inbound, its inbound side
+//! against our outbound.
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
@@ -34,42 +34,6 @@ spec:
   containers:
   - {name: app, image: busybox, command: [sleep, infinity], ports: [{containerPort: 8000}]}
 ";
-
-/// A pod as Linkerd's injector leaves it.
-const LINKERDS_POD: &str = include_str!("../manifests/linkerds-pod.yaml");
-
-#[test]
-fn the_environment_that_linkerds_injector_writes_starts_our_proxy() {
-    if !check::can_run() {
-        return;
-    }
-    let mesh = Mesh::start().unwrap();
-    let anchors = serde_json::to_string(mesh.trust_anchor()).unwrap();
-    mesh.apply(WEB_POD).unwrap();
-    mesh.apply(&LINKERDS_POD.replace("PEM_BLOCKS", &anchors)).unwrap();
-    mesh.wait_ready(READY).unwrap();
-    let (made, web) = (mesh.pod("shop", "made").unwrap(), mesh.pod("shop", "web").unwrap());
-    let environ = std::fs::read(format!("/proc/{}/environ", made.pid("linkerd-proxy").unwrap())).unwrap();
-    let environ = String::from_utf8(environ).unwrap();
-    assert!(
-        environ.contains("LINKERD2_PROXY_IDENTITY_SVC_NAME=") && !environ.contains("REMORA"),
-        "{environ}"
-    );
-
-    for (server, client, port) in [(&made, &web, 8000), (&web, &made, 8001)] {
-        peer::mirror(server.listen(port).unwrap());
-        let url = format!("http://{}:{port}/?from={}", server.ip().unwrap(), client.name.name);
-        let id = format!("l5d-client-id: {}", shop::identity(&client.name.name));
-        let mut seen = String::new();
-        // A pod that has just become ready may be a stranger to the control plane for a moment.
-        let waited = mesh.wait_until("the application to be sent a client's identity", PATIENCE, || {
-            seen = shop::curl(client, &[&url]).unwrap();
-            seen.contains(&id)
-        });
-        let known = shop::state(client).unwrap();
-        assert!(waited.is_ok(), "the application was sent:\n{seen}\nfrom a proxy that knew:\n{known:#}");
-    }
-}
 
 #[test]
 fn a_linkerd_proxy_reaches_applications_through_the_transport_header() {
