@@ -79,7 +79,7 @@ fn every_name_that_the_contract_lists_starts_our_proxy_and_none_is_missing() {
     assert!(env.contains_key("OTEL_RESOURCE_ATTRIBUTES"));
     carries_traffic_both_ways(&whole, 8001);
     let log = MESH.logs(&whole, PROXY);
-    assert!(log.contains(" - [") && log.contains("GET http"), "no line of the access log:\n{log}");
+    assert!(log.contains(&format!(" {} - [", identity("web"))), "no line of the access log:\n{log}");
 }
 
 #[test]
