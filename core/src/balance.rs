@@ -182,7 +182,7 @@ mod tests {
 
     /// Milliseconds in, milliseconds out.
     fn wait(refusals: &[(u64, u64)], empty_since: u64, now: u64) -> Option<u64> {
-        let at = |ms| Time::ZERO + Duration::from_millis(ms);
+        let at = |ms| Time(Duration::from_millis(ms));
         let refusals = refusals.iter().map(|&(since, until)| Refusal { since: at(since), until: at(until) });
         let wait = patience(refusals, at(empty_since), at(now), Duration::from_secs(3));
         wait.map(|wait| wait.as_millis() as u64)

@@ -158,10 +158,11 @@ impl LiveEndpoint {
     async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
         let connected = self.dialer.connect(session).await;
         let mut state = self.state();
+        let now = clock::now();
         if connected.is_ok() {
             state.refusals = 0;
+            state.not_before = now;
         } else {
-            let now = clock::now();
             if state.refusals == 0 {
                 state.refusing_since = now;
             }

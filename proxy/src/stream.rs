@@ -288,6 +288,24 @@ mod tests {
         assert_eq!(all, "first second third");
     }
 
+    #[tokio::test]
+    async fn a_drain_waits_for_who_has_spoken_and_for_nobody_who_is_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let drain = Drain::new();
+        let mut stream = Stream::plain(listener.accept().await.unwrap().0).attended(&drain);
+        assert_eq!(drain.busy(), 1, "nobody has listened yet");
+        let mut byte = [0];
+        assert!(futures_util::poll!(std::pin::pin!(stream.read(&mut byte))).is_pending());
+        assert_eq!(drain.busy(), 0, "silent");
+        client.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut byte).await.unwrap();
+        assert!(futures_util::poll!(std::pin::pin!(stream.read(&mut byte))).is_pending());
+        assert_eq!(drain.busy(), 1, "silent now, but has spoken");
+        drop(stream);
+        assert_eq!(drain.busy(), 0, "gone");
+    }
+
     #[derive(Default)]
     struct Read(std::sync::atomic::AtomicUsize);
 

@@ -49,7 +49,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     let (before, after) = made.split_once("  containers:\n").unwrap();
     let whole = format!("{before}{MORE}  containers:\n{after}");
     let whole = whole.replace("name: made", "name: whole").replace("AccountName: made", "AccountName: whole");
-    mesh.apply(&[shop::NAMESPACE, &made, "---\n", &whole, "---\n", &shop::idle("web", &[])].concat()).unwrap();
+    mesh.apply(&[shop::NAMESPACE, &made, "---\n", &whole, "---\n", &shop::idle("web", &[])].concat())
+        .unwrap();
     mesh.wait_ready(shop::PATIENCE).unwrap();
     mesh
 });
@@ -101,7 +102,10 @@ fn two_workers_share_the_connections() {
     let targets = known.pointer("/outbound/workers").unwrap().as_array().unwrap();
     assert_eq!(targets.len(), workers, "{known:#}");
     let target = format!("{}:8003", web.ip().unwrap());
-    assert!(targets.iter().all(|worker| worker.get(&target).is_some()), "a worker had nothing to do: {known:#}");
+    assert!(
+        targets.iter().all(|worker| worker.get(&target).is_some()),
+        "a worker had nothing to do: {known:#}"
+    );
 }
 
 /// HTTP/1, HTTP/2 and bytes, to this pod and from it, each with the identity of the other end.
@@ -122,9 +126,14 @@ fn carries_traffic_both_ways(pod: &PodRef<'_>, port: u16) {
             seen = curl(client, &[&url]).unwrap();
             seen.contains(&format!("l5d-client-id: {id}"))
         });
-        assert!(waited.is_ok(), "the application was sent:\n{seen}\nfrom a proxy that knew:\n{:#}", state(client).unwrap());
+        assert!(
+            waited.is_ok(),
+            "the application was sent:\n{seen}\nfrom a proxy that knew:\n{:#}",
+            state(client).unwrap()
+        );
 
-        let seen = curl(client, &["--http2-prior-knowledge", &format!("http://{}/two", at(port + 100))]).unwrap();
+        let seen =
+            curl(client, &["--http2-prior-knowledge", &format!("http://{}/two", at(port + 100))]).unwrap();
         assert_eq!(seen, format!("HTTP/2.0 http://{}/two {id}", at(port + 100)));
 
         let mut bytes = client.dial(at(port + 200)).unwrap();
