@@ -10,7 +10,7 @@ use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::peer::{self, ALPN, Certificate, End, PATIENCE, Session, header};
-use remora_tests::{Mesh, PodRef, check, shop};
+use remora_tests::{Mesh, PodRef, check};
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::client::TlsStream;

@@ -135,7 +135,7 @@ fn what_was_sent_is_answered_and_who_is_silent_is_not_waited_for() {
         let mut asked = TcpStream::connect(service(&mesh)).await.unwrap();
         asked.write_all(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n").await.unwrap();
         wait(&mesh, "both connections to be accepted", || {
-            shop::state(&client).unwrap().pointer("/connections/outbound") == Some(&2.into())
+            shop::state(&client).unwrap().pointer("/tasks/outbound connection") == Some(&2.into())
         });
         client.signal(PROXY, Signal::TERM).unwrap();
         wait(&mesh, "readiness to be false", || unready(&client));
