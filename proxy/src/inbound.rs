@@ -94,7 +94,7 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
                 (Connection { peer, no_tls: None, ..plain }, First::Client(Protocol::Tls, None))
             }
             MeshHello::Ours => {
-                let _busy = worker.proxy.drain.guard();
+                let handshaking = worker.proxy.drain.guard();
                 let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
                 let (peer, tls) = Box::pin(tls::terminate(
                     &credentials,
@@ -105,6 +105,7 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
                 ))
                 .await?;
                 stream = tls.attended(&worker.proxy.drain);
+                drop(handshaking);
                 let meshed = Connection { peer, no_tls: None, ..plain };
                 let first = detect(worker, &server, &meshed, &mut stream).await?;
                 (meshed, first)
