@@ -1,4 +1,8 @@
-//! Which endpoint takes the next request: the less loaded of two random ones (power of two choices).
+//! Which endpoint takes the next request: the less loaded of two random ones (power of two choices). And how long a
+//! request may wait while there is none.
+
+use crate::time::Time;
+use core::time::Duration;
 
 /// Picks an index below `count`. `load(i)` is endpoint `i`'s load, or `None` if it cannot be used now; `random` is any
 /// number. With fewer than two usable endpoints the choice is obvious; two different ones are always compared.
@@ -28,6 +32,37 @@ pub fn pick(count: usize, load: impl Fn(usize) -> Option<f64>, random: u64) -> O
             }
         }
     }
+}
+
+/// How long a request may wait before it looks again, where every endpoint refuses connections: until the first of them
+/// is to be tried again, but not beyond `failfast` after the last of them began to refuse (contract 4.5). `None`: it is
+/// beyond, and the request fails at once. `refusals` says of each endpoint since when it refuses and until when it is
+/// passed over; where there is no endpoint at all, there is none since `empty_since`.
+pub fn patience(
+    refusals: impl Iterator<Item = Refusal>,
+    empty_since: Time,
+    now: Time,
+    failfast: Duration,
+) -> Option<Duration> {
+    let all = refusals.reduce(|a, b| Refusal { since: a.since.max(b.since), until: a.until.min(b.until) });
+    let (since, until) = match all {
+        Some(all) => (all.since, Some(all.until)),
+        None => (empty_since, None),
+    };
+    let left = failfast.saturating_sub(now.since(since));
+    if left.is_zero() {
+        return None;
+    }
+    Some(until.map_or(left, |until| until.since(now).min(left)))
+}
+
+/// An endpoint that refuses connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Of the first connection that it refused, none having been accepted since.
+    pub since: Time,
+    /// It is passed over until then.
+    pub until: Time,
 }
 
 /// The one with less load; a NaN counts as the heaviest there is, and of equals the first drawn wins.
@@ -122,6 +157,35 @@ mod tests {
         }
         assert!(hits.iter().step_by(2).all(|&n| (800..1200).contains(&n)), "of 4000 draws: {hits:?}");
         assert!(hits.iter().skip(1).step_by(2).all(|&n| n == 0));
+    }
+
+    #[test]
+    fn nobody_there_is_waited_for_until_failfast() {
+        assert_eq!(wait(&[], 1_000, 1_000), Some(3_000));
+        assert_eq!(wait(&[], 1_000, 3_999), Some(1));
+        assert_eq!(wait(&[], 1_000, 4_000), None);
+    }
+
+    #[test]
+    fn who_refuses_is_waited_for_until_the_first_may_be_tried_again() {
+        assert_eq!(wait(&[(0, 1_600)], 0, 1_000), Some(600));
+        assert_eq!(wait(&[(0, 1_600), (900, 1_200)], 0, 1_000), Some(200));
+        assert_eq!(wait(&[(0, 60_000)], 0, 1_000), Some(2_000), "failfast is nearer");
+    }
+
+    #[test]
+    fn failfast_counts_from_the_last_that_began_to_refuse() {
+        assert_eq!(wait(&[(0, 60_000), (8_000, 60_000)], 0, 10_000), Some(1_000));
+        assert_eq!(wait(&[(0, 60_000), (8_000, 60_000)], 0, 11_000), None);
+        assert_eq!(wait(&[(0, 60_000), (8_000, 12_000)], 0, 11_500), None, "until it is tried again");
+    }
+
+    /// Milliseconds in, milliseconds out.
+    fn wait(refusals: &[(u64, u64)], empty_since: u64, now: u64) -> Option<u64> {
+        let at = |ms| Time(Duration::from_millis(ms));
+        let refusals = refusals.iter().map(|&(since, until)| Refusal { since: at(since), until: at(until) });
+        let wait = patience(refusals, at(empty_since), at(now), Duration::from_secs(3));
+        wait.map(|wait| wait.as_millis() as u64)
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// With no usable endpoint for so long, requests fail at once. Contract 4.5.
+/// With no endpoint that accepts connections for so long, requests fail at once. Contract 4.5.
 const FAILFAST: Duration = Duration::from_secs(3);
 
 /// The endpoints of one destination, for one worker.
@@ -32,7 +32,7 @@ pub struct Balancer {
 
 struct Set {
     endpoints: Vec<Arc<LiveEndpoint>>,
-    /// Since when nobody could be picked, or discovery has said nothing.
+    /// Since when there is no endpoint, or discovery has said nothing.
     empty_since: Time,
 }
 
@@ -67,9 +67,20 @@ impl Balancer {
         &self.name
     }
 
+    /// Whether discovery may say that somebody else is there.
+    pub fn is_discovered(&self) -> bool {
+        self.following.get().is_some()
+    }
+
     /// Whether somebody could be picked now.
     pub fn is_available(&self) -> bool {
-        !self.set.load().endpoints.is_empty()
+        let now = clock::now();
+        let set = self.set.load();
+        if self.is_discovered() {
+            set.endpoints.iter().any(|live| live.refusal(now).is_none())
+        } else {
+            !set.endpoints.is_empty()
+        }
     }
 
     /// The endpoints, for `/state.json`.
@@ -77,21 +88,23 @@ impl Balancer {
         self.set.load().endpoints.clone()
     }
 
-    /// The less loaded of two usable endpoints, `except` one if there is another. Waits while there is none, but not
-    /// beyond failfast.
+    /// The less loaded of two usable endpoints, `except` one if there is another. Waits while there is none, also while
+    /// all of them refuse connections, but not beyond failfast. Where there is no choice (a second attempt, an address
+    /// that discovery does not balance), one that refuses is better than none.
     pub async fn pick(&self, except: Option<&Arc<LiveEndpoint>>) -> Result<Arc<LiveEndpoint>, Fault> {
         loop {
             let changed = self.changed.notified();
             let set = self.set.load();
-            if let Some(picked) = pick(&set.endpoints, except) {
+            let (now, choosy) = (clock::now(), self.is_discovered() && except.is_none());
+            if let Some(picked) = pick(&set.endpoints, except, choosy, now) {
                 return Ok(picked);
             }
-            let waited = clock::now().since(set.empty_since);
+            let refusals = set.endpoints.iter().filter_map(|live| live.refusal(now));
+            let patience = balance::patience(refusals, set.empty_since, now, FAILFAST);
             drop(set);
-            let left = FAILFAST.saturating_sub(waited);
-            if left.is_zero() || tokio::time::timeout(left, changed).await.is_err() {
-                return Err(Fault::NoEndpoint(self.name.clone()));
-            }
+            let Some(patience) = patience else { return Err(Fault::NoEndpoint(self.name.clone())) };
+            // Expiry is no error: somebody may be tried again, or it is time to fail.
+            let _ = tokio::time::timeout(patience, changed).await;
         }
     }
 
@@ -113,16 +126,23 @@ impl Balancer {
     }
 }
 
-fn pick(endpoints: &[Arc<LiveEndpoint>], except: Option<&Arc<LiveEndpoint>>) -> Option<Arc<LiveEndpoint>> {
-    let now = clock::now();
+fn pick(
+    endpoints: &[Arc<LiveEndpoint>],
+    except: Option<&Arc<LiveEndpoint>>,
+    choosy: bool,
+    now: Time,
+) -> Option<Arc<LiveEndpoint>> {
     let random = clock::random();
     let is_except = |live: &Arc<LiveEndpoint>| except.is_some_and(|except| Arc::ptr_eq(live, except));
     let healthy = |i: usize| {
         let live = endpoints.get(i)?;
         (!is_except(live)).then(|| live.load_if_reachable(now)).flatten()
     };
-    // When no endpoint answers, the one that may have recovered is better than none.
-    let any = |i: usize| endpoints.get(i).map(|live| live.load(now));
+    // Without weight is better than none, and so is, where there is no choice, one that refused just now.
+    let any = |i: usize| {
+        let live = endpoints.get(i)?;
+        (!choosy || live.refusal(now).is_none()).then(|| live.load(now))
+    };
     let picked = balance::pick(endpoints.len(), healthy, random)
         .or_else(|| balance::pick(endpoints.len(), any, random))?;
     endpoints.get(picked).cloned()

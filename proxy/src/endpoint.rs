@@ -12,6 +12,7 @@ use crate::{
 };
 use remora_core::{
     backoff::Backoff,
+    balance::Refusal,
     endpoint::{DialPlan, Endpoint, EndpointTls, ProtocolHint},
     ewma::PeakEwma,
     header::{SessionProtocol, TransportHeader},
@@ -45,6 +46,8 @@ struct State {
     ewma: PeakEwma,
     in_flight: u32,
     refusals: u32,
+    /// Of the first of these refusals.
+    refusing_since: Time,
     not_before: Time,
 }
 
@@ -95,6 +98,7 @@ impl LiveEndpoint {
                 ewma: PeakEwma::new(rtt, decay, now),
                 in_flight: 0,
                 refusals: 0,
+                refusing_since: now,
                 not_before: now,
             }),
             endpoint,
@@ -129,6 +133,12 @@ impl LiveEndpoint {
         Some(self.load(now))
     }
 
+    /// Since when the endpoint refuses connections, while it is passed over for it.
+    pub fn refusal(&self, now: Time) -> Option<Refusal> {
+        let state = self.state();
+        (state.not_before > now).then_some(Refusal { since: state.refusing_since, until: state.not_before })
+    }
+
     /// Requests and opaque connections under way.
     pub fn in_flight(&self) -> u32 {
         self.state().in_flight
@@ -148,10 +158,15 @@ impl LiveEndpoint {
     async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
         let connected = self.dialer.connect(session).await;
         let mut state = self.state();
+        let now = clock::now();
         if connected.is_ok() {
             state.refusals = 0;
+            state.not_before = now;
         } else {
-            state.not_before = clock::now() + REACH_AGAIN.delay(state.refusals, clock::random());
+            if state.refusals == 0 {
+                state.refusing_since = now;
+            }
+            state.not_before = now + REACH_AGAIN.delay(state.refusals, clock::random());
             state.refusals = state.refusals.saturating_add(1);
         }
         drop(state);

@@ -14,8 +14,10 @@ pub enum Fault {
     ClientGone(Shared<io::Error>),
     #[error("{}: {}", client_text(.0), .0)]
     Client(Shared<hyper::Error>),
-    #[error("the client sent half a ClientHello and then nothing for {0:?}")]
+    #[error("no whole ClientHello came within {0:?}, and nothing else")]
     TlsDetectTimeout(Duration),
+    #[error("policy admits the client at most for a request, and it said nothing for {0:?}")]
+    Silence(Duration),
     #[error("the client's TLS was refused: {0}")]
     ClientTls(TlsFault),
     #[error("connections to the proxy's own port need mesh TLS: {0}")]
@@ -106,6 +108,7 @@ impl Fault {
             Self::ClientGone(_)
             | Self::Client(_)
             | Self::TlsDetectTimeout(_)
+            | Self::Silence(_)
             | Self::ClientTls(_)
             | Self::DirectWithoutTls(_)
             | Self::IdentityRequired
@@ -143,6 +146,7 @@ impl Fault {
             | Self::ConnectTimeout { .. }
             | Self::Server(_) => "i/o",
             Self::TlsDetectTimeout(_) => "tls detection timeout",
+            Self::Silence(_) => "detection timeout",
             Self::ClientTls(_) => "client tls",
             Self::DirectWithoutTls(_) | Self::IdentityRequired | Self::RequiredIdentity { .. } => {
                 "identity required"
@@ -172,6 +176,7 @@ impl Fault {
             Self::ClientGone(_)
             | Self::Client(_)
             | Self::TlsDetectTimeout(_)
+            | Self::Silence(_)
             | Self::ClientTls(_)
             | Self::DirectWithoutTls(_)
             | Self::IdentityRequired

@@ -25,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use tokio::sync::Notify;
 
 /// What one HTTP/2 stream may have under way, and all streams of a connection together: a reader that stops must not
 /// stop the others, so one stream never has more than a small share of its connection.
@@ -53,13 +54,13 @@ impl Settings {
     }
 }
 
-/// Serves requests until the client or the drain ends the connection. A service's error resets the request's stream
-/// (HTTP/2) or the connection (HTTP/1).
+/// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets the
+/// request's stream (HTTP/2) or the connection (HTTP/1).
 pub async fn serve<S, F>(
     stream: Stream,
     version: SessionProtocol,
     settings: Settings,
-    drain: Drain,
+    drain: &Drain,
     service: S,
 ) -> Result<(), Fault>
 where
@@ -67,17 +68,28 @@ where
     F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
 {
     let io = TokioIo::new(stream);
-    // A drain waits for the connection; an idle one ends at once.
-    let _busy = drain.guard();
+    // An answer that closes says so in its head to an HTTP/1 client, and hyper obeys; to HTTP/2 it is a GOAWAY.
+    let closing = Arc::new(Notify::new());
     let served = match version {
         SessionProtocol::Http1 => {
             let connection =
                 http1_builder(settings).serve_connection(io, service_fn(service)).with_upgrades();
-            until_drained(connection, &drain, http1::UpgradeableConnection::graceful_shutdown).await
+            until(connection, drain, &closing, http1::UpgradeableConnection::graceful_shutdown).await
         }
         SessionProtocol::Http2 => {
-            let connection = http2_builder(settings).serve_connection(io, service_fn(service));
-            until_drained(connection, &drain, http2::Connection::graceful_shutdown).await
+            let asked = closing.clone();
+            let service = service_fn(move |request| {
+                let (answered, asked) = (service(request), asked.clone());
+                async move {
+                    let answer = answered.await;
+                    if answer.as_ref().is_ok_and(respond::is_closing) {
+                        asked.notify_one();
+                    }
+                    answer
+                }
+            });
+            let connection = http2_builder(settings).serve_connection(io, service);
+            until(connection, drain, &closing, http2::Connection::graceful_shutdown).await
         }
     };
     served.map_err(|error| Fault::Client(Arc::new(error)))
@@ -139,19 +151,21 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// Runs a connection; when the drain begins, tells the client to go elsewhere and finishes what is under way.
-async fn until_drained<C: Future>(
+/// Runs a connection; when the drain begins or an answer closes, tells the client to go elsewhere and finishes what is
+/// under way.
+async fn until<C: Future>(
     connection: C,
     drain: &Drain,
+    closing: &Notify,
     shut_down: impl FnOnce(Pin<&mut C>),
 ) -> C::Output {
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         biased;
-        ended = &mut connection => ended,
-        () = drain.draining() => {
-            shut_down(connection.as_mut());
-            connection.await
-        }
+        ended = &mut connection => return ended,
+        () = drain.draining() => {}
+        () = closing.notified() => {}
     }
+    shut_down(connection.as_mut());
+    connection.await
 }

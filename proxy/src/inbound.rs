@@ -46,7 +46,8 @@ pub struct Connection {
 /// Serves a connection to its end.
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
     let Accepted { tcp, client, target, permit } = accepted;
-    let stream = Stream::plain(tcp);
+    // A drain waits for a client from its first byte on.
+    let stream = Stream::plain(tcp).attended(&worker.proxy.drain);
     let plain = Connection {
         client,
         target,
@@ -93,6 +94,7 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
                 (Connection { peer, no_tls: None, ..plain }, First::Client(Protocol::Tls, None))
             }
             MeshHello::Ours => {
+                let handshaking = worker.proxy.drain.guard();
                 let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
                 let (peer, tls) = Box::pin(tls::terminate(
                     &credentials,
@@ -102,7 +104,8 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
                     limit,
                 ))
                 .await?;
-                stream = tls;
+                stream = tls.attended(&worker.proxy.drain);
+                drop(handshaking);
                 let meshed = Connection { peer, no_tls: None, ..plain };
                 let first = detect(worker, &server, &meshed, &mut stream).await?;
                 (meshed, first)
@@ -110,8 +113,6 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
         },
     };
 
-    // From its first word on, a drain waits for a client.
-    let _busy = worker.proxy.drain.guard();
     worker.proxy.metrics.inbound_detected(&first, began);
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     // What the port is declared to be and what was said first decide together: contract 1.3.
@@ -145,7 +146,8 @@ async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> 
     let hello = timeout(limit, sniff::mesh_hello(&mut stream, name, limit, &Never)).await;
     match hello.unwrap_or(Err(Fault::TlsDetectTimeout(limit)))? {
         MeshHello::Ours => {}
-        MeshHello::Foreign(_) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
+        MeshHello::Foreign(Some(_)) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
+        MeshHello::Foreign(None) => return Err(Fault::DirectWithoutTls("the ClientHello has no SNI")),
         MeshHello::NotTls(_) => return Err(Fault::DirectWithoutTls("the client speaks no TLS")),
     }
     let _busy = worker.proxy.drain.guard();
@@ -228,8 +230,14 @@ async fn detect(
         }
         ServerProtocol::Opaque | ServerProtocol::Tls => Ok(First::Client(Protocol::Opaque, None)),
         ServerProtocol::Detect { .. } | ServerProtocol::Http1 { .. } | ServerProtocol::Invalid(_) => {
-            let speculation = Speculation::new(worker, server, connection);
-            sniff::protocol(stream, detect_limit(worker, server), &speculation).await
+            let (limit, speculation) =
+                (detect_limit(worker, server), Speculation::new(worker, server, connection));
+            let first = sniff::protocol(stream, limit, &speculation);
+            if speculation.admitted {
+                return first.await;
+            }
+            // Only a request may still be admitted; whoever has none is not waited for.
+            timeout(limit, first).await.unwrap_or(Err(Fault::Silence(limit)))
         }
     }
 }
@@ -242,6 +250,8 @@ async fn opaque(
     stream: Stream,
     spare: Option<AppConnection>,
 ) -> Result<(), Fault> {
+    // Whoever is silent may be waiting for what the application says, and a drain with it.
+    let _busy = worker.proxy.drain.guard();
     let metrics = &worker.proxy.metrics;
     let server = policy.latest();
     let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
@@ -262,7 +272,6 @@ async fn opaque(
         },
     };
     let revoked = revoked(worker, &connection, policy);
-    let _drain = worker.proxy.drain.guard();
     tcp::forward(stream, app.into_stream(), revoked).await
 }
 
@@ -291,7 +300,7 @@ async fn http(
     let stream = stream.metered(Arc::new(meter.open()));
     let settings = http::Settings::inbound(&proxy.config);
     let context = Arc::new(request::Inbound::new(worker.clone(), connection, policy));
-    http::serve(stream, version, settings, proxy.drain.clone(), move |request| {
+    http::serve(stream, version, settings, &proxy.drain, move |request| {
         request::inbound(context.clone(), request)
     })
     .await

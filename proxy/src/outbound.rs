@@ -16,7 +16,6 @@ use crate::{
     tcp,
 };
 use remora_core::{detect::Protocol, header::SessionProtocol, route};
-use remora_runtime::tasks::Drain;
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -27,7 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
     let Accepted { tcp, client, target: addr, permit } = accepted;
     let permit = Arc::new(permit);
-    let stream = Stream::plain(tcp).metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
+    // A drain waits for what is being looked up, and for whoever has spoken.
+    let stream = Stream::plain(tcp).attended(&worker.proxy.drain);
+    let stream = stream.metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
     let served = match lookup(&worker, client, addr).await {
         Ok(target) => planned(&worker, &target, stream, permit).await,
         Err(fault) => Box::pin(refuse(&worker, stream, &fault)).await.and(Err(fault)),
@@ -94,7 +95,6 @@ async fn planned(
             }
         }
     };
-    let _busy = worker.proxy.drain.guard();
     // A connection opened for bytes carries no requests: the header on it has announced none.
     drop(spare);
     let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
@@ -102,7 +102,7 @@ async fn planned(
     let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), permit));
     let settings = http::Settings::outbound(&worker.proxy.config);
     // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
-    let serving = http::serve(stream, version, settings, worker.proxy.drain.clone(), move |request| {
+    let serving = http::serve(stream, version, settings, &worker.proxy.drain, move |request| {
         request::outbound(context.clone(), request)
     });
     Box::pin(serving).await
@@ -115,6 +115,7 @@ async fn opaque(
     stream: Stream,
     spare: Option<Server>,
 ) -> Result<(), Fault> {
+    // A client may wait for what its server says first, and a drain with it.
     let _busy = worker.proxy.drain.guard();
     let server = match spare {
         Some(server) => server,
@@ -174,12 +175,8 @@ async fn refuse(worker: &Arc<Worker>, mut stream: Stream, fault: &Fault) -> Resu
     let settings = http::Settings::outbound(&worker.proxy.config);
     let informational = worker.proxy.config.outbound.informational_headers;
     let fault = fault.clone();
-    // One answer, and the connection ends: the next one may find the cause gone.
-    let once = Drain::new();
-    let answered = once.clone();
-    http::serve(stream, version, settings, once, move |request| {
+    http::serve(stream, version, settings, &worker.proxy.drain, move |request| {
         let answer = request::refuse(&fault, &request, informational);
-        answered.signal();
         async move { Ok(answer) }
     })
     .await

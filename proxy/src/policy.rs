@@ -25,6 +25,7 @@ pub struct Policies {
 }
 
 /// The policy of one port as a connection follows it.
+#[derive(Clone)]
 pub struct PortPolicy {
     watch: Option<Watch<Server>>,
     default: Arc<ServerPolicy>,

@@ -1,6 +1,7 @@
 //! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
 
 use bytes::{Buf, Bytes};
+use remora_runtime::tasks::{Drain, Guard};
 use std::{
     io,
     pin::Pin,
@@ -27,6 +28,31 @@ pub struct Stream {
     head: Bytes,
     io: Io,
     meter: Option<Arc<dyn Meter>>,
+    attention: Option<Attention>,
+}
+
+/// Keeps a drain waiting for whoever has said something, and for nobody who is silent.
+struct Attention {
+    drain: Drain,
+    /// Held from the start, so that what was said before anybody listened is heard.
+    guard: Option<Guard>,
+    heard: bool,
+}
+
+impl Attention {
+    fn read(&mut self, bytes: usize, pending: bool) {
+        if self.heard {
+            return;
+        }
+        if bytes > 0 {
+            self.heard = true;
+            if self.guard.is_none() {
+                self.guard = Some(self.drain.guard());
+            }
+        } else if pending {
+            self.guard = None;
+        }
+    }
 }
 
 enum Io {
@@ -43,15 +69,19 @@ pub struct Rewound {
 
 impl Stream {
     pub fn plain(tcp: TcpStream) -> Self {
-        Self { head: Bytes::new(), io: Io::Plain(tcp), meter: None }
+        Self::new(Io::Plain(tcp))
     }
 
     pub fn tls_server(tls: server::TlsStream<Rewound>) -> Self {
-        Self { head: Bytes::new(), io: Io::Server(Box::new(tls)), meter: None }
+        Self::new(Io::Server(Box::new(tls)))
     }
 
     pub fn tls_client(tls: client::TlsStream<TcpStream>) -> Self {
-        Self { head: Bytes::new(), io: Io::Client(Box::new(tls)), meter: None }
+        Self::new(Io::Client(Box::new(tls)))
+    }
+
+    fn new(io: Io) -> Self {
+        Self { head: Bytes::new(), io, meter: None, attention: None }
     }
 
     /// Puts `bytes` before everything that has not been read yet.
@@ -72,6 +102,13 @@ impl Stream {
             meter.read(self.head.len());
         }
         self.meter = Some(meter);
+        self
+    }
+
+    /// Lets a drain wait for the other end: from now until it turns out to be silent, and from its first byte to the
+    /// end of the connection.
+    pub fn attended(mut self, drain: &Drain) -> Self {
+        self.attention = Some(Attention { drain: drain.clone(), guard: Some(drain.guard()), heard: false });
         self
     }
 
@@ -112,8 +149,11 @@ impl AsyncRead for Stream {
             Io::Server(tls) => Pin::new(tls).poll_read(cx, buf),
             Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
         };
+        let bytes = buf.filled().len() - before;
+        if let Some(attention) = &mut this.attention {
+            attention.read(bytes, polled.is_pending());
+        }
         if let Some(meter) = &this.meter {
-            let bytes = buf.filled().len() - before;
             if bytes > 0 {
                 meter.read(bytes);
             }
@@ -246,6 +286,24 @@ mod tests {
         // "first " was put back last: it was read earlier than "second ".
         stream.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "first second third");
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_who_has_spoken_and_for_nobody_who_is_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let drain = Drain::new();
+        let mut stream = Stream::plain(listener.accept().await.unwrap().0).attended(&drain);
+        assert_eq!(drain.busy(), 1, "nobody has listened yet");
+        let mut byte = [0];
+        assert!(futures_util::poll!(std::pin::pin!(stream.read(&mut byte))).is_pending());
+        assert_eq!(drain.busy(), 0, "silent");
+        client.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut byte).await.unwrap();
+        assert!(futures_util::poll!(std::pin::pin!(stream.read(&mut byte))).is_pending());
+        assert_eq!(drain.busy(), 1, "silent now, but has spoken");
+        drop(stream);
+        assert_eq!(drain.busy(), 0, "gone");
     }
 
     #[derive(Default)]

@@ -1,5 +1,5 @@
-//! Linkerd's side of the contract, played by hand: its injector's environment, its proxy's outbound side against our
-//! inbound, its inbound side against our outbound.
+//! Linkerd's side of the contract, played by hand: its proxy's outbound side against our inbound, its inbound side
+//! against our outbound.
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::peer::{self, ALPN, Certificate, End, PATIENCE, Session, header};
-use remora_tests::{Mesh, PodRef, check, shop};
+use remora_tests::{Mesh, PodRef, check};
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::client::TlsStream;
@@ -34,42 +34,6 @@ spec:
   containers:
   - {name: app, image: busybox, command: [sleep, infinity], ports: [{containerPort: 8000}]}
 ";
-
-/// A pod as Linkerd's injector leaves it.
-const LINKERDS_POD: &str = include_str!("../manifests/linkerds-pod.yaml");
-
-#[test]
-fn the_environment_that_linkerds_injector_writes_starts_our_proxy() {
-    if !check::can_run() {
-        return;
-    }
-    let mesh = Mesh::start().unwrap();
-    let anchors = serde_json::to_string(mesh.trust_anchor()).unwrap();
-    mesh.apply(WEB_POD).unwrap();
-    mesh.apply(&LINKERDS_POD.replace("PEM_BLOCKS", &anchors)).unwrap();
-    mesh.wait_ready(READY).unwrap();
-    let (made, web) = (mesh.pod("shop", "made").unwrap(), mesh.pod("shop", "web").unwrap());
-    let environ = std::fs::read(format!("/proc/{}/environ", made.pid("linkerd-proxy").unwrap())).unwrap();
-    let environ = String::from_utf8(environ).unwrap();
-    assert!(
-        environ.contains("LINKERD2_PROXY_IDENTITY_SVC_NAME=") && !environ.contains("REMORA"),
-        "{environ}"
-    );
-
-    for (server, client, port) in [(&made, &web, 8000), (&web, &made, 8001)] {
-        peer::mirror(server.listen(port).unwrap());
-        let url = format!("http://{}:{port}/?from={}", server.ip().unwrap(), client.name.name);
-        let id = format!("l5d-client-id: {}", shop::identity(&client.name.name));
-        let mut seen = String::new();
-        // A pod that has just become ready may be a stranger to the control plane for a moment.
-        let waited = mesh.wait_until("the application to be sent a client's identity", PATIENCE, || {
-            seen = shop::curl(client, &[&url]).unwrap();
-            seen.contains(&id)
-        });
-        let known = shop::state(client).unwrap();
-        assert!(waited.is_ok(), "the application was sent:\n{seen}\nfrom a proxy that knew:\n{known:#}");
-    }
-}
 
 #[test]
 fn a_linkerd_proxy_reaches_applications_through_the_transport_header() {
@@ -177,7 +141,10 @@ fn what_the_contract_does_not_allow_on_4143_is_refused_counted_and_named() {
         return;
     }
     let mesh = Mesh::start().unwrap();
-    mesh.apply(WEB_POD).unwrap();
+    let env = r#"[{"name": "LINKERD2_PROXY_INBOUND_DETECT_TIMEOUT", "value": "2s"}]"#;
+    let annotated =
+        format!("labels: {{app: web}}, annotations: {{config.linkerd.io/proxy-additional-env: '{env}'}}}}");
+    mesh.apply(&WEB_POD.replace("labels: {app: web}}", &annotated)).unwrap();
     mesh.wait_ready(READY).unwrap();
     let web = mesh.pod("shop", "web").unwrap();
     peer::echo(web.listen(9000).unwrap());
@@ -186,10 +153,14 @@ fn what_the_contract_does_not_allow_on_4143_is_refused_counted_and_named() {
     let no_alpn = peer::client(mesh.root(), Some(&own), &[]).unwrap();
     let other_alpn = peer::client(mesh.root(), Some(&own), &[b"h2"]).unwrap();
     let nobody = peer::client(mesh.root(), None, &[ALPN]).unwrap();
+    let mut nameless = (*good).clone();
+    nameless.enable_sni = false;
+    let nameless = Arc::new(nameless);
     let gateway = header(9000, "other.shop.svc.cluster.local", Session::None);
     let to = |port| header(port, "", Session::None);
     let cases = [
         ("a foreign SNI", &good, PEER, to(9000), "identity required", "the SNI is not ours"),
+        ("no SNI", &nameless, WEB, to(9000), "identity required", "the ClientHello has no SNI"),
         ("no ALPN", &no_alpn, WEB, to(9000), "identity required", "did not negotiate the transport header"),
         ("another ALPN", &other_alpn, WEB, to(9000), "client tls", "no application protocol"),
         ("no certificate", &nobody, WEB, to(9000), "identity required", "no identity"),
@@ -210,18 +181,22 @@ fn what_the_contract_does_not_allow_on_4143_is_refused_counted_and_named() {
     for (what, config, sni, bytes, label, said) in cases {
         let before = errors(&web, label);
         within(refused(&mesh, &web, config, sni, &bytes, what));
-        mesh.wait_until(&format!("{what} to be counted"), PATIENCE, || errors(&web, label) > before).unwrap();
-        let log = mesh.logs(&web, "linkerd-proxy");
-        let line = log.lines().next_back().unwrap_or_default();
-        assert!(line.contains(said), "{what} is not named in the log's last line: {line}");
+        counted_and_named(&mesh, &web, what, (label, before), said);
     }
 
-    let before = errors(&web, "identity required");
-    let mut plain = mesh.dial(web.at(4143).unwrap()).unwrap();
-    plain.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").unwrap();
-    assert_eq!(peer::end_of(&mut plain), End::Closed(Vec::new()), "plaintext on 4143");
-    mesh.wait_until("plaintext to be counted", PATIENCE, || errors(&web, "identity required") > before)
-        .unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+    let half_a_hello = [0x16, 3, 1, 2, 0, 1, 0];
+    for (what, bytes, label, said) in [
+        ("plaintext", &request[..], "identity required", "the client speaks no TLS"),
+        ("half a ClientHello", &half_a_hello, "tls detection timeout", "no whole ClientHello came within 2s"),
+        ("silence", &[], "tls detection timeout", "no whole ClientHello came within 2s"),
+    ] {
+        let before = errors(&web, label);
+        let mut raw = mesh.dial(web.at(4143).unwrap()).unwrap();
+        raw.write_all(bytes).unwrap();
+        assert_eq!(peer::end_of(&mut raw), End::Closed(Vec::new()), "{what} on 4143");
+        counted_and_named(&mesh, &web, what, (label, before), said);
+    }
     // None of it harmed who keeps to the contract.
     within(Linkerd::new(&mesh, &web, &own).echoes(&[&to(9000), b"still here"], b"still here"));
 }
@@ -363,6 +338,15 @@ async fn refused(
         let _ = stream.read_to_end(&mut received).await;
     }
     assert!(received.is_empty(), "{what} was answered {received:?}");
+}
+
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
+#[track_caller]
+fn counted_and_named(mesh: &Mesh, web: &PodRef<'_>, what: &str, (label, before): (&str, f64), said: &str) {
+    mesh.wait_until(&format!("{what} to be counted"), PATIENCE, || errors(web, label) > before).unwrap();
+    let log = mesh.logs(web, "linkerd-proxy");
+    let line = log.lines().next_back().unwrap_or_default();
+    assert!(line.contains(said), "{what} is not named in the log's last line: {line}");
 }
 
 fn errors(pod: &PodRef<'_>, label: &str) -> f64 {

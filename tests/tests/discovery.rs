@@ -74,6 +74,22 @@ fn a_replica_that_dies_or_hangs_is_passed_over() {
 }
 
 #[test]
+fn a_service_of_which_every_endpoint_refuses_fails_fast_until_one_accepts() {
+    if !check::can_run() {
+        return;
+    }
+    let closed = shop::idle("closed", &[("linkerd.io/inject", "disabled")]);
+    let mesh = shop(&[closed, shop::service("closed", 80, "8080"), shop::idle("client", &[])]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "closed").unwrap());
+    let (code, error) = status(&client, "http://closed/").unwrap();
+    assert_eq!(code, 502, "{error}");
+    let failfast = (504, "no endpoint of closed.shop.svc.cluster.local:80 is available".to_owned());
+    wait(&mesh, "failfast", || status(&client, "http://closed/").unwrap() == failfast);
+    let _app = App::start(&server, 8080, "closed").unwrap();
+    wait(&mesh, "an answer", || status(&client, "http://closed/").unwrap().0 == 200);
+}
+
+#[test]
 fn ports_are_found_by_name_and_pods_by_address_and_a_headless_name() {
     if !check::can_run() {
         return;

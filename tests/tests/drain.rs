@@ -117,6 +117,44 @@ fn a_client_of_a_stopping_proxy_is_told_in_its_own_protocol() {
 }
 
 #[test]
+fn what_was_sent_is_answered_and_who_is_silent_is_not_waited_for() {
+    if !check::can_run() {
+        return;
+    }
+    let env = r#"[{"name": "REMORA_PROXY_FIRST_LOOKUP_TIMEOUT", "value": "20s"}]"#;
+    let patient = ("config.linkerd.io/proxy-additional-env", env);
+    let mesh =
+        start(&[shop::idle("app", &[]), shop::service("app", 80, "8080"), shop::idle("client", &[patient])]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
+    let _app = App::start(&server, 8080, "app").unwrap();
+    let destination = mesh.pod("remora", "remora-destination").unwrap();
+    in_pod(&client, || async {
+        // Nothing is known of the target yet, and nobody says it: the request waits, unread.
+        destination.signal("destination", Signal::STOP).unwrap();
+        let mut silent = TcpStream::connect(service(&mesh)).await.unwrap();
+        let mut asked = TcpStream::connect(service(&mesh)).await.unwrap();
+        asked.write_all(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n").await.unwrap();
+        wait(&mesh, "both connections to be accepted", || {
+            shop::state(&client).unwrap().pointer("/tasks/outbound connection") == Some(&2.into())
+        });
+        client.signal(PROXY, Signal::TERM).unwrap();
+        wait(&mesh, "readiness to be false", || unready(&client));
+        destination.signal("destination", Signal::CONT).unwrap();
+
+        let mut answer = String::new();
+        asked.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\napp\n"), "{answer}");
+        // Its head came after the end was decided, and says so.
+        assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
+        assert_eq!(silent.read(&mut [0; 1]).await.unwrap_or(0), 0, "it is closed");
+    });
+    wait(&mesh, "the proxy to end", || client.restarts(PROXY) == 1);
+    assert_eq!(client.last_exit(PROXY), Some(0));
+    let log = mesh.logs(&client, PROXY);
+    assert!(log.contains("drained"), "it waited for the silent one:\n{log}");
+}
+
+#[test]
 fn what_never_ends_is_cut_off_when_the_grace_period_is_over() {
     if !check::can_run() {
         return;

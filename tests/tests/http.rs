@@ -1,6 +1,6 @@
 //! HTTP passes through two proxies as it was sent: framing, case, trailers, upgrades, bodies; and what the proxies add or
 //! make up themselves is what the contract says.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity, idle, service};
 use remora_tests::wire::{
@@ -23,8 +23,11 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         client("stranger", &[("linkerd.io/inject", "disabled")]),
         kit("web", 8080, "http", &[]),
         kit("counted", 8080, "http", &[]),
+        kit("unmeshed", 8080, "http", &[("linkerd.io/inject", "disabled")]),
         idle("deaf", &[]),
         service("deaf", 8080, "8080"),
+        idle("mute", &[]),
+        service("mute", 8080, "8080"),
         service("nobody", 8080, "8080"),
     ];
     mesh.apply(&manifests.concat()).unwrap();
@@ -293,6 +296,111 @@ fn only_the_servers_proxy_says_who_the_client_is() {
 }
 
 #[test]
+fn an_application_cannot_say_who_the_client_of_an_unmeshed_server_is() {
+    if !check::can_run() {
+        return;
+    }
+    let mut stream = to("unmeshed");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: unmeshed:8080\r\nl5d-client-id: forged\r\n\r\n").unwrap();
+    let told = told(&mut stream);
+    assert_eq!(header(&told, "l5d-client-id"), [""; 0], "{told}");
+}
+
+#[test]
+fn an_application_may_require_its_servers_identity() {
+    if !check::can_run() {
+        return;
+    }
+    let (client, web) = (pod("client"), identity("web"));
+    let asked = |id: &str| {
+        let required = format!("l5d-require-id: {id}");
+        let format = "%{http_code} %header{l5d-proxy-error}";
+        curl(&client, &["-H", &required, "-o", "/dev/null", "-w", format, "http://web:8080/"]).unwrap()
+    };
+    assert_eq!(asked(&web), "200 ");
+    let other = identity("other");
+    assert_eq!(
+        asked(&other),
+        format!("502 the request requires the server identity {other}, the endpoint has {web}")
+    );
+    let required = format!("l5d-require-id: {web}");
+    let format = ["-o", "/dev/null", "-w", "%{http_code} %header{l5d-proxy-error}"];
+    let unmeshed = curl(&client, &[&["-H", &required], &format[..], &["http://unmeshed:8080/"]].concat());
+    assert_eq!(
+        unmeshed.unwrap(),
+        format!("502 the request requires the server identity {web}, the endpoint has no identity")
+    );
+}
+
+#[test]
+fn an_address_where_nobody_is_is_504_after_the_connect_timeout() {
+    if !check::can_run() {
+        return;
+    }
+    let std::net::IpAddr::V4(web) = pod("web").ip().unwrap() else { panic!("pods have IPv4 first") };
+    // An address of the pods' network that no pod has: nobody answers, not even with a refusal.
+    let [a, b, c, _] = web.octets();
+    let (status, error) = shop::status(&pod("client"), &format!("http://{a}.{b}.{c}.250:8080/")).unwrap();
+    assert_eq!((status, error), (504, format!("connecting to {a}.{b}.{c}.250:8080 took longer than 1s")));
+}
+
+#[test]
+fn a_stranger_is_not_told_why_a_request_failed() {
+    if !check::can_run() {
+        return;
+    }
+    let (status, error) = shop::status(&pod("stranger"), "http://mute:8080/").unwrap();
+    assert_eq!((status, error.as_str()), (502, ""));
+    let head = curl(&pod("stranger"), &["-D", "-", "http://mute:8080/"]).unwrap().to_lowercase();
+    assert!(!head.contains("l5d-"), "{head}");
+    let (_, error) = shop::status(&pod("client"), "http://nobody:8080/").unwrap();
+    assert!(!error.is_empty(), "the pod's own application is told");
+}
+
+#[test]
+fn an_answer_that_closes_ends_the_connection_in_its_clients_protocol() {
+    if !check::can_run() {
+        return;
+    }
+    // Its own proxy's answer, and the server's proxy's to somebody from outside.
+    for (from, name) in [("client", "nobody"), ("stranger", "mute")] {
+        let connection = || connect(&pod(from), address(&MESH, name, 8080).unwrap()).unwrap();
+        let mut http1 = connection();
+        http1.write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").as_bytes()).unwrap();
+        let answer = String::from_utf8(read_to_end(&mut http1).unwrap()).unwrap().to_lowercase();
+        assert!(
+            answer.starts_with("http/1.1 50") && answer.contains("\r\nconnection: close\r\n"),
+            "{answer}"
+        );
+        let (status, goaway) = over_http2(connection(), name);
+        assert!(status >= 502 && goaway, "{name}: {status}, and the connection stays open");
+    }
+    assert_eq!(over_http2(to("web"), "web"), (200, false), "an answer that does not close");
+}
+
+#[test]
+fn a_server_that_sends_its_client_elsewhere_is_obeyed_where_nobody_balances() {
+    if !check::can_run() {
+        return;
+    }
+    let direct = std::net::SocketAddr::new(pod("mute").ip().unwrap(), 8080);
+    let balanced = address(&MESH, "mute", 8080).unwrap();
+    for (target, closes) in [(direct, true), (balanced, false)] {
+        let mut stream = connect(&pod("client"), target).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: mute\r\n\r\n").unwrap();
+        let head = String::from_utf8(read_until(&mut stream, b"\r\n\r\n").unwrap()).unwrap().to_lowercase();
+        assert!(head.starts_with("http/1.1 502"), "{head}");
+        assert_eq!(head.contains("\r\nconnection: close\r\n"), closes, "{target}: {head}");
+        assert!(!head.contains("l5d-proxy-connection"), "{head}");
+        if closes {
+            assert_eq!(read_to_end(&mut stream).unwrap(), b"");
+        }
+        let http2 = over_http2(connect(&pod("client"), target).unwrap(), "mute");
+        assert_eq!(http2, (502, closes), "{target}");
+    }
+}
+
+#[test]
 fn an_error_that_the_proxy_makes_says_so() {
     if !check::can_run() {
         return;
@@ -354,6 +462,26 @@ fn http_1_stays_http_1_between_the_pods() {
     counted(&server, "response_total", &success, 3.0).unwrap();
     counted(&client, "response_total", &[("direction", "outbound"), ("dst_service", "counted")], 3.0)
         .unwrap();
+}
+
+/// The status of a request over HTTP/2, and whether the connection then ends although its client keeps it.
+fn over_http2(stream: TcpStream, host: &str) -> (u16, bool) {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        stream.set_nonblocking(true).unwrap();
+        let io = TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap());
+        let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+        let (mut sender, connection) = shaken.unwrap();
+        let mut connection = tokio::spawn(connection);
+        let body = http_body_util::Empty::<bytes::Bytes>::new();
+        let request = http::Request::get(format!("http://{host}/")).body(body).unwrap();
+        let status = sender.send_request(request).await.unwrap().status().as_u16();
+        // For an end that must not come there is nothing to wait for but time.
+        let ended = tokio::time::timeout(Duration::from_secs(2), &mut connection).await;
+        drop(sender);
+        (status, ended.is_ok())
+    })
 }
 
 fn pod(name: &str) -> PodRef<'static> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use remora_tests::metrics::{self, Samples};
 use remora_tests::peer::{self, ALPN, End, PATIENCE, Session, header};
-use remora_tests::{Mesh, PodRef, Signal, check, shop};
+use remora_tests::{App, Mesh, PodRef, Signal, check, shop};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const READY: Duration = Duration::from_secs(30);
@@ -112,14 +112,23 @@ fn a_changed_policy_ends_open_connections_and_decides_the_next_request() {
     assert_eq!(get(&mut http), 200);
     let mut meshed = mesh.pod("changing", "friend").unwrap().dial(web.at(9000).unwrap()).unwrap();
     assert!(echoes(&mut meshed));
+    // A request each that became a stream of bytes, before any policy changed.
+    let _app = App::start(&web, 8081, "web").unwrap();
+    let mut socket = mesh.dial(web.at(8081).unwrap()).unwrap();
+    let mut meshed_socket = mesh.pod("changing", "friend").unwrap().dial(web.at(8081).unwrap()).unwrap();
+    for socket in [&mut socket, &mut meshed_socket] {
+        upgrade(socket);
+        assert!(echoes(socket));
+    }
 
     mesh.apply(&namespace("changing", "all-authenticated")).unwrap();
     assert_eq!(peer::end_of(&mut tcp), End::Closed(Vec::new()), "the policy changed");
     assert_eq!(peer::end_of(&mut idle), End::Closed(Vec::new()), "the policy changed");
+    assert_eq!(peer::end_of(&mut socket), End::Closed(Vec::new()), "the policy changed");
     mesh.wait_until("the kept-alive connection to be refused", PATIENCE, || get(&mut http) == 403).unwrap();
     let samples = own_metrics(&web);
     let terminated = [("srv_name", "all-authenticated"), ("tls", "no_identity")];
-    assert_eq!(samples.sum("inbound_tcp_authz_terminate_total", &terminated), Some(2.0));
+    assert_eq!(samples.sum("inbound_tcp_authz_terminate_total", &terminated), Some(3.0));
     let denied = [("srv_name", "all-authenticated"), ("target_port", "80")];
     assert!(
         samples.sum("inbound_http_authz_deny_total", &denied) >= Some(1.0),
@@ -127,6 +136,7 @@ fn a_changed_policy_ends_open_connections_and_decides_the_next_request() {
     );
     assert!(!echoes(&mut mesh.dial(web.at(9000).unwrap()).unwrap()));
     assert!(echoes(&mut meshed), "whom the new policy admits keeps its connection");
+    assert!(echoes(&mut meshed_socket), "whom the new policy admits keeps its connection");
 
     // Refused before and after: the counter follows the policy all the same.
     mesh.apply(&namespace("changing", "cluster-authenticated")).unwrap();
@@ -142,6 +152,28 @@ fn a_changed_policy_ends_open_connections_and_decides_the_next_request() {
     let allowed = [("srv_name", "all-unauthenticated"), ("target_port", "80")];
     assert!(own_metrics(&web).sum("inbound_http_authz_allow_total", &allowed) >= Some(1.0));
     assert!(echoes(&mut mesh.dial(web.at(9000).unwrap()).unwrap()));
+}
+
+#[test]
+fn a_silent_client_that_policy_does_not_admit_is_not_waited_for_whatever_its_identity() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = Mesh::start().unwrap();
+    mesh.apply(shop::NAMESPACE).unwrap();
+    mesh.apply(&server("shop", "deny", "config.linkerd.io/default-inbound-policy: deny")).unwrap();
+    mesh.wait_ready(READY).unwrap();
+    let deny = mesh.pod("shop", "deny").unwrap();
+    let own = mesh.certify(&shop::identity("traveller")).unwrap();
+    let config = peer::client(mesh.root(), Some(&own), &[]).unwrap();
+    let tcp = mesh.dial(deny.at(9000).unwrap()).unwrap();
+    runtime().block_on(async {
+        let mut stream = peer::handshake(tcp, &shop::identity("deny"), config).await.unwrap();
+        let end = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await;
+        assert!(matches!(end, Ok(Ok(0) | Err(_))), "neither served nor refused: {end:?}");
+    });
+    let refused = own_metrics(&deny).sum("inbound_tcp_errors_total", &[("error", "detection timeout")]);
+    assert_eq!(refused, Some(1.0));
 }
 
 #[test]
@@ -299,6 +331,15 @@ fn get(stream: &mut TcpStream) -> u16 {
     let asked = stream.write_all(b"GET /index.html HTTP/1.1\r\nhost: web\r\n\r\n");
     let answer = asked.and_then(|()| peer::read_answer(stream));
     answer.ok().and_then(|(head, _)| head.get(9..12)?.parse().ok()).unwrap_or(0)
+}
+
+/// Asks for an upgrade, which an [`App`] grants.
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
+#[track_caller]
+fn upgrade(stream: &mut TcpStream) {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").unwrap();
+    let head = String::from_utf8(peer::read_head(stream).unwrap()).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
 }
 
 /// Whether bytes come back. A client that is refused must not be left waiting.

@@ -46,6 +46,12 @@ pub struct Watch<T> {
     _user: Arc<()>,
 }
 
+impl<T> Clone for Watch<T> {
+    fn clone(&self) -> Self {
+        Self { latest: self.latest.clone(), _user: self._user.clone() }
+    }
+}
+
 impl<K, T> Cache<K, T>
 where
     K: Clone + Eq + Hash + Send + Sync + 'static,

@@ -111,6 +111,11 @@ pub fn strip_response(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether another proxy wants its client's connection closed. Contract 4.8.
+pub fn proxy_closes(headers: &HeaderMap) -> bool {
+    headers.get(PROXY_CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+}
+
 /// How an HTTP/1 request came that another proxy carried over HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrigProto {

@@ -31,7 +31,7 @@ use remora_core::{
     time::Time,
 };
 use remora_runtime::clock;
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// A tunnel within an HTTP/2 connection would need its other half upgraded on another connection.
@@ -74,11 +74,11 @@ pub async fn inbound(context: Arc<Inbound>, request: Request<Incoming>) -> Resul
 
 /// Authorises an inbound request and sends it to the application.
 async fn authorized(
-    context: &Inbound,
+    context: &Arc<Inbound>,
     mut request: Request<Incoming>,
     started: Time,
 ) -> Result<Response<Body>, Fault> {
-    let Inbound { worker, connection, policy, app, .. } = context;
+    let Inbound { worker, connection, policy, app, .. } = &**context;
     let metrics = &worker.proxy.metrics;
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let asker = Asker::of(&request, meshed);
@@ -127,8 +127,9 @@ async fn authorized(
     };
     let mut response = respond_with(response, &counted, started, None, lease, connect);
     match offered {
-        Some(offered) if headers::is_upgrade(&response, connect) => {
-            offered.join(&mut response, &worker.proxy, connection.permit.clone());
+        Some(mut offered) if headers::is_upgrade(&response, connect) => {
+            let revoked = revoked(context.clone(), offered.request());
+            offered.join(&mut response, &worker.proxy, connection.permit.clone(), revoked);
         }
         Some(_) | None => headers::strip_response(response.headers_mut()),
     }
@@ -137,6 +138,21 @@ async fn authorized(
         None => headers::own_version(&mut response),
     }
     Ok(response)
+}
+
+/// Ends when a changed policy does not admit the request any more whose connection was upgraded.
+async fn revoked(context: Arc<Inbound>, request: Request<()>) -> Fault {
+    let Inbound { worker, connection, .. } = &*context;
+    let mut policy = context.policy.clone();
+    loop {
+        policy.changed().await;
+        let server = policy.latest();
+        let view = View(&request);
+        if policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view).is_err() {
+            worker.proxy.metrics.tcp_terminated(connection, &server);
+            return Fault::Revoked(server.meta.name.clone());
+        }
+    }
 }
 
 /// What the requests of one outbound connection share.
@@ -172,8 +188,9 @@ pub async fn outbound(
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     // Honoured in ingress mode only (a later issue), and never passed on.
     request.headers_mut().remove(headers::DST_OVERRIDE);
-    // Between proxies only: an application cannot claim that its request was something else.
+    // Between proxies only: an application cannot claim that its request was something else, or somebody else's.
     request.headers_mut().remove(headers::ORIG_PROTO);
+    request.headers_mut().remove(headers::CLIENT_ID);
     let required = request.headers_mut().remove(headers::REQUIRE_ID);
 
     let plan = target.plan(worker);
@@ -190,7 +207,7 @@ pub async fn outbound(
         }
         Err(fault) => Err(fault),
     };
-    let Sent { response, lease, in_flight, endpoint } = match sent {
+    let Sent { response, lease, in_flight, endpoint, balanced } = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
@@ -200,14 +217,20 @@ pub async fn outbound(
     let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), lease, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
-            offered.join(&mut response, &worker.proxy, Some(context.permit.clone()));
+            offered.join(&mut response, &worker.proxy, Some(context.permit.clone()), pending());
         }
         Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
     }
     // The other proxy's remarks are for this one; the application sees only ours.
+    let meshed = endpoint::identity(endpoint.plan()).is_some();
+    let close = meshed && !balanced && headers::proxy_closes(response.headers());
     response.headers_mut().remove(headers::PROXY_ERROR);
     response.headers_mut().remove(headers::PROXY_CONNECTION);
     headers::own_version(&mut response);
+    if close {
+        // Without a balancer only the application can go elsewhere, and does when it has to connect again.
+        respond::close(&mut response);
+    }
     Ok(response)
 }
 
@@ -236,6 +259,8 @@ struct Sent {
     lease: Lease,
     in_flight: InFlight,
     endpoint: Arc<LiveEndpoint>,
+    /// Whether another endpoint may be picked for the next request.
+    balanced: bool,
 }
 
 /// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
@@ -263,7 +288,8 @@ async fn send(
         match endpoint.client().send(&endpoint, request).await {
             Ok((response, lease)) => {
                 metrics.answered(response.status(), began);
-                return Ok(Sent { response, lease, in_flight, endpoint });
+                let balanced = balancer.is_discovered();
+                return Ok(Sent { response, lease, in_flight, endpoint, balanced });
             }
             Err(SendError::Unsent(unsent, fault)) if failed.is_none() => {
                 endpoint.requests.failed(&fault, clock::now().since(began));
@@ -307,9 +333,12 @@ fn respond_with(
     response.map(|body| Body::incoming(body).watched(Box::new(exchange)))
 }
 
-/// The answer to a refused request, for a client that has only the fault.
+/// The one answer of a refused connection, for a client that has only the fault: it closes whatever the fault, since the
+/// next connection may find the cause gone.
 pub fn refuse(fault: &Fault, request: &Request<Incoming>, informational: bool) -> Response<Body> {
-    respond::respond(fault, Asker::of(request, informational))
+    let mut response = respond::respond(fault, Asker::of(request, informational));
+    respond::close(&mut response);
+    response
 }
 
 /// An answer that this proxy makes up, counted like any other.

@@ -48,15 +48,31 @@ pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
         head.insert(headers::PROXY_ERROR, reason);
     }
     if answer.close {
-        if asker.version <= Version::HTTP_11 {
-            head.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         if asker.informational {
             head.insert(headers::PROXY_CONNECTION, HeaderValue::from_static("close"));
         }
+        close(&mut response);
     }
     *response.status_mut() = if asker.grpc { StatusCode::OK } else { answer.status };
     response
+}
+
+/// The mark of an answer that ends its connection.
+#[derive(Clone, Copy)]
+struct Closing;
+
+/// Makes an answer the last of its connection: an HTTP/1 client is told by `Connection`, an HTTP/2 client by the GOAWAY
+/// that [`super::serve`] sends for it. What else is under way is finished.
+pub fn close<B>(response: &mut Response<B>) {
+    if response.version() <= Version::HTTP_11 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.extensions_mut().insert(Closing);
+}
+
+/// Whether an answer is the last of its connection.
+pub fn is_closing<B>(response: &Response<B>) -> bool {
+    response.extensions().get::<Closing>().is_some()
 }
 
 /// Header values are visible ASCII.
@@ -80,6 +96,19 @@ mod tests {
         assert_eq!(response.headers()["connection"], "close");
         assert_eq!(response.headers()["l5d-proxy-error"], "no endpoint of web is available");
         assert_eq!(response.headers()["l5d-proxy-connection"], "close");
+    }
+
+    #[test]
+    fn http2_is_not_told_in_a_header_that_it_does_not_have() {
+        let response = answer(Version::HTTP_2, false, true);
+        assert!(!response.headers().contains_key("connection") && is_closing(&response));
+    }
+
+    #[test]
+    fn an_answer_that_keeps_the_connection_does_not_end_it() {
+        let asker = Asker { version: Version::HTTP_2, grpc: false, informational: true };
+        let response = respond(&Fault::NoRoute("web".into()), asker);
+        assert!(!is_closing(&response) && !response.headers().contains_key("l5d-proxy-connection"));
     }
 
     #[test]
