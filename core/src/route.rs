@@ -113,8 +113,10 @@ pub enum OutboundProtocol {
     },
     /// HTTP/1.
     Http1(Vec<OutboundRoute>),
-    /// HTTP/2; gRPC routes are HTTP routes on POST and a path.
+    /// HTTP/2.
     Http2(Vec<OutboundRoute>),
+    /// gRPC: its routes are HTTP/2 routes on POST and a path, counted by gRPC status.
+    Grpc(Vec<OutboundRoute>),
     /// Bytes.
     Opaque(Arc<Distribution>),
     /// The application's TLS, by SNI.

@@ -16,7 +16,7 @@ use remora_core::cert::RefreshBounds;
 use remora_runtime::{
     admin::{self, Admin},
     certify::{Certifier, CertifierConfig, CertifyMetrics, GrpcCertify},
-    control::{ControlAddr, Resolver, Terminate},
+    control::{ControlAddr, ControlMetrics, Resolver, Terminate},
     log::LogHandle,
     metrics::{RETAIN_IDLE, Registry},
     tasks::{Drain, Tasks},
@@ -159,6 +159,7 @@ fn mutual(mesh: &MeshConfig, registry: &Registry, tasks: &Tasks) -> anyhow::Resu
         token_file: mesh.token_file.clone(),
         bundle: bundle.clone(),
         resolver: Resolver::from_system().context("cannot read the DNS configuration of this system")?,
+        metrics: ControlMetrics::register(registry),
     };
     let config = CertifierConfig {
         identity: mesh.local_name.clone(),

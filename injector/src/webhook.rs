@@ -26,6 +26,7 @@ pub struct Metrics {
     requests: Budgeted<Labels, Counter>,
     responses: Budgeted<Labels, Counter>,
     refused: Budgeted<Labels, Counter>,
+    warnings: Budgeted<Labels, Counter>,
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -41,6 +42,10 @@ impl Metrics {
                 "Pods it let in, and what became of them",
             ),
             refused: family("remora_inject_refused_total", "Pods and Services it kept out"),
+            warnings: family(
+                "remora_injector_warnings_total",
+                "What it warned of in pods it let in: annotations that cannot be read, for instance",
+            ),
         }
     }
 }
@@ -192,6 +197,7 @@ fn pod(request: &Request, config: &InjectorConfig, cluster: &dyn Cluster, metric
             let warnings: Vec<String> =
                 plan.warnings.into_iter().chain(patch.warnings.iter().cloned()).collect();
             for warning in &warnings {
+                metrics.warnings.get(vec![("namespace", request.namespace.clone())]).inc();
                 tracing::warn!(
                     namespace = request.namespace,
                     pod = pod.name(),

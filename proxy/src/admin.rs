@@ -6,7 +6,7 @@ use crate::{
     fault::Fault,
     inbound::Connection,
     listen,
-    sniff::{self, First, MeshHello, Never},
+    sniff::{self, MeshHello, Never},
     stream::Stream,
     tls,
 };
@@ -54,7 +54,10 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) 
         let tasks = proxy.tasks.clone();
         tasks.spawn("admin connection", async move {
             let _permit = permit;
-            if let Err(fault) = connection(&proxy, admin, tcp, listen::unmapped(client)).await {
+            let target = tcp.local_addr().map_or(proxy.config.admin.listen, listen::unmapped);
+            if let Err(fault) = connection(&proxy, admin, tcp, listen::unmapped(client), target).await {
+                let server = proxy.policies.known(target.port());
+                proxy.metrics.inbound_fault(&fault, target, &server);
                 debug!(%client, %fault, "an admin connection failed");
             }
         });
@@ -66,13 +69,13 @@ async fn connection(
     admin: Arc<Admin>,
     tcp: TcpStream,
     client: SocketAddr,
+    target: SocketAddr,
 ) -> Result<(), Fault> {
-    let target = tcp.local_addr().map_or(proxy.config.admin.listen, listen::unmapped);
     let mut stream = Stream::plain(tcp);
     let name = proxy.server_name().unwrap_or_default();
     let hello = tokio::time::timeout(IDLE, sniff::mesh_hello(&mut stream, name, DETECT, &Never)).await;
     let peer = match hello.map_err(|_elapsed| Fault::TlsDetectTimeout(IDLE))?? {
-        MeshHello::NotTls(First::Client(..) | First::Server(_)) => Peer::Plain,
+        MeshHello::NotTls(_) => Peer::Plain,
         MeshHello::Foreign(_) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
         MeshHello::Ours => {
             let credentials = proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
@@ -112,7 +115,7 @@ async fn respond(
     match policy::authorize_http(&server, ip, &connection.peer, &view) {
         Err(refusal) if !probe => {
             let fault = crate::inbound::denied(connection, &server, refusal.denial);
-            proxy.metrics.inbound_http_fault(&fault, connection.target);
+            proxy.metrics.errors.inbound_http(&fault, connection.target, &server);
             let mut refused = Response::new(Full::from(format!("{fault}\n")));
             *refused.status_mut() = fault.answer().status;
             refused

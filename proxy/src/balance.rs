@@ -67,7 +67,7 @@ impl Balancer {
         &self.name
     }
 
-    /// Whether discovery may say that somebody else is there.
+    /// Whether discovery says who its endpoints are, and may say that somebody else is there.
     pub fn is_discovered(&self) -> bool {
         self.following.get().is_some()
     }

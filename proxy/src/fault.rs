@@ -168,6 +168,17 @@ impl Fault {
         }
     }
 
+    /// The `error` label of the typed route families, in Linkerd's words.
+    pub fn route_error(&self) -> &'static str {
+        match self {
+            Self::NoEndpoint(_) => "FAIL_FAST",
+            Self::Overloaded(_) => "LOAD_SHED",
+            Self::Server(error) => stream_error(error),
+            Self::Io(_) => "IO",
+            _ => "UNKNOWN",
+        }
+    }
+
     /// What an HTTP client is told.
     pub fn answer(&self) -> Answer {
         use GrpcCode as G;
@@ -211,14 +222,25 @@ impl Fault {
     /// code.
     pub fn is_reset(&self) -> bool {
         let Self::Server(error) = self else { return false };
-        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&**error);
-        while let Some(error) = source {
-            if error.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_reset) {
-                return true;
-            }
-            source = error.source();
+        h2_error(error).is_some_and(h2::Error::is_reset)
+    }
+
+    /// Whether an inbound connection was refused before it was known what it is: it is counted as opened and closed, like
+    /// any other.
+    pub fn is_refused_at_the_door(&self) -> bool {
+        match self {
+            Self::TlsDetectTimeout(_)
+            | Self::ClientTls(_)
+            | Self::DirectWithoutTls(_)
+            | Self::IdentityRequired
+            | Self::Header(_)
+            | Self::HeaderTimeout(_)
+            | Self::GatewayHeader(_)
+            | Self::Loop(_)
+            | Self::NotOurAddress(_)
+            | Self::NoCredentials => true,
+            _ => false,
         }
-        false
     }
 
     /// Whether it is only a connection that ended early, of which there is nothing to tell.
@@ -234,6 +256,32 @@ impl Fault {
     pub fn is_connect(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::EndpointTls { .. })
     }
+}
+
+/// How an HTTP stream broke, in the words of the typed route families.
+pub fn stream_error(error: &hyper::Error) -> &'static str {
+    let Some(error) = h2_error(error) else { return "UNKNOWN" };
+    match error.reason() {
+        Some(h2::Reason::CANCEL) if error.is_reset() => "CANCEL",
+        Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => "REFUSED",
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_reset() => "ENHANCE_YOUR_CALM",
+        _ if error.is_reset() => "RESET",
+        _ if error.is_go_away() => "GO_AWAY",
+        _ if error.is_io() => "IO",
+        _ => "UNKNOWN",
+    }
+}
+
+/// The first HTTP/2 error among an error's causes.
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        source = error.source();
+    }
+    None
 }
 
 /// hyper has answered such a client by itself (400, 414 or 431).

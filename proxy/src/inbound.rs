@@ -12,8 +12,9 @@ use crate::{
     fault::Fault,
     http::{self, request},
     listen::Accepted,
+    metrics::detect::Served,
     policy::PortPolicy,
-    sniff::{self, AsServer, First, MeshHello, Never, Speculate},
+    sniff::{self, AsServer, Detected, First, MeshHello, Never, Speculate},
     stream::Stream,
     tcp, tls,
 };
@@ -62,9 +63,21 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
         redirected(&worker, plain, stream).await
     };
     if let Err(fault) = &served {
-        worker.proxy.metrics.inbound_fault(fault, target);
+        refused(&worker, client, target, fault);
     }
     served
+}
+
+/// Counts a connection that failed.
+fn refused(worker: &Worker, client: SocketAddr, target: SocketAddr, fault: &Fault) {
+    let metrics = &worker.proxy.metrics;
+    let server = worker.proxy.policies.known(target.port());
+    if fault.is_refused_at_the_door() {
+        let no_tls = Some(NoTlsReason::NoTlsFromRemote);
+        let connection = Connection { client, target, peer: Peer::Plain, no_tls, permit: None };
+        drop(metrics.inbound_tcp(&connection, &server).open());
+    }
+    metrics.inbound_fault(fault, target, &server);
 }
 
 /// A connection to the application's port: mesh TLS is recognised by its SNI, everything else is what it is.
@@ -80,18 +93,24 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
     let began = clock::now();
     let limit = detect_limit(worker, &server);
     let speculation = Speculation::new(worker, &server, &plain);
-    let (connection, first) = match worker.proxy.server_name() {
-        None => {
-            let first = sniff::protocol(&mut stream, limit, &speculation).await?;
-            (Connection { no_tls: Some(NoTlsReason::Disabled), ..plain }, first)
+    let metrics = &worker.proxy.metrics;
+    let lost = |fault: &Fault| {
+        if matches!(fault, Fault::ClientGone(_)) {
+            metrics.detect_inbound.lost(began);
         }
-        Some(name) => match first_words(&mut stream, name, limit, &speculation).await? {
-            MeshHello::NotTls(first) => (plain, first),
+    };
+    let (connection, detected) = match worker.proxy.server_name() {
+        None => {
+            let detected = sniff::protocol(&mut stream, limit, &speculation).await.inspect_err(lost)?;
+            (Connection { no_tls: Some(NoTlsReason::Disabled), ..plain }, detected)
+        }
+        Some(name) => match first_words(&mut stream, name, limit, &speculation).await.inspect_err(lost)? {
+            MeshHello::NotTls(detected) => (plain, detected),
             // Without a server name there is nothing to tell it from other bytes by.
-            MeshHello::Foreign(None) => (plain, First::Client(Protocol::Tls, None)),
+            MeshHello::Foreign(None) => (plain, First::Client(Protocol::Tls, None).into()),
             MeshHello::Foreign(sni) => {
                 let peer = Peer::Passthrough { sni };
-                (Connection { peer, no_tls: None, ..plain }, First::Client(Protocol::Tls, None))
+                (Connection { peer, no_tls: None, ..plain }, First::Client(Protocol::Tls, None).into())
             }
             MeshHello::Ours => {
                 let handshaking = worker.proxy.drain.guard();
@@ -107,16 +126,16 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
                 stream = tls.attended(&worker.proxy.drain);
                 drop(handshaking);
                 let meshed = Connection { peer, no_tls: None, ..plain };
-                let first = detect(worker, &server, &meshed, &mut stream).await?;
-                (meshed, first)
+                let detected = detect(worker, &server, &meshed, &mut stream).await.inspect_err(lost)?;
+                (meshed, detected)
             }
         },
     };
 
-    worker.proxy.metrics.inbound_detected(&first, began);
+    metrics.detect_inbound.verdict(&detected, began);
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     // What the port is declared to be and what was said first decide together: contract 1.3.
-    let version = match (&server.protocol, first) {
+    let version = match (&server.protocol, detected.first) {
         (_, First::Server(app)) => {
             return Box::pin(opaque(worker, connection, policy, stream, Some(app))).await;
         }
@@ -223,12 +242,12 @@ async fn detect(
     server: &Arc<ServerPolicy>,
     connection: &Connection,
     stream: &mut Stream,
-) -> Result<First<AppConnection>, Fault> {
+) -> Result<Detected<AppConnection>, Fault> {
     match &server.protocol {
         ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. } => {
-            Ok(First::Client(Protocol::Http2, None))
+            Ok(First::Client(Protocol::Http2, None).into())
         }
-        ServerProtocol::Opaque | ServerProtocol::Tls => Ok(First::Client(Protocol::Opaque, None)),
+        ServerProtocol::Opaque | ServerProtocol::Tls => Ok(First::Client(Protocol::Opaque, None).into()),
         ServerProtocol::Detect { .. } | ServerProtocol::Http1 { .. } | ServerProtocol::Invalid(_) => {
             let (limit, speculation) =
                 (detect_limit(worker, server), Speculation::new(worker, server, connection));
@@ -254,12 +273,13 @@ async fn opaque(
     let _busy = worker.proxy.drain.guard();
     let metrics = &worker.proxy.metrics;
     let server = policy.latest();
+    let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
     let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
     metrics.tcp_authorized(&connection, &server, authorized.as_ref().ok());
     let authorization = authorized.map_err(|denial| denied(&connection, &server, denial))?;
     audit(&connection, &authorization);
+    let _open = metrics.inbound.serve(Served::Opaque);
 
-    let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
     let app = match spare {
         Some(app) => app,
         None => match app::connect(worker, connection.target).await {
@@ -298,6 +318,7 @@ async fn http(
     let proxy = &worker.proxy;
     let meter = proxy.metrics.inbound_tcp(&connection, &policy.current());
     let stream = stream.metered(Arc::new(meter.open()));
+    let _open = proxy.metrics.inbound.serve(version.into());
     let settings = http::Settings::inbound(&proxy.config);
     let context = Arc::new(request::Inbound::new(worker.clone(), connection, policy));
     http::serve(stream, version, settings, &proxy.drain, move |request| {

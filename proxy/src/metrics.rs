@@ -1,25 +1,32 @@
 //! Every metric that the proxy has, by subject. Handles are resolved when a connection, endpoint or route appears;
 //! after that there are only relaxed atomics. Names and labels: contract 5.4; what is ours alone begins with `remora_`.
 
+pub mod balancers;
+pub mod detect;
+pub mod errors;
+mod few;
+pub mod inbound;
 pub mod labels;
 pub mod requests;
+pub mod routes;
 pub mod tcp;
 
-use crate::{fault::Fault, inbound::Connection, sniff::First};
+use crate::{fault::Fault, inbound::Connection};
+use detect::{Connections, Detect};
+use errors::Errors;
+use inbound::InboundFamilies;
+pub use inbound::InboundRequests;
 use labels::{Labels, label};
 use remora_core::{
-    detect::Protocol,
     endpoint::{DialPlan, Endpoint},
     header::{SessionProtocol, TransportHeader},
     policy::{Denial, Peer, Permit, Refusal, ResourceRef, ServerPolicy},
-    time::Time,
 };
-use remora_runtime::{
-    clock,
-    metrics::{Buckets, Budgeted, Counter, Gauge, Histogram, Registry},
-};
-pub use requests::{BackendMetrics, InboundRequests, RequestMetrics, RouteMetrics};
-use requests::{HttpFamilies, RouteFamilies};
+use remora_runtime::metrics::{Budgeted, Counter, Gauge, Registry};
+use requests::HttpFamilies;
+pub use requests::RequestMetrics;
+pub use routes::{BackendMetrics, RouteMetrics};
+use routes::{Kind, RouteFamilies};
 use std::{net::SocketAddr, sync::Arc};
 use tcp::TcpFamilies;
 pub use tcp::TcpMetrics;
@@ -29,13 +36,16 @@ pub struct Metrics {
     pub(crate) http: HttpFamilies,
     tcp: TcpFamilies,
     routes: RouteFamilies,
-    errors: Errors,
+    pub(crate) inbound_routes: InboundFamilies,
+    pub(crate) errors: Errors,
     authz: Authz,
     pub handshakes: Handshakes,
     transport_headers: Budgeted<Labels, Counter>,
-    detect_inbound: Detect,
-    detect_outbound: Detect,
-    protocols: Budgeted<Labels, Counter>,
+    pub detect_inbound: Detect,
+    pub detect_outbound: Detect,
+    /// Connections by what they are served as.
+    pub inbound: Connections,
+    pub outbound: Connections,
     /// Targets outside the cluster's networks that were forwarded before the control plane answered.
     pub first_lookup_forwarded: Counter,
     /// Lookups refused because too many are followed.
@@ -49,13 +59,6 @@ pub struct Metrics {
     pub outbound_limited: Counter,
     /// Upgraded connections being copied.
     pub upgraded: Gauge,
-}
-
-struct Errors {
-    inbound_tcp: Budgeted<Labels, Counter>,
-    inbound_http: Budgeted<Labels, Counter>,
-    outbound_tcp: Budgeted<Labels, Counter>,
-    outbound_http: Budgeted<Labels, Counter>,
 }
 
 /// Handshakes that clients completed with this proxy.
@@ -87,33 +90,17 @@ struct Authz {
     tcp_terminate: Budgeted<Labels, Counter>,
 }
 
-struct Detect {
-    results: Budgeted<Labels, Counter>,
-    duration: Histogram,
-}
-
 impl Metrics {
-    /// Registers every family, each with at most `budget` series.
-    pub fn register(registry: &Registry, budget: usize) -> Self {
+    /// Registers every family, each with at most `budget` series. `hostnames` labels outbound requests with their host.
+    pub fn register(registry: &Registry, budget: usize, hostnames: bool) -> Self {
+        let (inbound, outbound) = Connections::register(registry);
         let counters = |name: &str, help: &str| registry.counters(name, help, budget);
-        let detect = |results: &str, duration: &str| Detect {
-            results: counters(results, "Verdicts of protocol detection"),
-            duration: registry.histogram(
-                duration,
-                "Time from the accept to the verdict of protocol detection",
-                Buckets::QUEUE_SECONDS,
-            ),
-        };
         Self {
             http: HttpFamilies::register(registry, budget),
             tcp: TcpFamilies::register(registry, budget),
-            routes: RouteFamilies::register(registry, budget),
-            errors: Errors {
-                inbound_tcp: counters("inbound_tcp_errors_total", "Inbound connections that failed"),
-                inbound_http: counters("inbound_http_errors_total", "Inbound requests that failed"),
-                outbound_tcp: counters("outbound_tcp_errors_total", "Outbound connections that failed"),
-                outbound_http: counters("outbound_http_errors_total", "Outbound requests that failed"),
-            },
+            routes: RouteFamilies::register(registry, budget, hostnames),
+            inbound_routes: InboundFamilies::register(registry, budget),
+            errors: Errors::register(registry, budget),
             authz: Authz {
                 http_allow: counters("inbound_http_authz_allow_total", "Requests that policy admitted"),
                 http_deny: counters("inbound_http_authz_deny_total", "Requests that policy refused"),
@@ -130,15 +117,10 @@ impl Metrics {
                 "inbound_tcp_transport_header_connections_total",
                 "Connections that began with a transport header",
             ),
-            detect_inbound: detect(
-                "inbound_tcp_detect_http_results_total",
-                "inbound_tcp_detect_http_duration_seconds",
-            ),
-            detect_outbound: detect(
-                "outbound_tcp_detect_http_results_total",
-                "outbound_tcp_detect_http_duration_seconds",
-            ),
-            protocols: counters("outbound_tcp_protocol_connections_total", "Connections by protocol"),
+            detect_inbound: Detect::register(registry, "inbound"),
+            detect_outbound: Detect::register(registry, "outbound"),
+            inbound,
+            outbound,
             first_lookup_forwarded: registry.counter(
                 "remora_outbound_first_lookup_forwarded_total",
                 "Connections outside the cluster forwarded before the control plane answered",
@@ -189,17 +171,23 @@ impl Metrics {
             labels::server_tls(labels, plan);
             labels::destination(labels, endpoint);
         }
-        (self.http.of(labels), self.tcp.of(tcp))
+        (Arc::new(self.http.of(labels)), self.tcp.of(tcp))
     }
 
     /// The series of a route.
-    pub fn route(&self, parent: &ResourceRef, route: &ResourceRef) -> Arc<RouteMetrics> {
-        self.routes.route(parent, route)
+    pub fn route(&self, kind: Kind, parent: &ResourceRef, route: &ResourceRef) -> Arc<RouteMetrics> {
+        self.routes.route(kind, parent, route)
     }
 
-    /// The series of a backend.
-    pub fn backend(&self, parent: &ResourceRef, backend: &ResourceRef) -> Arc<BackendMetrics> {
-        self.routes.backend(parent, backend)
+    /// The series of a route's backend.
+    pub fn backend(
+        &self,
+        kind: Kind,
+        parent: &ResourceRef,
+        route: &ResourceRef,
+        backend: &ResourceRef,
+    ) -> Arc<BackendMetrics> {
+        self.routes.backend(kind, parent, route, backend)
     }
 
     /// The series of accepted inbound connections.
@@ -229,20 +217,16 @@ impl Metrics {
         self.tcp.of(labels)
     }
 
-    pub fn inbound_fault(&self, fault: &Fault, target: SocketAddr) {
-        self.errors.inbound_tcp.get(vec![label("error", fault.label()), label("target_addr", target)]).inc();
-    }
-
-    pub fn inbound_http_fault(&self, fault: &Fault, target: SocketAddr) {
-        self.errors.inbound_http.get(vec![label("error", fault.label()), label("target_addr", target)]).inc();
+    pub fn inbound_fault(&self, fault: &Fault, target: SocketAddr, server: &ServerPolicy) {
+        self.errors.inbound_tcp(fault, target, server);
     }
 
     pub fn outbound_fault(&self, fault: &Fault) {
-        self.errors.outbound_tcp.get(vec![label("error", fault.label())]).inc();
+        self.errors.outbound_tcp(fault);
     }
 
     pub fn outbound_http_fault(&self, fault: &Fault) {
-        self.errors.outbound_http.get(vec![label("error", fault.label())]).inc();
+        self.errors.outbound_http(fault);
     }
 
     /// The counter of a request's authorization: allowed, denied, or without a route.
@@ -298,37 +282,5 @@ impl Metrics {
             label("client_id", peer.identity().map_or("", |identity| identity.as_str())),
         ];
         self.transport_headers.get(labels).inc();
-    }
-
-    pub fn inbound_detected<U>(&self, first: &First<U>, began: Time) {
-        self.detect_inbound.verdict(first, began);
-    }
-
-    pub fn outbound_detected<U>(&self, first: &First<U>, began: Time) {
-        self.detect_outbound.verdict(first, began);
-        if !matches!(first, First::Client(Protocol::Http1 | Protocol::Http2, _)) {
-            self.protocols.get(vec![label("protocol", "opaq")]).inc();
-        }
-    }
-
-    pub fn outbound_protocol(&self, version: SessionProtocol) {
-        let protocol = match version {
-            SessionProtocol::Http1 => "http/1",
-            SessionProtocol::Http2 => "http/2",
-        };
-        self.protocols.get(vec![label("protocol", protocol)]).inc();
-    }
-}
-
-impl Detect {
-    fn verdict<U>(&self, first: &First<U>, began: Time) {
-        let result = match first {
-            First::Server(_) => "server_first",
-            First::Client(Protocol::Http1, _) => "http/1",
-            First::Client(Protocol::Http2, _) => "http/2",
-            First::Client(Protocol::Tls | Protocol::Opaque, _) => "not_http",
-        };
-        self.results.get(vec![label("result", result)]).inc();
-        self.duration.record(clock::now().since(began));
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     fault::Fault,
     http::{self, request},
     listen::Accepted,
+    metrics::detect::Served,
     sniff::{self, AsServer, First, Never, Speculate},
     stream::Stream,
     tcp,
@@ -74,22 +75,25 @@ async fn planned(
                 let fault = Fault::Forbidden { target: plan.parent.name.clone(), reason };
                 return Box::pin(refuse(worker, stream, &fault)).await.and(Err(fault));
             }
-            return Box::pin(opaque(worker, split, stream, None)).await;
+            return Box::pin(opaque(worker, split, stream, None, Served::Opaque)).await;
         }
         PlanProtocol::Tls(plans) => {
             let sni = sniff::sni(&mut stream, worker.proxy.config.outbound.detect_timeout).await?;
-            return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None)).await;
+            return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None, Served::Tls)).await;
         }
         PlanProtocol::Detect { opaque: split, .. } => {
             let speculation = Speculation { worker, target, split };
             let began = remora_runtime::clock::now();
             let limit = worker.proxy.config.outbound.detect_timeout;
-            let first = sniff::protocol(&mut stream, limit, &speculation).await?;
-            metrics.outbound_detected(&first, began);
-            match first {
-                First::Server(server) => return Box::pin(opaque(worker, split, stream, Some(server))).await,
+            let lost = |_: &Fault| metrics.detect_outbound.lost(began);
+            let detected = sniff::protocol(&mut stream, limit, &speculation).await.inspect_err(lost)?;
+            metrics.detect_outbound.verdict(&detected, began);
+            match detected.first {
+                First::Server(server) => {
+                    return Box::pin(opaque(worker, split, stream, Some(server), Served::Opaque)).await;
+                }
                 First::Client(Protocol::Opaque | Protocol::Tls, spare) => {
-                    return Box::pin(opaque(worker, split, stream, spare)).await;
+                    return Box::pin(opaque(worker, split, stream, spare, Served::Opaque)).await;
                 }
                 First::Client(protocol, spare) => (protocol, spare),
             }
@@ -98,7 +102,7 @@ async fn planned(
     // A connection opened for bytes carries no requests: the header on it has announced none.
     drop(spare);
     let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
-    metrics.outbound_protocol(version);
+    let _open = metrics.outbound.serve(version.into());
     let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), permit));
     let settings = http::Settings::outbound(&worker.proxy.config);
     // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
@@ -114,9 +118,11 @@ async fn opaque(
     split: &Split,
     stream: Stream,
     spare: Option<Server>,
+    served: Served,
 ) -> Result<(), Fault> {
     // A client may wait for what its server says first, and a drain with it.
     let _busy = worker.proxy.drain.guard();
+    let _open = worker.proxy.metrics.outbound.serve(served);
     let server = match spare {
         Some(server) => server,
         None => match Box::pin(dial(split)).await {
@@ -164,7 +170,7 @@ fn by_sni<'a>(plans: &'a [TlsPlan], sni: Option<&str>) -> Result<&'a Split, Faul
 async fn refuse(worker: &Arc<Worker>, mut stream: Stream, fault: &Fault) -> Result<(), Fault> {
     let limit = worker.proxy.config.outbound.first_lookup;
     let first = tokio::time::timeout(limit, sniff::protocol(&mut stream, limit, &Never)).await;
-    let version = match first {
+    let version = match first.map(|found| found.map(|detected| detected.first)) {
         Ok(Ok(First::Client(Protocol::Http1, _))) => SessionProtocol::Http1,
         Ok(Ok(First::Client(Protocol::Http2, _))) => SessionProtocol::Http2,
         Ok(Ok(First::Client(Protocol::Opaque | Protocol::Tls, _) | First::Server(_)) | Err(_)) | Err(_) => {

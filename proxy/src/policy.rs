@@ -57,9 +57,25 @@ impl Policies {
 
     /// The policy of a port. Beyond the bound of watched ports the default policy holds.
     pub fn port(&self, port: u16) -> PortPolicy {
-        let default = if self.opaque_ports.contains(&port) { &self.default_opaque } else { &self.default };
         let watch = self.cache.watch(&port).map_err(|Full { .. }| ()).ok();
-        PortPolicy { watch, default: default.clone() }
+        PortPolicy { watch, default: self.default(port).clone() }
+    }
+
+    /// What holds for a port now, for labels: a port that nobody watches is not watched for this.
+    pub fn known(&self, port: u16) -> Arc<ServerPolicy> {
+        self.in_force(port, &self.cache.peek(&port).unwrap_or(Known::Pending))
+    }
+
+    /// What holds for a port of which so much is known.
+    pub fn in_force(&self, port: u16, known: &Known<Server>) -> Arc<ServerPolicy> {
+        match known {
+            Known::Is(server) => server.policy.clone(),
+            Known::Pending | Known::Absent(_) => self.default(port).clone(),
+        }
+    }
+
+    fn default(&self, port: u16) -> &Arc<ServerPolicy> {
+        if self.opaque_ports.contains(&port) { &self.default_opaque } else { &self.default }
     }
 
     /// Every watched port, for `/state.json`.

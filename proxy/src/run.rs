@@ -13,7 +13,7 @@ use remora_core::cert::RefreshBounds;
 use remora_runtime::{
     admin::Admin,
     certify::{Certifier, CertifierConfig, CertifyMetrics, GrpcCertify},
-    control::{self, ClientAuth, ControlAddr, Resolver},
+    control::{self, ClientAuth, ControlAddr, ControlMetrics, Resolver},
     log::LogHandle,
     metrics::{ReadGauge, Registry},
     tasks::{Drain, Tasks, shutdown_signal},
@@ -59,9 +59,14 @@ pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result
         ReadGauge::new(move || count(remora_runtime::log::dropped())),
     );
 
-    let credentials = credentials(&config, &registry, &tasks)?;
-    let proxy = Arc::new(assemble(config, credentials, &registry, tasks, drain.clone(), control.handle())?);
+    let asked = ControlMetrics::register(&registry);
+    let credentials = credentials(&config, &registry, &asked, &tasks)?;
+    let counted = (&registry, &asked);
+    let proxy = Arc::new(assemble(config, credentials, counted, tasks, drain.clone(), control.handle())?);
     let workers: Vec<_> = (0..proxy.config.workers).map(|_| Arc::new(Worker::new(proxy.clone()))).collect();
+
+    let budget = proxy.config.limits.metric_budget;
+    registry.collect(crate::metrics::balancers::Balancers::new(workers.clone(), budget));
 
     let (ready, is_ready) = watch::channel(false);
     let state_of = (proxy.clone(), workers.clone());
@@ -283,7 +288,7 @@ async fn sweep(worker: Arc<Worker>) {
 fn assemble(
     config: Config,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
-    registry: &Registry,
+    (registry, asked): (&Registry, &ControlMetrics),
     tasks: Tasks,
     drain: Drain,
     control: &tokio::runtime::Handle,
@@ -292,7 +297,7 @@ fn assemble(
     let channel = |what: &str, addr: &ControlAddr| {
         let resolver = Resolver::from_system().context("cannot read the DNS configuration")?;
         let channel =
-            control::channel(addr, auth(), resolver).with_context(|| format!("the {what} address"))?;
+            control::channel(addr, auth(), resolver, asked).with_context(|| format!("the {what} address"))?;
         anyhow::Ok((channel, config.stream_limits(addr)))
     };
     let sources = Sources {
@@ -319,7 +324,11 @@ fn assemble(
         credentials,
         policies,
         discovery,
-        metrics: crate::metrics::Metrics::register(registry, limits.metric_budget),
+        metrics: crate::metrics::Metrics::register(
+            registry,
+            limits.metric_budget,
+            config.outbound.hostname_labels,
+        ),
         inbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         outbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         speculative_permits: Arc::new(Semaphore::new(limits.max_speculative)),
@@ -333,6 +342,7 @@ fn assemble(
 fn credentials(
     config: &Config,
     registry: &Registry,
+    asked: &ControlMetrics,
     tasks: &Tasks,
 ) -> Result<watch::Receiver<Option<Arc<Credentials>>>> {
     let Some(identity) = &config.identity else {
@@ -346,6 +356,7 @@ fn credentials(
         token_file: identity.token_file.clone(),
         bundle: bundle.clone(),
         resolver: Resolver::from_system().context("cannot read the DNS configuration")?,
+        metrics: asked.clone(),
     };
     let certifier = CertifierConfig {
         identity: identity.local_name.clone(),

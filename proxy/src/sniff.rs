@@ -23,6 +23,19 @@ pub enum First<U> {
     Server(U),
 }
 
+/// What detection found.
+pub struct Detected<U> {
+    pub first: First<U>,
+    /// Time was up: it is opaque by default.
+    pub timed_out: bool,
+}
+
+impl<U> From<First<U>> for Detected<U> {
+    fn from(first: First<U>) -> Self {
+        Self { first, timed_out: false }
+    }
+}
+
 /// Whether a ClientHello is meant for this proxy.
 pub enum MeshHello<U> {
     /// It is: terminate TLS.
@@ -30,7 +43,7 @@ pub enum MeshHello<U> {
     /// TLS for the application.
     Foreign(Option<Arc<str>>),
     /// Not TLS; what it is instead.
-    NotTls(First<U>),
+    NotTls(Detected<U>),
 }
 
 /// A speculative connection to the server, opened while the client is silent.
@@ -89,7 +102,7 @@ pub async fn mesh_hello<S: Speculate>(
 ) -> Result<MeshHello<S::Upstream>, Fault> {
     let mut head = BytesMut::new();
     let spare = match first_bytes(stream, &mut head, server).await? {
-        FirstBytes::Server(upstream) => return Ok(MeshHello::NotTls(First::Server(upstream))),
+        FirstBytes::Server(upstream) => return Ok(MeshHello::NotTls(First::Server(upstream).into())),
         FirstBytes::Client(spare) => spare,
     };
     let read = read_until(stream, &mut head, limit, |head| match client_hello::parse(head) {
@@ -101,8 +114,7 @@ pub async fn mesh_hello<S: Speculate>(
     let verdict = match read {
         Ok(Read::Answer(Some(hello))) => Ok(whose(hello, ours)),
         Ok(Read::Answer(None) | Read::Ended) => {
-            let protocol = rest_of_detection(stream, &mut head, limit).await;
-            protocol.map(|protocol| MeshHello::NotTls(First::Client(protocol, spare)))
+            rest_of_detection(stream, &mut head, limit, spare).await.map(MeshHello::NotTls)
         }
         Ok(Read::TimedOut) => Err(Fault::TlsDetectTimeout(limit)),
         Err(error) => Err(Fault::ClientGone(Arc::new(error))),
@@ -116,15 +128,15 @@ pub async fn protocol<S: Speculate>(
     stream: &mut Stream,
     limit: Duration,
     server: &S,
-) -> Result<First<S::Upstream>, Fault> {
+) -> Result<Detected<S::Upstream>, Fault> {
     let mut head = BytesMut::new();
     let spare = match first_bytes(stream, &mut head, server).await? {
-        FirstBytes::Server(upstream) => return Ok(First::Server(upstream)),
+        FirstBytes::Server(upstream) => return Ok(First::Server(upstream).into()),
         FirstBytes::Client(spare) => spare,
     };
-    let protocol = rest_of_detection(stream, &mut head, limit).await;
+    let detected = rest_of_detection(stream, &mut head, limit, spare).await;
     stream.put_back(head.freeze());
-    Ok(First::Client(protocol?, spare))
+    detected
 }
 
 /// The SNI of a ClientHello that is about to come, for connections that are known to be TLS.
@@ -220,22 +232,24 @@ async fn first_bytes<S: Speculate>(
     Ok(FirstBytes::Client(None))
 }
 
-async fn rest_of_detection(
+async fn rest_of_detection<U>(
     stream: &mut Stream,
     head: &mut BytesMut,
     limit: Duration,
-) -> Result<Protocol, Fault> {
+    spare: Option<U>,
+) -> Result<Detected<U>, Fault> {
     if head.is_empty() {
         // The client will never say anything, yet it may wait to be told: a half-closed connection is a copy.
-        return Ok(Protocol::Opaque);
+        return Ok(First::Client(Protocol::Opaque, spare).into());
     }
     let read = read_until(stream, head, limit, |head| match detect::detect(head) {
         Detection::Known(protocol) => Some(protocol),
         Detection::NeedMore => None,
     });
     match read.await {
-        Ok(Read::Answer(protocol)) => Ok(protocol),
-        Ok(Read::Ended | Read::TimedOut) => Ok(Protocol::Opaque),
+        Ok(Read::Answer(protocol)) => Ok(First::Client(protocol, spare).into()),
+        Ok(Read::Ended) => Ok(First::Client(Protocol::Opaque, spare).into()),
+        Ok(Read::TimedOut) => Ok(Detected { first: First::Client(Protocol::Opaque, spare), timed_out: true }),
         Err(error) => Err(Fault::ClientGone(Arc::new(error))),
     }
 }
@@ -292,8 +306,8 @@ mod tests {
             }
             client
         });
-        let first = protocol(&mut near, LIMIT, &Never).await.unwrap();
-        assert!(matches!(first, First::Client(Protocol::Http1, None)));
+        let detected = protocol(&mut near, LIMIT, &Never).await.unwrap();
+        assert!(matches!(detected.first, First::Client(Protocol::Http1, None)) && !detected.timed_out);
         let _client = writing.await.unwrap();
         let mut all = vec![0; request.len()];
         near.read_exact(&mut all).await.unwrap();
@@ -304,8 +318,8 @@ mod tests {
     async fn a_client_that_stops_in_the_middle_is_opaque_when_time_is_up() {
         let (mut client, mut near) = pair().await;
         client.write_all(b"GET /").await.unwrap();
-        let first = protocol(&mut near, Duration::from_millis(30), &Never).await.unwrap();
-        assert!(matches!(first, First::Client(Protocol::Opaque, None)));
+        let detected = protocol(&mut near, Duration::from_millis(30), &Never).await.unwrap();
+        assert!(matches!(detected.first, First::Client(Protocol::Opaque, None)) && detected.timed_out);
     }
 
     #[tokio::test]
@@ -321,7 +335,8 @@ mod tests {
         let (mut client, mut near) = pair().await;
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         let hello = mesh_hello(&mut near, "web", LIMIT, &Never).await.unwrap();
-        assert!(matches!(hello, MeshHello::NotTls(First::Client(Protocol::Http2, None))));
+        let MeshHello::NotTls(detected) = hello else { panic!("it is no ClientHello") };
+        assert!(matches!(detected.first, First::Client(Protocol::Http2, None)));
     }
 
     #[tokio::test]
@@ -330,7 +345,7 @@ mod tests {
         let (mut server, dialled) = pair().await;
         server.write_all(b"220 ready\r\n").await.unwrap();
         let silent = Silent::with(dialled);
-        let First::Server(mut upstream) = protocol(&mut near, LIMIT, &silent).await.unwrap() else {
+        let First::Server(mut upstream) = protocol(&mut near, LIMIT, &silent).await.unwrap().first else {
             panic!("the client said nothing");
         };
         let mut greeting = [0; 11];
@@ -349,8 +364,8 @@ mod tests {
             client.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
             client
         });
-        let first = protocol(&mut near, LIMIT, &silent).await.unwrap();
-        assert!(matches!(first, First::Client(Protocol::Opaque, Some(_))));
+        let detected = protocol(&mut near, LIMIT, &silent).await.unwrap();
+        assert!(matches!(detected.first, First::Client(Protocol::Opaque, Some(_))));
         writing.await.unwrap();
     }
 
@@ -366,8 +381,8 @@ mod tests {
             client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
             client
         });
-        let first = protocol(&mut near, LIMIT, &silent).await.unwrap();
-        assert!(matches!(first, First::Client(Protocol::Http1, None)));
+        let detected = protocol(&mut near, LIMIT, &silent).await.unwrap();
+        assert!(matches!(detected.first, First::Client(Protocol::Http1, None)));
         writing.await.unwrap();
     }
 

@@ -27,6 +27,8 @@ pub fn state(proxy: &Proxy, workers: &[Arc<Worker>]) -> Value {
             "outbound": proxy.config.limits.max_connections - proxy.outbound_permits.available_permits(),
             "speculative": proxy.config.limits.max_speculative - proxy.speculative_permits.available_permits(),
             "upgraded": proxy.metrics.upgraded.get(),
+            "inboundByProtocol": proxy.metrics.inbound.open().collect::<BTreeMap<_, _>>(),
+            "outboundByProtocol": proxy.metrics.outbound.open().collect::<BTreeMap<_, _>>(),
         },
         "tasks": proxy.tasks.live(),
         "inbound": { "policies": policies(proxy) },
@@ -60,13 +62,16 @@ fn policies(proxy: &Proxy) -> BTreeMap<u16, Value> {
     let known = proxy.policies.snapshot().into_iter();
     known
         .map(|(port, known)| {
-            let described = describe(&known, |server| {
-                let mut value = policy(&server.policy);
-                if let Value::Object(fields) = &mut value {
-                    fields.insert("notApplied".into(), json!(server.ignored));
-                }
-                value
-            });
+            let mut described = policy(&proxy.policies.in_force(port, &known));
+            if let Value::Object(fields) = &mut described {
+                match &known {
+                    Known::Is(server) => fields.insert("notApplied".into(), json!(server.ignored)),
+                    // The default holds.
+                    Known::Pending | Known::Absent(_) => {
+                        fields.insert("controller".into(), describe(&known, |_| Value::Null))
+                    }
+                };
+            }
             (port, described)
         })
         .collect()

@@ -3,18 +3,21 @@
 //!
 //! Streams that must never stop, whatever the server does, are in [`subscribe`](crate::control::subscribe()).
 
+mod counted;
 mod listen;
 mod resolve;
 mod stream;
 
+pub use counted::{Answer, Client, ControlMetrics};
 pub use listen::{AcceptLimits, AcceptMetrics, Accepted, PeerInfo, Terminate, accept};
-pub use resolve::{Resolve, ResolveFault, Resolver};
+pub use resolve::{Resolve, ResolveFault, Resolved, Resolver};
 pub use stream::{Event, StreamLimits, subscribe};
 
 use crate::{
     clock,
     tls::{self, Credentials, TlsFault, TrustBundle},
 };
+use counted::Counts;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -40,7 +43,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 /// How long connecting to one address may take, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -126,12 +129,14 @@ pub enum ClientAuth {
 /// A gRPC channel to a control-plane service. Connects at the first request, and again by itself.
 ///
 /// The requests of a broken connection fail; callers retry, by [`subscribe`] or by themselves. While the service
-/// cannot be reached each attempt waits for its turn (100 ms to 10 s, with jitter), so callers set deadlines.
+/// cannot be reached each attempt waits for its turn (100 ms to 10 s, with jitter), so callers set deadlines. What is
+/// asked and how it ends is counted by `metrics`.
 pub fn channel(
     addr: &ControlAddr,
     auth: ClientAuth,
     resolver: impl Resolve,
-) -> Result<Channel, InvalidControlAddr> {
+    metrics: &ControlMetrics,
+) -> Result<Client, InvalidControlAddr> {
     if addr.name.is_none() && !addr.is_loopback() {
         return Err(InvalidControlAddr::Plaintext(addr.clone()));
     }
@@ -143,9 +148,16 @@ pub fn channel(
         .map_err(|_invalid| InvalidControlAddr::Authority(addr.clone()))?
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(3));
-    let dialler =
-        Dialler { addr: addr.clone(), auth, resolver: Arc::new(resolver), attempts: Mutex::default() };
-    Ok(endpoint.connect_with_connector_lazy(Connector(Arc::new(dialler))))
+    let counts = metrics.of(addr);
+    let dialler = Dialler {
+        addr: addr.clone(),
+        auth,
+        resolver: Arc::new(resolver),
+        attempts: Mutex::default(),
+        counts: counts.clone(),
+    };
+    let channel = endpoint.connect_with_connector_lazy(Connector(Arc::new(dialler)));
+    Ok(Client::new(channel, counts))
 }
 
 /// Why a connection to the control plane was not made.
@@ -167,6 +179,7 @@ struct Dialler<R> {
     auth: ClientAuth,
     resolver: Arc<R>,
     attempts: Mutex<Attempts>,
+    counts: Arc<Counts>,
 }
 
 /// What decides when the next attempt may be.
@@ -203,8 +216,12 @@ impl<R: Resolve> Dialler<R> {
         let dialled = self.dial().await;
         self.attempts().latest = Some((clock::now(), dialled.is_ok()));
         match dialled {
-            Ok(stream) => Ok(TokioIo::new(stream)),
+            Ok(stream) => {
+                self.counts.connected.inc();
+                Ok(TokioIo::new(stream))
+            }
             Err(fault) => {
+                self.counts.refused.inc();
                 tracing::warn!(%fault, "the control plane cannot be reached; trying again");
                 Err(io::Error::other(fault))
             }
@@ -245,7 +262,7 @@ impl<R: Resolve> Dialler<R> {
         if self.addr.is_loopback() {
             return Ok(vec![SocketAddr::from(([127, 0, 0, 1], self.addr.port))]);
         }
-        let resolving = self.resolver.resolve(&self.addr.host, self.addr.port);
+        let resolving = self.counts.resolve(&*self.resolver, &self.addr.host, self.addr.port);
         let resolved = timeout(PREPARE_TIMEOUT, resolving).await.unwrap_or(Err(ResolveFault::Timeout));
         let mut addresses =
             resolved.map_err(|source| DialFault::Resolve { addr: self.addr.clone(), source })?;
@@ -375,13 +392,14 @@ mod tests {
 
     fn refused(host: &str, name: Option<&str>) -> String {
         let (_sender, credentials) = watch::channel(None);
-        channel(&addr(host, name), ClientAuth::Mesh(credentials), Nowhere).unwrap_err().to_string()
+        let metrics = ControlMetrics::register(&crate::metrics::Registry::default());
+        channel(&addr(host, name), ClientAuth::Mesh(credentials), Nowhere, &metrics).unwrap_err().to_string()
     }
 
     struct Nowhere;
 
     impl Resolve for Nowhere {
-        async fn resolve(&self, _host: &str, _port: u16) -> Result<Vec<SocketAddr>, ResolveFault> {
+        async fn resolve(&self, _host: &str, _port: u16) -> Result<Resolved, ResolveFault> {
             Err(ResolveFault::Timeout)
         }
     }

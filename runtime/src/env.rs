@@ -167,18 +167,36 @@ impl Env {
 }
 
 /// A value as it may be shown: credentials are replaced. A name that ends in `_FILE`, `_DIR`, `_PATH`, `_ADDR` or
-/// `_NAME` says where a credential is, not what it is; a private key or JWT is replaced under any name.
+/// `_NAME` says where a credential is, not what it is; a private key, a JWT or a URL with a password is replaced under
+/// any name.
 pub fn redacted(name: &str, value: &str) -> String {
-    const SECRET: [&str; 7] = ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "KEY", "CREDENTIAL", "CREDENTIALS"];
+    // Headers that are sent to other systems authenticate more often than not.
+    const SECRET: [&str; 9] =
+        ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "KEY", "APIKEY", "CREDENTIAL", "CREDENTIALS", "HEADERS"];
     const PLACE: [&str; 5] = ["FILE", "DIR", "PATH", "ADDR", "NAME"];
     let upper = name.to_ascii_uppercase();
     let is_place = upper.rsplit('_').next().is_some_and(|last| PLACE.contains(&last));
     let named_secret = upper.split('_').any(|word| SECRET.contains(&word)) && !is_place;
-    let is_jwt = value.starts_with("eyJ") && value.split('.').count() == 3;
-    if !value.is_empty() && (named_secret || is_jwt || value.contains("PRIVATE KEY")) {
+    let holds_secret = has_jwt(value) || has_userinfo(value) || value.contains("PRIVATE KEY");
+    if !value.is_empty() && (named_secret || holds_secret) {
         return format!("<redacted, {} bytes>", value.len());
     }
     value.to_owned()
+}
+
+/// Whether there is a JSON web token anywhere in it (RFC 7519): three parts in base64url with dots between, of which the
+/// first is a JSON object.
+fn has_jwt(value: &str) -> bool {
+    let in_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    value.split(|c| !in_token(c)).any(|word| word.starts_with("eyJ") && word.split('.').count() == 3)
+}
+
+/// Whether there is a URL with a password in it: `scheme://user:password@host`.
+fn has_userinfo(value: &str) -> bool {
+    value.split("://").skip(1).any(|rest| {
+        let authority = rest.split(['/', '?', '#', ' ']).next().unwrap_or_default();
+        authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+    })
 }
 
 fn shorten(value: &str) -> String {
@@ -288,6 +306,14 @@ mod tests {
             ("API_KEY", "hunter2", true),
             ("ANYTHING", "-----BEGIN PRIVATE KEY-----", true),
             ("ANYTHING", "eyJhbGciOi.eyJzdWIi.c2ln", true),
+            ("ANYTHING", "{\"bearer\": \"eyJhbGciOi.eyJzdWIi.c2ln\"}", true),
+            ("ANYTHING", "postgres://shop:hunter2@db:5432/shop", true),
+            ("ANYTHING", "a=http://b/ b=http://me:hunter2@c", true),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2", true),
+            ("SHOP_APIKEY", "hunter2", true),
+            ("ANYTHING", "http://me@host:80/a:b@c", false),
+            ("ANYTHING", "http://host:80/", false),
+            ("ANYTHING", "eyJ.of.a.name", false),
             ("LINKERD2_PROXY_IDENTITY_TOKEN_FILE", "/var/run/token", false),
             ("LINKERD2_PROXY_SERVER_HTTP2_KEEP_ALIVE", "10s", false),
             ("MONKEY", "banana", false),

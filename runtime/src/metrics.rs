@@ -12,6 +12,7 @@ pub use budget::{Budgeted, OVERFLOW};
 pub use series::{Buckets, Counter, Gauge, GaugeGuard, Histogram, Series};
 
 use prometheus_client::{
+    collector::Collector,
     encoding::{EncodeLabelSet, EncodeMetric, text::encode_registry},
     registry::{Metric, Registry as Prometheus},
 };
@@ -106,6 +107,11 @@ impl Registry {
         self.lock().register(name, help, metric);
     }
 
+    /// Metrics that are found when they are printed. `collector` must be quick and bounded.
+    pub fn collect(&self, collector: impl Collector + 'static) {
+        self.lock().register_collector(Box::new(collector));
+    }
+
     /// All metrics in the Prometheus text format 0.0.4 ([`CONTENT_TYPE`]).
     pub fn render(&self) -> String {
         let mut open_metrics = String::new();
@@ -148,6 +154,12 @@ impl Default for Registry {
     fn default() -> Self {
         Self::new(RETAIN_IDLE)
     }
+}
+
+/// Whether a gRPC status counts as a failure, by Linkerd's classification: Unknown, `DeadlineExceeded`,
+/// `PermissionDenied`, Internal, Unavailable, `DataLoss`. Contract 4.4.
+pub fn grpc_is_failure(code: u16) -> bool {
+    matches!(code, 2 | 4 | 7 | 13 | 14 | 15)
 }
 
 /// What can label a series.

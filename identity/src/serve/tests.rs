@@ -9,7 +9,7 @@ use crate::{
 use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use remora_runtime::{
     certify::GrpcCertify,
-    control::{ClientAuth, ControlAddr, Resolve, ResolveFault},
+    control::{ClientAuth, ControlAddr, ControlMetrics, Resolve, ResolveFault, Resolved},
     tls::{self, TrustBundle},
 };
 use std::{net::SocketAddr, path::PathBuf};
@@ -222,7 +222,14 @@ impl Ca {
 
     fn client(&self, server: &str, token: &str) -> GrpcCertify<Nowhere> {
         let token_file = self.token_file(token);
-        GrpcCertify { addr: self.control_addr(server), token_file, bundle: self.bundle(), resolver: Nowhere }
+        GrpcCertify {
+            addr: self.control_addr(server),
+            token_file,
+            bundle: self.bundle(),
+            resolver: Nowhere,
+            // Counted apart: a client has its own process.
+            metrics: ControlMetrics::register(&Registry::default()),
+        }
     }
 
     fn token_file(&self, token: &str) -> PathBuf {
@@ -239,7 +246,8 @@ impl Ca {
         csr: Vec<u8>,
     ) -> Result<CertifyResponse, Status> {
         let auth = ClientAuth::Bootstrap(current, self.bundle());
-        let channel = control::channel(&self.control_addr(OWN), auth, Nowhere).unwrap();
+        let metrics = ControlMetrics::register(&Registry::default());
+        let channel = control::channel(&self.control_addr(OWN), auth, Nowhere, &metrics).unwrap();
         let request = CertifyRequest {
             identity: name.to_owned(),
             token: token.as_bytes().to_vec(),
@@ -295,7 +303,7 @@ impl TokenValidator for Words {
 struct Nowhere;
 
 impl Resolve for Nowhere {
-    async fn resolve(&self, _host: &str, _port: u16) -> Result<Vec<SocketAddr>, ResolveFault> {
+    async fn resolve(&self, _host: &str, _port: u16) -> Result<Resolved, ResolveFault> {
         Err(ResolveFault::Timeout)
     }
 }

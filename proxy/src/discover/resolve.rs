@@ -59,7 +59,10 @@ fn opaque(policy: &OutboundPolicy, profile: &Profile, target: SocketAddr) -> Out
     let distribution = match &policy.protocol {
         OutboundProtocol::Detect { opaque, .. } | OutboundProtocol::Opaque(opaque) => opaque.clone(),
         OutboundProtocol::Invalid(reason) => return invalid("policy", reason),
-        OutboundProtocol::Http1(_) | OutboundProtocol::Http2(_) | OutboundProtocol::Tls(_) => {
+        OutboundProtocol::Http1(_)
+        | OutboundProtocol::Http2(_)
+        | OutboundProtocol::Grpc(_)
+        | OutboundProtocol::Tls(_) => {
             let backend = match (&profile.endpoint, &profile.name) {
                 (Some(endpoint), _) => BackendTarget::Forward(endpoint.clone()),
                 (None, Some(name)) => BackendTarget::Balance {

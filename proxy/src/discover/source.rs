@@ -12,7 +12,7 @@ use linkerd2_proxy_api::{
 use remora_core::endpoint::Endpoint;
 use remora_runtime::{
     api::{self, destination::Update},
-    control::{Event, StreamLimits, subscribe},
+    control::{Client, Event, StreamLimits, subscribe},
 };
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{runtime::Handle, sync::watch};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 /// Ports of a pod that are watched at once; the default policy holds for further ones.
@@ -35,8 +35,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The lookups, running on `runtime` over these channels.
 pub struct Sources {
-    pub destination: (Channel, StreamLimits),
-    pub policy: (Channel, StreamLimits),
+    pub destination: (Client, StreamLimits),
+    pub policy: (Client, StreamLimits),
     pub runtime: Handle,
 }
 
@@ -86,7 +86,7 @@ impl Sources {
 }
 
 async fn profile(
-    channel: Channel,
+    channel: Client,
     context: Arc<str>,
     addr: SocketAddr,
     limits: StreamLimits,
@@ -114,7 +114,7 @@ async fn profile(
 }
 
 async fn outbound_policy(
-    channel: Channel,
+    channel: Client,
     workload: Arc<str>,
     addr: SocketAddr,
     limits: StreamLimits,
@@ -139,7 +139,7 @@ async fn outbound_policy(
 }
 
 async fn server_policy(
-    channel: Channel,
+    channel: Client,
     workload: Arc<str>,
     port: u16,
     limits: StreamLimits,
@@ -162,7 +162,7 @@ async fn server_policy(
 
 /// Endpoints come as differences; every new stream begins with the whole state.
 async fn endpoints(
-    channel: Channel,
+    channel: Client,
     context: Arc<str>,
     authority: Arc<str>,
     limits: StreamLimits,

@@ -10,7 +10,7 @@ use crate::{
     balance::{AbortOnDrop, Balancer},
     endpoint::LiveEndpoint,
     fault::Fault,
-    metrics::{BackendMetrics, RouteMetrics},
+    metrics::{BackendMetrics, RouteMetrics, routes::Kind},
 };
 use arc_swap::ArcSwapOption;
 use remora_core::{
@@ -85,7 +85,9 @@ pub struct Split {
 /// One backend.
 pub struct LiveBackend {
     pub balancer: Arc<Balancer>,
-    pub metrics: Arc<BackendMetrics>,
+    pub meta: Arc<ResourceRef>,
+    /// Where requests are counted; a way for bytes has none.
+    pub metrics: Option<Arc<BackendMetrics>>,
 }
 
 impl Split {
@@ -281,14 +283,17 @@ async fn follow(
 }
 
 fn compile(worker: &Arc<Worker>, policy: &OutboundPolicy) -> Plan {
-    let splits = |distribution: &Arc<Distribution>| split(worker, &policy.parent, distribution);
-    let routes = |routes: &[OutboundRoute]| compile_routes(worker, &policy.parent, routes);
+    let splits = |distribution: &Arc<Distribution>| split(worker, distribution, |_| None);
+    let routes = |routes: &[OutboundRoute]| compile_routes(worker, Kind::Http, &policy.parent, routes);
     let protocol = match &policy.protocol {
         OutboundProtocol::Detect { http1, http2, opaque } => {
             PlanProtocol::Detect { http1: routes(http1), http2: routes(http2), opaque: splits(opaque) }
         }
         OutboundProtocol::Http1(http1) => PlanProtocol::Http1(routes(http1)),
         OutboundProtocol::Http2(http2) => PlanProtocol::Http2(routes(http2)),
+        OutboundProtocol::Grpc(grpc) => {
+            PlanProtocol::Http2(compile_routes(worker, Kind::Grpc, &policy.parent, grpc))
+        }
         OutboundProtocol::Opaque(opaque) => PlanProtocol::Opaque(splits(opaque)),
         OutboundProtocol::Tls(tls) => PlanProtocol::Tls(
             tls.iter()
@@ -300,21 +305,34 @@ fn compile(worker: &Arc<Worker>, policy: &OutboundPolicy) -> Plan {
     Plan { parent: policy.parent.clone(), protocol }
 }
 
-fn compile_routes(worker: &Arc<Worker>, parent: &Arc<ResourceRef>, routes: &[OutboundRoute]) -> Routes {
+fn compile_routes(
+    worker: &Arc<Worker>,
+    kind: Kind,
+    parent: &Arc<ResourceRef>,
+    routes: &[OutboundRoute],
+) -> Routes {
+    let metrics = &worker.proxy.metrics;
     let rules = routes.iter().map(|outbound| {
+        let route = &outbound.route.meta;
+        let backend = |backend: &ResourceRef| Some(metrics.backend(kind, parent, route, backend));
         let rule = |distribution| Rule {
-            split: split(worker, parent, distribution),
-            metrics: worker.proxy.metrics.route(parent, &outbound.route.meta),
+            split: split(worker, distribution, backend),
+            metrics: metrics.route(kind, parent, route),
         };
         outbound.rules.iter().map(rule).collect()
     });
     Routes { rules: rules.collect(), routes: routes.iter().map(|outbound| outbound.route.clone()).collect() }
 }
 
-fn split(worker: &Arc<Worker>, parent: &Arc<ResourceRef>, distribution: &Arc<Distribution>) -> Arc<Split> {
+fn split(
+    worker: &Arc<Worker>,
+    distribution: &Arc<Distribution>,
+    metrics: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
+) -> Arc<Split> {
     let live = |backend: &Backend| LiveBackend {
         balancer: balancer(worker, &backend.target),
-        metrics: worker.proxy.metrics.backend(parent, &backend.meta),
+        meta: backend.meta.clone(),
+        metrics: metrics(&backend.meta),
     };
     let backends = match &**distribution {
         Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),

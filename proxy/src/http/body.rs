@@ -4,6 +4,7 @@ use super::exchange::Exchange;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use remora_runtime::metrics::Histogram;
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -13,6 +14,8 @@ use std::{
 pub struct Body {
     kind: Kind,
     exchange: Option<Box<Exchange>>,
+    /// Sizes of data frames.
+    frames: Option<Histogram>,
 }
 
 enum Kind {
@@ -22,11 +25,17 @@ enum Kind {
 
 impl Body {
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, exchange: None }
+        Self { kind: Kind::Empty, exchange: None, frames: None }
     }
 
     pub fn incoming(body: Incoming) -> Self {
-        Self { kind: Kind::Incoming(body), exchange: None }
+        Self { kind: Kind::Incoming(body), exchange: None, frames: None }
+    }
+
+    /// Records the sizes of this body's data frames.
+    pub fn measured(mut self, frames: Option<&Histogram>) -> Self {
+        self.frames = frames.cloned();
+        self
     }
 
     /// Tells `exchange` what happens to this body, until its end.
@@ -49,6 +58,11 @@ impl http_body::Body for Body {
             return Poll::Ready(None);
         };
         let frame = ready!(Pin::new(body).poll_frame(cx));
+        if let (Some(frames), Some(Ok(frame))) = (&this.frames, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            frames.observe(data.len() as u64);
+        }
         if let Some(exchange) = &mut this.exchange {
             match &frame {
                 Some(Ok(frame)) => exchange.frame(frame),

@@ -2,12 +2,16 @@
 
 use super::client::Lease;
 use crate::endpoint::InFlight;
-use crate::metrics::RequestMetrics;
+use crate::fault;
+use crate::metrics::{
+    RequestMetrics,
+    routes::{End, Routed},
+};
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::Frame;
 use remora_core::time::Time;
-use remora_runtime::clock;
+use remora_runtime::{clock, metrics::grpc_is_failure};
 use std::sync::Arc;
 
 /// Success or failure as Linkerd classifies it. Contract 4.4.
@@ -31,15 +35,15 @@ pub fn classify_status(status: u16) -> Class {
     if status >= 500 { Class::Failure } else { Class::Success }
 }
 
-/// Whether a gRPC status is a failure: Unknown, `DeadlineExceeded`, `PermissionDenied`, Internal, Unavailable,
-/// `DataLoss`.
+/// Whether a gRPC status is a failure.
 pub fn classify_grpc(code: u16) -> Class {
-    if matches!(code, 2 | 4 | 7 | 13 | 14 | 15) { Class::Failure } else { Class::Success }
+    if grpc_is_failure(code) { Class::Failure } else { Class::Success }
 }
 
 /// What is counted when the exchange is over.
 pub struct Exchange {
     metrics: Arc<RequestMetrics>,
+    routed: Routed,
     started: Time,
     status: u16,
     grpc: Option<GrpcStatus>,
@@ -57,6 +61,7 @@ impl Exchange {
     pub fn of<B>(
         response: &Response<B>,
         metrics: Arc<RequestMetrics>,
+        routed: Routed,
         started: Time,
         in_flight: Option<InFlight>,
         lease: Lease,
@@ -64,6 +69,7 @@ impl Exchange {
         let grpc = is_grpc(response.headers()).then(|| GrpcStatus(grpc_status(response.headers())));
         Self {
             metrics,
+            routed,
             started,
             status: response.status().as_u16(),
             grpc,
@@ -82,6 +88,10 @@ impl Exchange {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.answered();
         }
+        if let Some(data) = frame.data_ref() {
+            self.metrics.response_frame(data.len());
+            self.routed.frame(data.len());
+        }
         if let (Some(trailers), Some(grpc)) = (frame.trailers_ref(), &mut self.grpc) {
             grpc.0 = grpc.0.or_else(|| grpc_status(trailers));
         }
@@ -91,17 +101,18 @@ impl Exchange {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.answered();
         }
-        self.count(None);
+        self.count(None, None);
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
     }
 
     pub(super) fn failed(&mut self, error: &hyper::Error) {
-        self.count(Some(if error.is_timeout() { "timeout" } else { "i/o" }));
+        let broken = if error.is_timeout() { "timeout" } else { "i/o" };
+        self.count(Some(broken), Some(fault::stream_error(error)));
     }
 
-    fn count(&mut self, error: Option<&'static str>) {
+    fn count(&mut self, error: Option<&'static str>, route_error: Option<&'static str>) {
         if self.counted {
             return;
         }
@@ -113,6 +124,8 @@ impl Exchange {
         };
         let latency = clock::now().since(self.started);
         self.metrics.response(self.status, class, self.grpc, error, latency);
+        let grpc = self.grpc.and_then(|grpc| grpc.0);
+        self.routed.ended(End { status: Some(self.status), grpc, error: route_error });
         self.in_flight = None;
     }
 }
@@ -120,7 +133,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         // Nobody wants the rest: the head decides, as in Linkerd. The connection is not reused, its body is not read.
-        self.count(None);
+        self.count(None, None);
     }
 }
 

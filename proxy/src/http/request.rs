@@ -20,7 +20,7 @@ use crate::{
     endpoint::{self, InFlight, LiveEndpoint},
     fault::Fault,
     inbound::{self, Connection},
-    metrics::{InboundRequests, RequestMetrics},
+    metrics::{BackendMetrics, InboundRequests, RequestMetrics, routes::Routed},
     policy::PortPolicy,
 };
 use http::{HeaderValue, Method, Request, Response, Version};
@@ -52,7 +52,8 @@ impl Inbound {
         let app = worker.apps.port(&worker, connection.target);
         let identity = connection.peer.identity();
         let client_id = identity.and_then(|identity| HeaderValue::from_str(identity.as_str()).ok());
-        let requests = InboundRequests::new(&connection);
+        let authority = worker.proxy.config.inbound.metrics_authority;
+        let requests = InboundRequests::new(&connection, authority);
         Self { worker, connection, policy, app, client_id, requests }
     }
 }
@@ -93,14 +94,13 @@ async fn authorized(
     let server = policy.current();
     let view = View(&request);
     let permit = policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view);
-    let counted = context.requests.of(metrics, &server, permit.as_ref());
+    let counted = context.requests.of(metrics, &server, permit.as_ref(), view.authority());
     counted.request();
     match permit {
         Ok(permit) => inbound::audit(connection, &permit.authorization),
         Err(refusal) => {
             let fault = inbound::denied(connection, &server, refusal.denial);
             tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
-            metrics.inbound_http_fault(&fault, connection.target);
             return Ok(answer(&fault, asker, &counted, started));
         }
     }
@@ -117,15 +117,15 @@ async fn authorized(
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
     }
 
-    let sent = app.client.send(&**app, request.map(Body::incoming)).await;
+    let measured = |body| Body::incoming(body).measured(counted.request_frames());
+    let sent = app.client.send(&**app, request.map(measured)).await;
     let (response, lease) = match sent {
         Ok(sent) => sent,
         Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
-            metrics.inbound_http_fault(&fault, connection.target);
             return failed(fault, asker, &counted, started, orig_proto.is_some());
         }
     };
-    let mut response = respond_with(response, &counted, started, None, lease, connect);
+    let mut response = respond_with(response, &counted, Routed::default(), started, None, lease, connect);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
             let revoked = revoked(context.clone(), offered.request());
@@ -196,25 +196,27 @@ pub async fn outbound(
     let plan = target.plan(worker);
     let sent = match route(&plan, &request) {
         Ok((split, rule)) => {
-            if let Some(rule) = rule {
-                rule.metrics.requests.inc();
+            let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
+            let frames = series.as_ref().map(|series| &series.frames);
+            let measured = request.map(|body| Body::incoming(body).measured(frames));
+            let sent = send(split, required.as_ref(), measured).await;
+            if let (Err(fault), Some(series)) = (&sent, &series) {
+                series.failed(fault.route_error(), started);
             }
-            let sent = send(split, required.as_ref(), request.map(Body::incoming)).await;
-            if let Some(rule) = rule {
-                rule.metrics.answered(sent.as_ref().ok().map(|sent| sent.response.status()), started);
-            }
-            sent
+            sent.map(|sent| (sent, series))
         }
         Err(fault) => Err(fault),
     };
-    let Sent { response, lease, in_flight, endpoint, balanced } = match sent {
+    let (Sent { response, lease, in_flight, endpoint, balanced, backend }, series) = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
             return refused_or_reset(fault, asker);
         }
     };
-    let mut response = respond_with(response, &endpoint.requests, started, Some(in_flight), lease, connect);
+    let routed = Routed { route: series.map(|series| (series, started)), backend };
+    let requests = &endpoint.requests;
+    let mut response = respond_with(response, requests, routed, started, Some(in_flight), lease, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
             offered.join(&mut response, &worker.proxy, Some(context.permit.clone()), pending());
@@ -261,6 +263,8 @@ struct Sent {
     endpoint: Arc<LiveEndpoint>,
     /// Whether another endpoint may be picked for the next request.
     balanced: bool,
+    /// Where the response is counted, and since when.
+    backend: Option<(Arc<BackendMetrics>, Time)>,
 }
 
 /// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
@@ -269,7 +273,7 @@ async fn send(
     required: Option<&HeaderValue>,
     mut request: Request<Body>,
 ) -> Result<Sent, Fault> {
-    let LiveBackend { balancer, metrics } = split.pick()?;
+    let LiveBackend { balancer, metrics, .. } = split.pick()?;
     let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
     loop {
         let except = failed.as_ref().map(|(endpoint, _)| endpoint);
@@ -282,22 +286,30 @@ async fn send(
         }
         require_identity(required, &endpoint)?;
         let in_flight = endpoint.begin();
-        metrics.requests.inc();
         endpoint.requests.request();
         let began = clock::now();
+        let failed_at = |fault: &Fault| {
+            endpoint.requests.failed(fault, clock::now().since(began));
+            if let Some(metrics) = metrics {
+                metrics.failed(fault.route_error(), began);
+            }
+        };
+        if let Some(metrics) = metrics {
+            metrics.requests.inc();
+        }
         match endpoint.client().send(&endpoint, request).await {
             Ok((response, lease)) => {
-                metrics.answered(response.status(), began);
+                let backend = metrics.clone().map(|metrics| (metrics, began));
                 let balanced = balancer.is_discovered();
-                return Ok(Sent { response, lease, in_flight, endpoint, balanced });
+                return Ok(Sent { response, lease, in_flight, endpoint, balanced, backend });
             }
             Err(SendError::Unsent(unsent, fault)) if failed.is_none() => {
-                endpoint.requests.failed(&fault, clock::now().since(began));
+                failed_at(&fault);
                 request = *unsent;
                 failed = Some((endpoint, fault));
             }
             Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
-                endpoint.requests.failed(&fault, clock::now().since(began));
+                failed_at(&fault);
                 return Err(fault);
             }
         }
@@ -321,12 +333,13 @@ fn require_identity(required: Option<&HeaderValue>, endpoint: &LiveEndpoint) -> 
 fn respond_with(
     response: Response<Incoming>,
     metrics: &Arc<RequestMetrics>,
+    routed: Routed,
     started: Time,
     in_flight: Option<InFlight>,
     lease: Lease,
     connect: bool,
 ) -> Response<Body> {
-    let mut exchange = Exchange::of(&response, metrics.clone(), started, in_flight, lease);
+    let mut exchange = Exchange::of(&response, metrics.clone(), routed, started, in_flight, lease);
     if headers::is_upgrade(&response, connect) {
         exchange.upgraded();
     }
@@ -344,7 +357,8 @@ pub fn refuse(fault: &Fault, request: &Request<Incoming>, informational: bool) -
 /// An answer that this proxy makes up, counted like any other.
 fn answer(fault: &Fault, asker: Asker, metrics: &RequestMetrics, started: Time) -> Response<Body> {
     let response = respond::respond(fault, asker);
-    metrics.failed_with(response.status().as_u16(), fault, clock::now().since(started));
+    metrics.fault(fault);
+    metrics.failed_with(fault, asker.grpc, clock::now().since(started));
     response
 }
 
@@ -357,6 +371,7 @@ fn failed(
     was_http1: bool,
 ) -> Result<Response<Body>, Fault> {
     if asker.version == Version::HTTP_2 && !was_http1 && fault.is_reset() {
+        metrics.fault(&fault);
         metrics.failed(&fault, clock::now().since(started));
         return Err(fault);
     }

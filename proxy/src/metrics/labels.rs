@@ -87,12 +87,14 @@ pub fn resource(labels: &mut Labels, names: [&'static str; 3], resource: &Resour
 
 /// The names of [`resource`] for a route.
 pub const ROUTE: [&str; 3] = ["route_group", "route_kind", "route_name"];
+/// The names of [`resource`] for the server of a route.
+pub const PARENT: [&str; 3] = ["parent_group", "parent_kind", "parent_name"];
 /// The names of [`resource`] for an authorization.
 pub const AUTHZ: [&str; 3] = ["authz_group", "authz_kind", "authz_name"];
 
 /// `parent_*`, of the typed families.
 pub fn parent(labels: &mut Labels, parent: &ResourceRef) {
-    resource(labels, ["parent_group", "parent_kind", "parent_name"], parent);
+    resource(labels, PARENT, parent);
     labels.push(label("parent_namespace", &parent.namespace));
     labels.push(label("parent_port", optional_port(parent.port)));
     labels.push(label("parent_section_name", &parent.section));

@@ -1,6 +1,9 @@
 //! Connections and their bytes: opened, open, read, written, closed and why.
 
-use super::labels::{Labels, label};
+use super::{
+    few::Few,
+    labels::{Labels, label},
+};
 use crate::stream::Meter;
 use remora_runtime::metrics::{Budgeted, Counter, Gauge, GaugeGuard, Registry};
 use std::{
@@ -40,7 +43,8 @@ impl TcpFamilies {
             open: self.open.get(labels.clone()),
             read: self.read.get(labels.clone()),
             written: self.written.get(labels.clone()),
-            closed: self.closed.clone(),
+            families: self.clone(),
+            closed: Few::default(),
             labels,
         })
     }
@@ -53,7 +57,9 @@ pub struct TcpMetrics {
     open: Gauge,
     read: Counter,
     written: Counter,
-    closed: Budgeted<Labels, Counter>,
+    families: TcpFamilies,
+    /// By the first system error, 0 where there was none.
+    closed: Few<i32, Counter>,
 }
 
 impl TcpMetrics {
@@ -91,9 +97,13 @@ impl Meter for Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let mut labels = self.metrics.labels.clone();
-        labels.push(label("errno", errno_name(self.errno.load(Ordering::Relaxed))));
-        self.metrics.closed.get(labels).inc();
+        let errno = self.errno.load(Ordering::Relaxed);
+        let resolve = || {
+            let mut labels = self.metrics.labels.clone();
+            labels.push(label("errno", errno_name(errno)));
+            self.metrics.families.closed.get(labels)
+        };
+        self.metrics.closed.count(errno, resolve, Counter::inc);
     }
 }
 

@@ -49,7 +49,7 @@ fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<O
             reading
                 .at("http2", |reading| http_routes(reading, http.routes, http.failure_accrual.as_ref()))?,
         ),
-        Kind::Grpc(grpc) => OutboundProtocol::Http2(reading.at("grpc", |reading| {
+        Kind::Grpc(grpc) => OutboundProtocol::Grpc(reading.at("grpc", |reading| {
             note_accrual(reading, grpc.failure_accrual.as_ref());
             reading.each("routes", grpc.routes, grpc_route)
         })?),

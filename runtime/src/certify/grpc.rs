@@ -2,7 +2,7 @@
 
 use super::{CertificateRequest, Certify, CertifyFault, IssuedCertificate};
 use crate::{
-    control::{self, ClientAuth, ControlAddr, Resolve},
+    control::{self, ClientAuth, ControlAddr, ControlMetrics, Resolve},
     tls::TrustBundle,
 };
 use linkerd2_proxy_api::identity::{CertifyRequest, CertifyResponse, identity_client::IdentityClient};
@@ -31,6 +31,8 @@ pub struct GrpcCertify<R> {
     pub bundle: Arc<TrustBundle>,
     /// Finds the addresses.
     pub resolver: R,
+    /// Where attempts are counted.
+    pub metrics: ControlMetrics,
 }
 
 impl<R: Resolve + Clone> Certify for GrpcCertify<R> {
@@ -38,7 +40,7 @@ impl<R: Resolve + Clone> Certify for GrpcCertify<R> {
         let token = read_token(&self.token_file)
             .map_err(|source| CertifyFault::Token { path: self.token_file.clone(), source })?;
         let auth = ClientAuth::Bootstrap(request.current, self.bundle.clone());
-        let channel = control::channel(&self.addr, auth, self.resolver.clone())?;
+        let channel = control::channel(&self.addr, auth, self.resolver.clone(), &self.metrics)?;
         let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         let request = CertifyRequest {
             identity: request.identity.as_str().to_owned(),

@@ -14,12 +14,17 @@ const MAX_ADDRESSES: usize = 64;
 
 /// Whoever finds the addresses of a service.
 pub trait Resolve: Send + Sync + 'static {
-    /// All addresses of `host`, with the ports that its SRV records name, or else with `port`. Never empty.
-    fn resolve(
-        &self,
-        host: &str,
-        port: u16,
-    ) -> impl Future<Output = Result<Vec<SocketAddr>, ResolveFault>> + Send;
+    /// All addresses of `host`, with the ports that its SRV records name, or else with `port`.
+    fn resolve(&self, host: &str, port: u16) -> impl Future<Output = Result<Resolved, ResolveFault>> + Send;
+}
+
+/// The addresses of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Never empty.
+    pub addresses: Vec<SocketAddr>,
+    /// The records that they are from, as metrics call them: `srv`, or `a` for A and AAAA.
+    pub record: &'static str,
 }
 
 /// Why a name has no address.
@@ -66,14 +71,14 @@ impl Resolver {
 }
 
 impl Resolve for Resolver {
-    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveFault> {
+    async fn resolve(&self, host: &str, port: u16) -> Result<Resolved, ResolveFault> {
         if let Some(addresses) = self.services(host).await {
-            return Ok(addresses);
+            return Ok(Resolved { addresses, record: "srv" });
         }
         let answer = self.0.lookup_ip(host).await.map_err(|fault| ResolveFault::Lookup(fault.to_string()))?;
         let addresses: Vec<_> =
             answer.iter().take(MAX_ADDRESSES).map(|ip| SocketAddr::new(ip, port)).collect();
-        if addresses.is_empty() { Err(ResolveFault::Empty) } else { Ok(addresses) }
+        if addresses.is_empty() { Err(ResolveFault::Empty) } else { Ok(Resolved { addresses, record: "a" }) }
     }
 }
 

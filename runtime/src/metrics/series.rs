@@ -150,6 +150,8 @@ impl Buckets {
     pub const ROUTE_SECONDS: Self = Self::seconds(&[0.05, 0.5, 1.0, 10.0]);
     /// `…_backend_response_duration_seconds`, contract 5.4.
     pub const BACKEND_SECONDS: Self = Self::seconds(&[0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0]);
+    /// `…_frame_size_bytes`, as Linkerd's proxy has them.
+    pub const FRAME_BYTES: Self = Self::plain(&[128.0, 1024.0, 10_240.0]);
     /// `…_queue_latency_seconds` and how long detection took, contract 5.4.
     pub const QUEUE_SECONDS: Self = Self::seconds(&[0.0005, 0.005, 0.05, 0.5, 1.0, 3.0]);
 }

@@ -90,7 +90,7 @@ fn grpc_routes_are_http2_routes() {
     };
     let routes = vec![wire::GrpcRoute { rules: vec![rule], ..Default::default() }];
     let read = outbound_policy(policy(Some(Kind::Grpc(Grpc { routes, failure_accrual: None }))));
-    let OutboundProtocol::Http2(routes) = read.value.protocol else { panic!("not HTTP/2") };
+    let OutboundProtocol::Grpc(routes) = read.value.protocol else { panic!("not gRPC") };
     assert_eq!(routes[0].route.rules[0].matches[0].method.as_deref(), Some("POST"));
     assert_eq!(*routes[0].rules[0], Distribution::Empty);
 }
