@@ -228,6 +228,8 @@ async fn a_wrong_value_comes_back_as_a_warning_for_kubectl() {
     let response = webhook.review("Pod", "shop", odd).await;
     assert_eq!(response["allowed"], true);
     let warning = response["warnings"][0].as_str().unwrap();
+    let counted = webhook.registry.render();
+    assert!(counted.contains("remora_injector_warnings_total{namespace=\"shop\"} 1"), "{counted}");
     assert!(warning.contains("config.linkerd.io/proxy-uid"), "{warning}");
 }
 

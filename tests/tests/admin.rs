@@ -51,24 +51,71 @@ fn what_an_operator_may_do_is_done_from_within_the_pod_only() {
 }
 
 #[test]
+fn what_goes_wrong_on_the_admin_port_is_counted() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = start(&[web("web-0")]);
+    let server = mesh.pod(SHOP, "web-0").unwrap();
+    let config = peer::client(mesh.root(), None, &[]).unwrap();
+    let name = rustls::pki_types::ServerName::try_from("somebody.else").unwrap();
+    let mut session = rustls::ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).unwrap();
+    for (bytes, error) in
+        [(&hello[..], "identity required"), (hello.get(..100).unwrap(), "tls detection timeout")]
+    {
+        let mut stream = mesh.dial(server.at(4191).unwrap()).unwrap();
+        stream.write_all(bytes).unwrap();
+        assert_eq!(peer::end_of(&mut stream), peer::End::Closed(Vec::new()), "{error}");
+        let target = server.at(4191).unwrap().to_string();
+        let labels = [("error", error), ("target_addr", &*target), ("srv_port", "4191")];
+        wait(&mesh, error, || {
+            server.metrics().unwrap().sum("inbound_tcp_errors_total", &labels) == Some(1.0)
+        });
+    }
+}
+
+#[test]
 fn state_and_environment_say_what_is_known_and_keep_secrets() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let env = r#"[{"name": "API_TOKEN", "value": "plum-7f3a"}, {"name": "SHOP", "value": "db://me:plum-9c1e@db/"}]"#;
+    let client = shop::idle("client", &[("config.linkerd.io/proxy-additional-env", env)]);
+    let mesh = start(&[web("web-0"), client]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
+    // As bytes, and open: what a proxy serves now is told by protocol.
+    let mut held = mesh.dial(server.at(80).unwrap()).unwrap();
+    write!(held, "GET / HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+    peer::read_answer(&mut held).unwrap();
 
     let known = state(&client).unwrap();
     assert_eq!(known.pointer("/identity/name").unwrap(), identity("client").as_str());
     assert_eq!(known.pointer("/identity/certified").unwrap(), true);
     assert_eq!(known.pointer("/draining").unwrap(), false);
+    assert!(known.pointer("/identity/notAfter").unwrap().as_u64() > Some(0), "{known:#}");
+    assert!(known.pointer("/identity/secondsLeft").unwrap().as_u64() > Some(3600), "{known:#}");
+    let endpoints = known.pointer("/outbound/workers/0").unwrap().as_object().unwrap();
+    let endpoints = endpoints.values().filter_map(|target| target.pointer("/backends")?.as_object());
+    let one = endpoints.flat_map(|backends| backends.values()).find_map(|list| list.get(0)).unwrap().clone();
+    assert!(one["load"].as_f64() > Some(0.0) && one["reachable"] == true, "{one:#}");
+    let of_server = state(&server).unwrap();
+    let policy = of_server.pointer("/inbound/policies/80").unwrap();
+    assert_eq!(policy.pointer("/server/name").unwrap(), "all-unauthenticated", "{policy:#}");
+    assert!(policy["protocol"] == "detect" && !policy["authorizations"].as_array().unwrap().is_empty(), "{policy:#}");
+    let open = of_server.pointer("/connections/inboundByProtocol/http~11").unwrap().as_u64();
+    assert!(open >= Some(1), "the held connection: {of_server:#}");
+    drop(held);
     let text = known.to_string();
     for expected in [identity("web-0"), server.ip().unwrap().to_string(), "tls+header".to_owned()] {
         assert!(text.contains(&expected), "no {expected} in {known:#}");
     }
     let env = curl(&client, &["http://127.0.0.1:4191/env.json"]).unwrap();
     assert!(env.contains("\"LINKERD2_PROXY_IDENTITY_LOCAL_NAME\""), "{env}");
+    assert!(env.contains("\"API_TOKEN\"") && env.contains("\"SHOP\""), "the names are told: {env}");
+    assert!(!env.contains("plum-7f3a") && !env.contains("plum-9c1e"), "their values are not: {env}");
 
     let token = client.exec(PROXY, &["sh", "-c", "cat /var/run/secrets/tokens/*"]).unwrap();
     let token = String::from_utf8(token.stdout).unwrap();

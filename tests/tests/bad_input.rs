@@ -38,12 +38,23 @@ fn bytes_that_are_no_protocol_reach_the_application_unchanged_or_end_in_time() {
     let hello = client_hello(&mesh, &shop::identity("web"));
     half.write_all(hello.get(..200).unwrap()).unwrap();
 
+    // The beginning of a request, and then nothing: bytes, when time is up.
+    let mut stuck = mesh.dial(echo).unwrap();
+    stuck.set_read_timeout(Some(PATIENCE)).unwrap();
+    stuck.write_all(b"GET /").unwrap();
+    let verdicts = |result: &str| {
+        let counted = web.metrics().unwrap();
+        counted.sum("inbound_tcp_detect_http_results_total", &[("result", result)]).unwrap_or(0.0)
+    };
+    let (not_http, undecided) = (verdicts("not_http"), verdicts("read_timeout"));
+
     // Garbage of every beginning is the application's.
     for first in 0..=255_u8 {
         // 22 begins a TLS record, of which the rest is missing until the client is done.
         let garbage: Vec<u8> = (0..600_u16).map(|n| first.wrapping_add((n * 37) as u8)).collect();
         assert_eq!(through(&mesh, echo, &garbage), garbage, "garbage that begins with {first}");
     }
+    assert!(verdicts("not_http") >= not_http + 250.0, "garbage is counted as such");
     // So is half a ClientHello of a client that says it is done.
     let cut = hello.get(..200).unwrap();
     assert_eq!(through(&mesh, echo, cut), cut, "half a ClientHello and a half-close");
@@ -70,8 +81,48 @@ fn bytes_that_are_no_protocol_reach_the_application_unchanged_or_end_in_time() {
 
     assert_eq!(peer::end_of(&mut half), End::Closed(Vec::new()), "half a ClientHello");
     assert!(began.elapsed() > Duration::from_secs(9), "it was ended before detection's limit");
+    let mut back = [0; 5];
+    stuck.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"GET /");
+    assert!(verdicts("read_timeout") > undecided, "a verdict because time was up");
     assert!(errors(&web, "tls detection timeout") >= 1.0);
     said(&mesh, &web, "half a ClientHello");
+}
+
+#[test]
+fn an_applications_garbage_reaches_its_server_unchanged_and_is_counted() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = mesh();
+    let (web, old) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "old").unwrap());
+    peer::echo(old.listen(9000).unwrap());
+    let to = old.at(9000).unwrap();
+    for first in (0..=255_u8).step_by(5) {
+        let garbage: Vec<u8> = (0..600_u16).map(|n| first.wrapping_add((n * 37) as u8)).collect();
+        let mut stream = web.dial(to).unwrap();
+        stream.write_all(&garbage).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        assert_eq!(back, garbage, "garbage that begins with {first}");
+    }
+    let counted = web.metrics().unwrap();
+    let verdicts = counted.sum("outbound_tcp_detect_http_results_total", &[("result", "not_http")]);
+    assert!(verdicts >= Some(50.0), "{verdicts:?}");
+    let opaque = counted.sum("outbound_tcp_protocol_connections_total", &[("protocol", "opaq")]);
+    assert!(opaque >= Some(50.0), "{opaque:?}");
+
+    // A client that resets before it has said what it speaks.
+    let undecided = web.dial(to).unwrap();
+    (&undecided).write_all(b"GE").unwrap();
+    rustix::net::sockopt::set_socket_linger(&undecided, Some(Duration::ZERO)).unwrap();
+    drop(undecided);
+    let lost = || {
+        let counted = web.metrics().unwrap();
+        counted.sum("outbound_tcp_detect_http_results_total", &[("result", "error")]) >= Some(1.0)
+    };
+    mesh.wait_until("the reset to be counted", PATIENCE, lost).unwrap();
 }
 
 #[test]
@@ -122,6 +173,11 @@ fn a_client_whose_tls_is_not_good_enough_is_refused_and_the_reason_named() {
     let nobody = mesh.certify("192.0.2.7").unwrap();
     let good = mesh.certify(&me).unwrap();
     let root = mesh.root();
+    let opened = || {
+        let accepted = [("direction", "inbound"), ("peer", "src"), ("target_port", "8000")];
+        web.metrics().unwrap().sum("tcp_open_total", &accepted).unwrap_or(0.0)
+    };
+    let open_before = opened();
     for (what, config, reason) in [
         ("another root's", peer::client(root, Some(&stranger), &[]).unwrap(), "not from our trust anchors"),
         ("an expired", peer::client(root, Some(&expired), &[]).unwrap(), "expired"),
@@ -147,6 +203,9 @@ fn a_client_whose_tls_is_not_good_enough_is_refused_and_the_reason_named() {
     counted(&mesh, &web, "client tls", before, "TLS 1.2");
     said(&mesh, &web, "TLS 1.3 is required");
 
+    assert!(opened() >= open_before + 5.0, "a handshake that fails is a connection too");
+    let labels = [("error", "client tls"), ("srv_name", "all-unauthenticated"), ("srv_port", "8000")];
+    assert!(web.metrics().unwrap().sum("inbound_tcp_errors_total", &labels) >= Some(5.0), "by server");
     let config = peer::client(root, Some(&good), &[]).unwrap();
     assert!(ask_over_tls(&mesh, &web, config).unwrap().contains(&me), "others are served");
 }

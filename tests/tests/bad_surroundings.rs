@@ -43,8 +43,10 @@ fn without_a_control_plane_the_known_is_served_the_unknown_fails_in_time_and_the
     assert_eq!(get(&mut kept), 200);
 
     // Silent: it takes connections and answers nothing.
+    let unanswered = unanswered(&client);
     destination().signal("destination", Signal::STOP).unwrap();
     unknown_fails(&mesh, &client, "silent");
+    mesh.wait_until("the silence to be counted", READY, || self::unanswered(&client) > unanswered).unwrap();
     let began = Instant::now();
     assert_eq!(get(&mut client.dial(OUTSIDE).unwrap()), 200, "outside of the cluster's networks");
     assert!(LOOKUP.contains(&began.elapsed()), "{:?}", began.elapsed());
@@ -56,8 +58,13 @@ fn without_a_control_plane_the_known_is_served_the_unknown_fails_in_time_and_the
     recovers(&mesh, &client, "silent");
 
     // Dead: nobody takes connections any more, and its name has no address.
+    let (unanswered, refused) = (self::unanswered(&client), refused(&client));
     destination().kill().unwrap();
     unknown_fails(&mesh, &client, "dead");
+    mesh.wait_until("its death to be counted", READY, || {
+        self::unanswered(&client) > unanswered && self::refused(&client) > refused
+    })
+    .unwrap();
     assert_eq!(get(&mut kept), 200, "a connection that is open");
     assert_eq!(get(&mut client.dial(known).unwrap()), 200, "a target that is known");
     let objects = world::parse(CONTROL_PLANE).unwrap();
@@ -215,17 +222,23 @@ fn a_broken_manifest_is_named_and_its_last_good_version_serves() {
         let state: Value = serde_json::from_str(&text).unwrap();
         state.pointer("/manifests/files/by-hand.yaml/errors").cloned().unwrap_or_default().to_string()
     };
+    let invalid = || {
+        let (_, text) = destination.http_get(9996, "/metrics").unwrap();
+        remora_tests::metrics::parse(&text).sum("remora_destination_invalid_files", &[])
+    };
     assert!(served("first", 80));
-    assert_eq!(errors(), "[]");
+    assert_eq!((errors(), invalid()), ("[]".to_owned(), Some(0.0)));
 
     std::fs::write(&file, service(81).replace("port: 81", "port: eighty-one")).unwrap();
     mesh.wait_until("the mistake to be named", READY, || errors().contains("eighty-one")).unwrap();
     assert!(mesh.logs(&destination, "destination").contains("by-hand.yaml"), "the log names the file");
+    mesh.wait_until("the file to be counted", READY, || invalid() == Some(1.0)).unwrap();
     assert!(served("first", 80) && served("second", 80), "its last good version");
 
     std::fs::write(&file, service(82)).unwrap();
     mesh.wait_until("the mended version to be read", READY, || errors() == "[]").unwrap();
     mesh.wait_until("the mended version to serve", READY, || served("second", 82)).unwrap();
+    mesh.wait_until("no file to be counted", READY, || invalid() == Some(0.0)).unwrap();
 }
 
 #[test]
@@ -245,11 +258,16 @@ fn an_annotation_that_is_not_a_number_is_a_warning_and_the_default_stays() {
     mesh.apply(&shop::idle("odd", &wrong)).unwrap();
     mesh.apply(&shop::idle("even", &[])).unwrap();
     mesh.wait_ready(READY).unwrap();
-    let log = mesh.logs(&mesh.pod("remora", "remora-proxy-injector").unwrap(), "proxy-injector");
+    let injector = mesh.pod("remora", "remora-proxy-injector").unwrap();
+    let log = mesh.logs(&injector, "proxy-injector");
     for (annotation, value) in wrong {
         let named = |line: &&str| line.contains("WARN") && line.contains(annotation) && line.contains(value);
         assert_eq!(log.lines().filter(named).count(), 1, "{annotation} in:\n{log}");
     }
+    let (_, counted) = injector.http_get(9995, "/metrics").unwrap();
+    let warnings = [("namespace", "shop")];
+    let counted = remora_tests::metrics::parse(&counted).count("remora_injector_warnings_total", &warnings);
+    assert_eq!(counted, wrong.len() as u64, "each is a warning that is counted");
     let proxy = |name: &str| {
         let pod = serde_json::to_value(mesh.pod("shop", name).unwrap().object()).unwrap();
         let containers = pod.pointer("/spec/initContainers").and_then(Value::as_array).cloned().unwrap();
@@ -299,6 +317,18 @@ fn unknown_fails(mesh: &Mesh, client: &PodRef<'_>, service: &str) {
     // Counted when the connection has ended, which is after the client was told.
     let counted = || client.metrics().unwrap().sum("outbound_tcp_errors_total", &labels) >= Some(2.0);
     mesh.wait_until(&format!("both failures of {service} to be counted"), READY, counted).unwrap();
+}
+
+/// Requests to discovery and policy that failed.
+fn unanswered(client: &PodRef<'_>) -> f64 {
+    let failed = [("classification", "failure"), ("tls", "true")];
+    client.metrics().unwrap_or_default().sum("control_response_total", &failed).unwrap_or(0.0)
+}
+
+/// Connections to the control plane that could not be made.
+fn refused(client: &PodRef<'_>) -> f64 {
+    let failed = [("result", "error")];
+    client.metrics().unwrap_or_default().sum("remora_control_connections_total", &failed).unwrap_or(0.0)
 }
 
 /// When the control plane is back, what failed is served, without anything being started again.

@@ -186,6 +186,8 @@ fn what_the_contract_does_not_allow_on_4143_is_refused_counted_and_named() {
 
     let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
     let half_a_hello = [0x16, 3, 1, 2, 0, 1, 0];
+    let accepted = [("direction", "inbound"), ("peer", "src"), ("target_port", "4143")];
+    let opened = web.metrics().unwrap().count("tcp_open_total", &accepted);
     for (what, bytes, label, said) in [
         ("plaintext", &request[..], "identity required", "the client speaks no TLS"),
         ("half a ClientHello", &half_a_hello, "tls detection timeout", "no whole ClientHello came within 2s"),
@@ -197,6 +199,8 @@ fn what_the_contract_does_not_allow_on_4143_is_refused_counted_and_named() {
         assert_eq!(peer::end_of(&mut raw), End::Closed(Vec::new()), "{what} on 4143");
         counted_and_named(&mesh, &web, what, (label, before), said);
     }
+    let refused = web.metrics().unwrap().count("tcp_open_total", &accepted) - opened;
+    assert!(refused >= 3, "{refused} of 3: who is refused at the door was a connection too");
     // None of it harmed who keeps to the contract.
     within(Linkerd::new(&mesh, &web, &own).echoes(&[&to(9000), b"still here"], b"still here"));
 }

@@ -21,6 +21,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         kit("resetting", 9000, "http", &[]),
         kit("going", 9000, "grpc", &[]),
         client("patient", &[]),
+        client("outsider", &[("linkerd.io/inject", "disabled")]),
+        kit("guarded", 9000, "grpc", &[("config.linkerd.io/default-inbound-policy", "all-authenticated")]),
         shop::service("nobody", 9000, "9000"),
     ];
     mesh.apply(&manifests.concat()).unwrap();
@@ -82,6 +84,29 @@ fn the_status_of_the_trailers_is_counted_by_both_proxies() {
 }
 
 #[test]
+fn a_call_that_the_proxy_refuses_is_counted_as_the_failure_that_it_is() {
+    if !check::can_run() {
+        return;
+    }
+    // Over HTTP it is a success with status 200: only gRPC's own status says otherwise.
+    assert_eq!(call(&pod("outsider"), "guarded", &["unary"]), "status 7 \n");
+    let guarded = pod("guarded");
+    let refused = [
+        ("direction", "inbound"),
+        ("tls", "no_identity"),
+        ("status_code", "200"),
+        ("grpc_status", "7"),
+        ("classification", "failure"),
+        ("error", "unauthorized"),
+    ];
+    counted(&guarded, "response_total", &refused, 1.0).unwrap();
+    let server = [("error", "unauthorized"), ("srv_kind", "default"), ("srv_name", "all-authenticated")];
+    counted(&guarded, "inbound_http_errors_total", &server, 1.0).unwrap();
+    assert!(call(&pod("client"), "guarded", &["unary"]).ends_with("status 0 \n"));
+    counted(&guarded, "response_total", &[("grpc_status", "0"), ("classification", "success")], 1.0).unwrap();
+}
+
+#[test]
 fn a_reset_of_the_server_reaches_the_client_with_its_reason() {
     if !check::can_run() {
         return;
@@ -105,6 +130,8 @@ fn an_unreachable_server_is_a_grpc_status() {
     let head = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(head.starts_with("HTTP/2 200"), "{head} {}", String::from_utf8_lossy(&output.stderr));
     assert!(head.contains("grpc-status: 4") && head.contains("no endpoint of nobody"), "{head}");
+    let route = [("parent_name", "nobody"), ("http_status", ""), ("error", "FAIL_FAST")];
+    counted(&client, "outbound_http_route_request_statuses_total", &route, 1.0).unwrap();
 }
 
 #[test]

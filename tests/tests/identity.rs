@@ -146,6 +146,11 @@ fn without_identity_those_who_have_a_certificate_go_on_and_new_ones_wait() {
     load.take();
     wait(&mesh, "200 answers without identity", || load.tally().answered() >= 200);
     assert!(!waiting.is_ready() && waiting.pid("nginx").is_none(), "its application has been started");
+    wait(&mesh, "the silence to be counted", || {
+        let counted = waiting.metrics().unwrap_or_default();
+        let failed = counted.count("control_identity_cert_refreshes_total", &[("result", "error")]);
+        failed >= 1 && counted.count("control_response_total", &[("classification", "failure")]) >= 1
+    });
 
     authority.signal("identity", Signal::CONT).unwrap();
     wait(&mesh, "the new pod to be ready", || waiting.is_ready());

@@ -202,6 +202,15 @@ fn until_the_controller_answers_the_environments_policy_holds() {
     assert_eq!(asked("all-unauthenticated"), 200);
     assert_eq!(asked("all-authenticated"), 403);
     assert_eq!(asked("deny"), 0, "opaque, and closed (contract 3.4)");
+    for policy in ["all-authenticated", "deny", "all-unauthenticated"] {
+        let failed = [("classification", "failure"), ("error", "no answer")];
+        let silent = || own_metrics(&pod(policy)).sum("control_response_total", &failed) >= Some(1.0);
+        mesh.wait_until("the controller's silence to be counted", READY, silent).unwrap();
+        let state = shop::state(&pod(policy)).unwrap();
+        let known = state.pointer("/inbound/policies/8000").unwrap();
+        assert_eq!(known.pointer("/server/name").unwrap(), policy, "the policy in force: {known:#}");
+        assert_eq!(known.pointer("/controller/waiting").unwrap(), true, "{known:#}");
+    }
     destination.signal("destination", Signal::CONT).unwrap();
     mesh.wait_until("the controller's policy, which answers HTTP", PATIENCE, || asked("deny") == 403)
         .unwrap();
@@ -255,6 +264,9 @@ fn holds(mesh: &Mesh, server: &PodRef<'_>, policy: &str, admits: [bool; 4]) {
         );
         assert!((deny + admitted - 4.0).abs() < 0.1, "{deny} {kind} counted as denied under {policy}");
     }
+    let accepted = [&srv[..], &[("srv_port", "9000"), ("direction", "inbound"), ("peer", "src")]].concat();
+    let opened = rise("tcp_open_total", &accepted);
+    assert!((opened - 4.0).abs() < 0.1, "{opened} of 4 connections were counted under {policy}");
 
     let log = mesh.logs(server, "linkerd-proxy");
     assert_eq!(log.contains("admitted by the audit policy only"), policy == "audit", "{log}");

@@ -1,0 +1,145 @@
+//! The metrics that Linkerd's queries ask for are there, under the names and labels that they ask by. Contract 5.1, 5.4.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+
+use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity, web};
+use remora_tests::{Mesh, PodRef, check};
+
+/// Series per family, where a test sets it.
+const BUDGET: usize = 60;
+
+#[test]
+fn what_an_outbound_proxy_counts_is_found_by_parent_route_and_backend() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
+    for _ in 0..3 {
+        assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
+    }
+    curl(&client, &["http://web:8000/files/none"]).unwrap();
+
+    // As `stat-outbound` groups: every label is there.
+    let metrics = client.metrics().unwrap();
+    let parent = [("parent_kind", "Service"), ("parent_name", "web"), ("parent_port", "8000")];
+    let backend = [("backend_kind", "Service"), ("backend_name", "web"), ("backend_port", "8000")];
+    let both = [&parent[..], &backend].concat();
+    for (family, labels, status, expected) in [
+        ("outbound_http_route_request_statuses_total", &parent[..], "200", 3.0),
+        ("outbound_http_route_request_statuses_total", &parent, "404", 1.0),
+        ("outbound_http_route_backend_response_statuses_total", &both, "200", 3.0),
+        ("outbound_http_route_backend_response_statuses_total", &both, "404", 1.0),
+    ] {
+        let labels = [labels, &[("http_status", status), ("error", "")]].concat();
+        assert_eq!(metrics.sum(family, &labels), Some(expected), "{family} {status}");
+        for sample in metrics.matching(family, &labels) {
+            for of_route in ["route_kind", "route_name"] {
+                assert!(!sample.labels[of_route].is_empty(), "{family} lacks {of_route}");
+            }
+        }
+    }
+    for family in [
+        "outbound_http_route_request_duration_seconds_count",
+        "outbound_http_route_backend_response_duration_seconds_count",
+        "outbound_http_route_backend_requests_total",
+    ] {
+        assert_eq!(metrics.sum(family, &parent), Some(4.0), "{family}");
+    }
+    let bytes = metrics.sum("outbound_http_route_backend_response_frame_size_bytes_sum", &both);
+    assert!(bytes >= Some(18.0), "{bytes:?}");
+    for (state, expected) in [("ready", 1.0), ("pending", 0.0)] {
+        let labels = [&both[..], &[("endpoint_state", state)]].concat();
+        assert_eq!(metrics.sum("outbound_http_balancer_endpoints", &labels), Some(expected), "{state}");
+    }
+    assert_eq!(metrics.sum("outbound_http_balancer_p2c_endpoints", &both), Some(1.0));
+
+    let server = server.metrics().unwrap();
+    let route = [("parent_name", "all-unauthenticated"), ("parent_port", "80"), ("route_name", "default")];
+    for (status, expected) in [("200", 3.0), ("404", 1.0)] {
+        let labels = [&route[..], &[("status", status)]].concat();
+        assert_eq!(server.sum("inbound_http_statuses_total", &labels), Some(expected), "{status}: {:#?}",
+            server.matching("inbound_http_statuses_total", &[]).collect::<Vec<_>>());
+    }
+    assert_eq!(server.sum("inbound_http_requests_total", &route), Some(4.0));
+    assert_eq!(server.sum("inbound_http_request_duration_seconds_count", &route), Some(4.0));
+}
+
+#[test]
+fn what_is_asked_of_the_control_plane_is_counted() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let client = mesh.pod(SHOP, "client").unwrap();
+    assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
+    let metrics = client.metrics().unwrap();
+    for account in ["remora-destination", "remora-identity"] {
+        let server = format!("{account}.remora.serviceaccount.identity.remora.cluster.local");
+        let labels = [("tls", "true"), ("server_id", &*server)];
+        assert!(metrics.sum("control_request_total", &labels) >= Some(1.0), "{account}");
+    }
+    // One certificate, whose request is over; streams last.
+    let issued = [("classification", "success"), ("grpc_status", "0")];
+    assert_eq!(metrics.sum("control_response_total", &issued), Some(1.0));
+    assert_eq!(metrics.sum("control_response_latency_ms_count", &[("status_code", "200")]), Some(1.0));
+    assert!(metrics.sum("remora_control_connections_total", &[("result", "ok")]) >= Some(3.0));
+    assert!(metrics.sum("control_dns_resolutions_total", &[("result", "ok")]) >= Some(3.0));
+}
+
+#[test]
+fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_bound() {
+    if !check::can_run() {
+        return;
+    }
+    let budget = format!(r#"{{"name": "REMORA_PROXY_METRIC_BUDGET", "value": "{BUDGET}"}}"#);
+    let env = format!("[{budget}]");
+    let names = [
+        ("config.linkerd.io/proxy-metrics-hostname-labels", "true"),
+        ("config.linkerd.io/proxy-additional-env", &*env),
+    ];
+    let unsafely = r#"{"name": "LINKERD2_PROXY_INBOUND_METRICS_AUTHORITY_LABELS", "value": "unsafe"}"#;
+    let server = web("web-0").replace(
+        "labels: {app: web}",
+        &format!(
+            "labels: {{app: web}}, annotations: {{config.linkerd.io/proxy-additional-env: '[{budget}, {unsafely}]'}}"
+        ),
+    );
+    let mesh = start(&[server, shop::idle("client", &names), shop::idle("plain", &[])]);
+    let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
+    let ask = |from: &PodRef<'_>, host: &str| {
+        assert_eq!(curl(from, &["-H", &format!("Host: {host}"), "http://web:8000/"]).unwrap(), "web-0\n");
+    };
+    let plain = mesh.pod(SHOP, "plain").unwrap();
+    ask(&plain, "plain.example");
+    ask(&client, "one.example:8000");
+    ask(&client, "one.example:8000");
+    ask(&client, "192.0.2.7");
+    let family = "outbound_http_route_request_statuses_total";
+    let of = |pod: &PodRef<'_>, host: &str| pod.metrics().unwrap().sum(family, &[("hostname", host)]);
+    assert_eq!(of(&client, "one.example"), Some(2.0));
+    assert_eq!(of(&client, "192.0.2.7"), None, "an address is no name");
+    assert_eq!(of(&plain, "plain.example"), None, "nobody asked for it");
+    let authority = [("direction", "inbound"), ("authority", "one.example:8000")];
+    let from_client = [&authority[..], &[("client_id", &*identity("client"))]].concat();
+    assert_eq!(server.metrics().unwrap().sum("request_total", &from_client), Some(2.0));
+
+    let many: String = (0..3 * BUDGET)
+        .map(|nth| format!("curl -sS -o /dev/null -H 'Host: host-{nth}.example' http://web:8000/\n"))
+        .collect();
+    assert!(client.exec("app", &["sh", "-c", &many]).unwrap().status.success());
+    for (pod, family, all) in [(&client, family, 3 * BUDGET + 3), (&server, "request_total", 3 * BUDGET + 4)] {
+        let metrics = pod.metrics().unwrap();
+        let series = metrics.matching(family, &[]).count();
+        assert!(series <= BUDGET + 1, "{family} has {series} series, of {BUDGET}");
+        assert!(metrics.sum(family, &[("overflow", "true")]) > Some(0.0), "nothing of {family} was folded");
+        // What is folded is still counted. Probes are requests too.
+        assert!(metrics.sum(family, &[]) >= Some(all as f64), "{family} lacks some");
+    }
+}
+
+fn start(manifests: &[String]) -> Mesh {
+    let mesh = Mesh::start().unwrap();
+    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
+    mesh.wait_ready(PATIENCE).unwrap();
+    mesh
+}
