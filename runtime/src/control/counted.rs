@@ -126,7 +126,7 @@ impl Counts {
         }
         self.families.latencies.get(labels.clone()).record(clock::now().since(since));
         let failed = end.error.is_some()
-            || end.grpc.map_or(end.status.is_none_or(|status| status >= 500), grpc_is_failure);
+            || end.grpc.map_or_else(|| end.status.is_none_or(|status| status >= 500), grpc_is_failure);
         labels.push(("classification", if failed { "failure" } else { "success" }.to_owned()));
         if let Some(code) = end.grpc {
             labels.push(("grpc_status", code.to_string()));
