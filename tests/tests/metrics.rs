@@ -124,7 +124,8 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
     assert_eq!(of(&client, "192.0.2.7"), None, "an address is no name");
     assert_eq!(of(&plain, "plain.example"), None, "nobody asked for it");
     let authority = [("direction", "inbound"), ("authority", "one.example:8000")];
-    let from_client = [&authority[..], &[("client_id", &*identity("client"))]].concat();
+    let client_id = identity("client");
+    let from_client = [&authority[..], &[("client_id", &*client_id)]].concat();
     assert_eq!(server.metrics().unwrap().sum("request_total", &from_client), Some(2.0));
 
     let many: String = (0..3 * BUDGET)

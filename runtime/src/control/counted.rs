@@ -63,15 +63,10 @@ impl ControlMetrics {
     pub(super) fn of(&self, addr: &ControlAddr) -> Arc<Counts> {
         let addr_label = ("addr", addr.to_string());
         let mut labels = vec![addr_label.clone()];
-        match &addr.name {
-            Some(name) => {
-                labels.push(("tls", "true".to_owned()));
-                labels.push(("server_id", name.to_string()));
-            }
-            None => {
-                labels.push(("tls", "no_identity".to_owned()));
-                labels.push(("no_tls_reason", "loopback".to_owned()));
-            }
+        if let Some(name) = &addr.name {
+            labels.extend([("tls", "true".to_owned()), ("server_id", name.to_string())]);
+        } else {
+            labels.extend([("tls", "no_identity".to_owned()), ("no_tls_reason", "loopback".to_owned())]);
         }
         let result =
             |result: &str| self.connections.get(vec![addr_label.clone(), ("result", result.to_owned())]);
