@@ -228,19 +228,19 @@ impl Fault {
     /// Whether an inbound connection was refused before it was known what it is: it is counted as opened and closed, like
     /// any other.
     pub fn is_refused_at_the_door(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::TlsDetectTimeout(_)
-            | Self::ClientTls(_)
-            | Self::DirectWithoutTls(_)
-            | Self::IdentityRequired
-            | Self::Header(_)
-            | Self::HeaderTimeout(_)
-            | Self::GatewayHeader(_)
-            | Self::Loop(_)
-            | Self::NotOurAddress(_)
-            | Self::NoCredentials => true,
-            _ => false,
-        }
+                | Self::ClientTls(_)
+                | Self::DirectWithoutTls(_)
+                | Self::IdentityRequired
+                | Self::Header(_)
+                | Self::HeaderTimeout(_)
+                | Self::GatewayHeader(_)
+                | Self::Loop(_)
+                | Self::NotOurAddress(_)
+                | Self::NoCredentials
+        )
     }
 
     /// Whether it is only a connection that ended early, of which there is nothing to tell.

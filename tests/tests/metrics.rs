@@ -128,9 +128,8 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
     let from_client = [&authority[..], &[("client_id", &*client_id)]].concat();
     assert_eq!(server.metrics().unwrap().sum("request_total", &from_client), Some(2.0));
 
-    let many: String = (0..3 * BUDGET)
-        .map(|nth| format!("curl -sS -o /dev/null -H 'Host: host-{nth}.example' http://web:8000/who\n"))
-        .collect();
+    let ask = |nth| format!("curl -sS -o /dev/null -H 'Host: host-{nth}.example' http://web:8000/who\n");
+    let many = (0..3 * BUDGET).map(ask).collect::<Vec<_>>().concat();
     assert!(client.exec("app", &["sh", "-c", &many]).unwrap().status.success());
     for (pod, family, all) in [(&client, family, 3 * BUDGET + 3), (&server, "request_total", 3 * BUDGET + 4)]
     {

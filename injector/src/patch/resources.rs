@@ -70,7 +70,7 @@ pub fn resources(
 }
 
 fn is_zero(amount: &str) -> bool {
-    values::quantity(amount).is_ok_and(|amount| amount.is_zero())
+    values::quantity(amount).is_ok_and(values::Millis::is_zero)
 }
 
 fn amounts(amounts: &Amounts) -> [(&'static str, &String); 2] {

@@ -43,12 +43,12 @@ pub struct Full {
 /// A use of a lookup: while it lives, the lookup does.
 pub struct Watch<T> {
     latest: watch::Receiver<Known<T>>,
-    _user: Arc<()>,
+    user: Arc<()>,
 }
 
 impl<T> Clone for Watch<T> {
     fn clone(&self) -> Self {
-        Self { latest: self.latest.clone(), _user: self._user.clone() }
+        Self { latest: self.latest.clone(), user: self.user.clone() }
     }
 }
 
@@ -72,7 +72,7 @@ where
     pub fn watch(&self, key: &K) -> Result<Watch<T>, Full> {
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(key) {
-            return Ok(Watch { latest: entry.latest.clone(), _user: entry.users.clone() });
+            return Ok(Watch { latest: entry.latest.clone(), user: entry.users.clone() });
         }
         if entries.len() >= self.max {
             return Err(Full { max: self.max });
@@ -83,7 +83,7 @@ where
         drop(entries);
         let lookup = (self.start)(key, sender);
         self.runtime.spawn(run(lookup, self.shared.clone(), key.clone(), self.idle));
-        Ok(Watch { latest, _user: users })
+        Ok(Watch { latest, user: users })
     }
 
     /// What is known of a key that somebody watches.

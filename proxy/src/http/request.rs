@@ -125,7 +125,8 @@ async fn authorized(
             return failed(fault, asker, &counted, started, orig_proto.is_some());
         }
     };
-    let mut response = respond_with(response, &counted, Routed::default(), started, None, lease, connect);
+    let exchange = Exchange::of(&response, counted.clone(), Routed::default(), started, None, lease);
+    let mut response = watched(response, exchange, connect);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
             let revoked = revoked(context.clone(), offered.request());
@@ -215,8 +216,9 @@ pub async fn outbound(
         }
     };
     let routed = Routed { route: series.map(|series| (series, started)), backend };
-    let requests = &endpoint.requests;
-    let mut response = respond_with(response, requests, routed, started, Some(in_flight), lease, connect);
+    let requests = endpoint.requests.clone();
+    let exchange = Exchange::of(&response, requests, routed, started, Some(in_flight), lease);
+    let mut response = watched(response, exchange, connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
             offered.join(&mut response, &worker.proxy, Some(context.permit.clone()), pending());
@@ -330,16 +332,7 @@ fn require_identity(required: Option<&HeaderValue>, endpoint: &LiveEndpoint) -> 
 }
 
 /// A response whose body is watched to its end.
-fn respond_with(
-    response: Response<Incoming>,
-    metrics: &Arc<RequestMetrics>,
-    routed: Routed,
-    started: Time,
-    in_flight: Option<InFlight>,
-    lease: Lease,
-    connect: bool,
-) -> Response<Body> {
-    let mut exchange = Exchange::of(&response, metrics.clone(), routed, started, in_flight, lease);
+fn watched(response: Response<Incoming>, mut exchange: Exchange, connect: bool) -> Response<Body> {
     if headers::is_upgrade(&response, connect) {
         exchange.upgraded();
     }
