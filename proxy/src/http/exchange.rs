@@ -58,25 +58,25 @@ pub struct GrpcStatus(pub Option<u16>);
 
 impl Exchange {
     /// Begins to watch a response whose head has just arrived.
-    pub fn of<B>(
-        response: &Response<B>,
-        metrics: Arc<RequestMetrics>,
-        routed: Routed,
-        started: Time,
-        in_flight: Option<InFlight>,
-        lease: Lease,
-    ) -> Self {
+    pub fn of<B>(response: &Response<B>, metrics: Arc<RequestMetrics>, started: Time, lease: Lease) -> Self {
         let grpc = is_grpc(response.headers()).then(|| GrpcStatus(grpc_status(response.headers())));
         Self {
             metrics,
-            routed,
+            routed: Routed::default(),
             started,
             status: response.status().as_u16(),
             grpc,
-            in_flight,
+            in_flight: None,
             lease: Some(lease),
             counted: false,
         }
+    }
+
+    /// The response is to an outbound request: it is part of an endpoint's load, and counted by route and backend.
+    pub fn outbound(mut self, in_flight: InFlight, routed: Routed) -> Self {
+        self.in_flight = Some(in_flight);
+        self.routed = routed;
+        self
     }
 
     /// The connection is not an HTTP connection any more: it must not return to its pool.

@@ -125,8 +125,8 @@ async fn authorized(
             return failed(fault, asker, &counted, started, orig_proto.is_some());
         }
     };
-    let exchange = Exchange::of(&response, counted.clone(), Routed::default(), started, None, lease);
-    let mut response = watched(response, exchange, connect);
+    let exchange = Exchange::of(&response, counted, started, lease);
+    let mut response = respond_with(response, exchange, connect);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
             let revoked = revoked(context.clone(), offered.request());
@@ -216,9 +216,8 @@ pub async fn outbound(
         }
     };
     let routed = Routed { route: series.map(|series| (series, started)), backend };
-    let requests = endpoint.requests.clone();
-    let exchange = Exchange::of(&response, requests, routed, started, Some(in_flight), lease);
-    let mut response = watched(response, exchange, connect);
+    let exchange = Exchange::of(&response, endpoint.requests.clone(), started, lease);
+    let mut response = respond_with(response, exchange.outbound(in_flight, routed), connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
             offered.join(&mut response, &worker.proxy, Some(context.permit.clone()), pending());
@@ -332,7 +331,7 @@ fn require_identity(required: Option<&HeaderValue>, endpoint: &LiveEndpoint) -> 
 }
 
 /// A response whose body is watched to its end.
-fn watched(response: Response<Incoming>, mut exchange: Exchange, connect: bool) -> Response<Body> {
+fn respond_with(response: Response<Incoming>, mut exchange: Exchange, connect: bool) -> Response<Body> {
     if headers::is_upgrade(&response, connect) {
         exchange.upgraded();
     }

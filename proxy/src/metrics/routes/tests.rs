@@ -1,3 +1,5 @@
+//! What a scrape sees of routes and their backends.
+
 use super::*;
 
 fn resource(kind: &str, name: &str) -> ResourceRef {
