@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::services::{named_port, pod_ips};
 
 /// Bytes of an answer to a probe that are read at most.
-const ANSWER_BYTES: usize = 1 << 20;
+const ANSWER_BYTES: usize = 8 << 20;
 
 /// What a probe or a lifecycle hook does.
 #[derive(Clone, Debug, PartialEq)]
