@@ -166,7 +166,8 @@ fn a_silent_client_that_policy_does_not_admit_is_not_waited_for_whatever_its_ide
     let deny = mesh.pod("shop", "deny").unwrap();
     let own = mesh.certify(&shop::identity("traveller")).unwrap();
     let config = peer::client(mesh.root(), Some(&own), &[]).unwrap();
-    let tcp = mesh.dial(deny.at(9000).unwrap()).unwrap();
+    // The port of the probe: its policy is known, and looks for TLS. Of others nothing is, and deny is opaque then.
+    let tcp = mesh.dial(deny.at(80).unwrap()).unwrap();
     runtime().block_on(async {
         let mut stream = peer::handshake(tcp, &shop::identity("deny"), config).await.unwrap();
         let end = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await;
