@@ -1,6 +1,6 @@
 //! HTTP passes through two proxies as it was sent: framing, case, trailers, upgrades, bodies; and what the proxies add or
 //! make up themselves is what the contract says.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects")]
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity, idle, service};
 use remora_tests::wire::{

@@ -86,6 +86,12 @@ where
         Ok(Watch { latest, user: users })
     }
 
+    /// What is known of a key that somebody watches.
+    pub fn peek(&self, key: &K) -> Option<Known<T>> {
+        let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(key).map(|entry| entry.latest.borrow().clone())
+    }
+
     /// Every key with what is known of it, for `/state.json`.
     pub fn snapshot(&self) -> Vec<(K, Known<T>)> {
         let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
