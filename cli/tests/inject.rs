@@ -50,7 +50,11 @@ fn by_hand_the_whole_proxy_is_written() {
     fs::write(&roots, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     let (code, out, err) =
         remora(&["inject", "--manual", "--ingress", "--trust-anchors", roots.to_str().unwrap()], POD);
-    assert_eq!((code, err.as_str()), (Some(0), "pod/web injected\n"));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        err.starts_with("pod/web injected\n") && err.contains("warning: linkerd.io/inject: ingress"),
+        "{err}"
+    );
     for word in [
         "name: linkerd-proxy",
         "name: linkerd-init",

@@ -86,7 +86,7 @@ fn bytes_that_are_no_protocol_reach_the_application_unchanged_or_end_in_time() {
     assert_eq!(&back, b"GET /");
     assert!(verdicts("read_timeout") > undecided, "a verdict because time was up");
     assert!(errors(&web, "tls detection timeout") >= 1.0);
-    said(&mesh, &web, "half a ClientHello");
+    said(&mesh, &web, "no whole ClientHello came within");
 }
 
 #[test]
