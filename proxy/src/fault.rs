@@ -231,6 +231,7 @@ impl Fault {
         matches!(
             self,
             Self::TlsDetectTimeout(_)
+                | Self::Silence(_)
                 | Self::ClientTls(_)
                 | Self::DirectWithoutTls(_)
                 | Self::IdentityRequired
