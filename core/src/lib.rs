@@ -19,6 +19,7 @@ pub mod ewma;
 pub mod header;
 pub mod identity;
 pub mod matching;
+pub mod mux;
 pub mod policy;
 pub mod profile;
 pub mod route;

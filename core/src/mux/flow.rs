@@ -1,0 +1,82 @@
+//! The windows of one direction of a carrier: how much of each stream may be on its way or unread.
+//!
+//! A stream *holds* the bytes that were sent and not credited yet. It may hold its window at most. The first
+//! `guaranteed` bytes of that are its own; what it holds beyond is taken from a part that all streams share. So all
+//! streams together hold no more than streams × guaranteed + shared, and whatever others hold, each can always hold
+//! its guaranteed part: a stream that nobody reads stops itself alone.
+//!
+//! Sender and receiver keep the same account. The receiver's never shows more than the sender's did: it sees each byte
+//! and each end later, and each credit earlier.
+
+use super::frame::Settings;
+
+/// One direction's account, in bytes.
+#[derive(Debug)]
+pub(super) struct Account {
+    window: u32,
+    pub guaranteed: u32,
+    shared: u32,
+    /// Taken from the shared part.
+    used: u32,
+}
+
+/// A sender leaves less than this of the shared part alone rather than send crumbs.
+const CRUMB: u32 = 1024;
+
+impl Account {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let Settings { window, guaranteed, shared, .. } = *settings;
+        Self { window, guaranteed, shared, used: 0 }
+    }
+
+    /// The peer has spoken. Its numbers are no smaller than those assumed, of which the shared part was nothing: what
+    /// is held stays within.
+    pub(super) fn replace(&mut self, settings: &Settings) {
+        *self = Self::new(settings);
+    }
+
+    /// How many more bytes a sender may send on a stream that holds `held`.
+    pub(super) fn room(&self, held: u32) -> u32 {
+        let own = self.guaranteed.saturating_sub(held);
+        self.window.saturating_sub(held).min(own.saturating_add(self.spare()))
+    }
+
+    /// What a sender may take from the shared part.
+    pub(super) fn spare(&self) -> u32 {
+        let free = self.shared.saturating_sub(self.used);
+        if free < CRUMB { 0 } else { free }
+    }
+
+    /// Is it the stream's window that stops it, whatever becomes of the shared part?
+    pub(super) fn is_full(&self, held: u32) -> bool {
+        held >= self.window
+    }
+
+    /// Is less than a quarter of the shared part left?
+    fn is_scarce(&self) -> bool {
+        self.shared - self.used.min(self.shared) < self.shared / 4 || self.shared == 0
+    }
+
+    /// A stream that held `before` holds `after` now.
+    pub(super) fn change(&mut self, before: u32, after: u32) {
+        let over = |held: u32| held.saturating_sub(self.guaranteed);
+        self.used = self.used.saturating_sub(over(before)).saturating_add(over(after));
+    }
+
+    pub(super) fn exceeds_window(&self, held: u32) -> bool {
+        held > self.window
+    }
+
+    pub(super) fn exceeds_shared(&self) -> bool {
+        self.used > self.shared
+    }
+
+    /// Should the receiver return credit for `consumed` bytes of a stream, of which `unread` are left?
+    ///
+    /// A reader that keeps up gets half the guaranteed part back at once, so an idle stream holds less than that and
+    /// nothing of the shared part. One that lags is credited by half windows, or sooner when others need the share.
+    pub(super) fn is_due(&self, consumed: u32, unread: usize) -> bool {
+        let enough = if unread == 0 || self.is_scarce() { self.guaranteed / 2 } else { self.window / 2 };
+        consumed >= enough
+    }
+}
