@@ -79,11 +79,11 @@ async fn connection(
         MeshHello::Foreign(_) => return Err(Fault::DirectWithoutTls("the SNI is not ours")),
         MeshHello::Ours => {
             let credentials = proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-            let (peer, tls) =
-                tls::terminate(&credentials, &proxy.metrics.handshakes, tls::Door::Ordinary, stream, DETECT)
-                    .await?;
-            stream = tls;
-            peer
+            let handshakes = &proxy.metrics.handshakes;
+            let meshed =
+                tls::terminate(&credentials, handshakes, tls::Door::Ordinary, stream, DETECT).await?;
+            stream = meshed.stream;
+            meshed.peer
         }
     };
     let no_tls = matches!(peer, Peer::Plain).then_some(NoTlsReason::NoTlsFromRemote);

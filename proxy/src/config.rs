@@ -42,6 +42,8 @@ pub struct Config {
     pub streams: StreamLimits,
     /// What the control plane is asked, and about which addresses.
     pub discovery: DiscoveryConfig,
+    /// Share connections between proxies of ours among streams (`REMORA_PROXY_MUX`, true).
+    pub mux: bool,
     /// Bounds.
     pub limits: Limits,
     /// Data-plane worker threads, at least 1.

@@ -7,6 +7,7 @@ use crate::{
     fault::Fault,
     http::client::{Client, Dial, PoolLimits},
     metrics::{RequestMetrics, TcpMetrics},
+    mux::peer::Peer,
     stream::Stream,
     tls,
 };
@@ -15,7 +16,7 @@ use remora_core::{
     balance::Refusal,
     endpoint::{DialPlan, Endpoint, EndpointTls, ProtocolHint},
     ewma::PeakEwma,
-    header::{SessionProtocol, TransportHeader},
+    header::SessionProtocol,
     time::Time,
 };
 use remora_runtime::{clock, tls::Credentials};
@@ -26,7 +27,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 /// How long an endpoint that refused a connection is passed over. Contract 1.8.
 const REACH_AGAIN: Backoff =
@@ -59,6 +60,8 @@ struct Dialer {
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Sessions resume per endpoint and epoch of credentials.
     config: Mutex<Option<(u64, Arc<ClientConfig>)>>,
+    /// The proxy behind which it is, if connections to it go by that proxy's own port.
+    peer: Option<Arc<Peer>>,
     /// An opaque endpoint is never told that a connection is HTTP.
     opaque: bool,
     /// The name behind a multicluster gateway: nothing is sent to its own ports in the name's place.
@@ -78,6 +81,10 @@ impl LiveEndpoint {
         let now = clock::now();
         let plan = endpoint.dial_plan(&config.inbound.ips);
         let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority);
+        let peer = match &plan {
+            DialPlan::Direct { addr, tls, .. } => Some(worker.peers.peer(worker, *addr, tls)),
+            DialPlan::Plain { .. } | DialPlan::Transparent { .. } => None,
+        };
         Arc::new(Self {
             dialer: Dialer {
                 plan,
@@ -85,6 +92,7 @@ impl LiveEndpoint {
                 socket: config.outbound.socket,
                 credentials: proxy.credentials.clone(),
                 config: Mutex::new(None),
+                peer,
                 opaque: endpoint.hint == ProtocolHint::Opaque,
                 gateway: endpoint.authority_override.clone(),
             },
@@ -187,30 +195,26 @@ impl Dial for Arc<LiveEndpoint> {
 impl Dialer {
     /// Connects, handshakes and announces, all within one limit.
     async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
-        let (addr, tls) = match &self.plan {
-            DialPlan::Plain { addr, .. } => (*addr, None),
-            DialPlan::Transparent { addr, tls } => (*addr, Some((tls, None))),
-            DialPlan::Direct { addr, tls, port } => (*addr, Some((tls, Some(*port)))),
-        };
+        let (DialPlan::Plain { addr, .. }
+        | DialPlan::Transparent { addr, .. }
+        | DialPlan::Direct { addr, .. }) = self.plan;
         if let Some(name) = &self.gateway {
             let reason = "it is behind a multicluster gateway, which this proxy does not speak to".into();
             return Err(Fault::Forbidden { target: name.clone(), reason });
         }
         let session = if self.opaque { None } else { session };
         let connecting = async {
-            let (keepalive, user_timeout) = connect::dialled(&self.socket);
-            let tcp = connect::tcp(addr, self.limit, keepalive, user_timeout).await?;
-            match tls {
-                None => Ok(Stream::plain(tcp)),
-                Some((tls, port)) => {
-                    let config = self.config(port.is_some())?;
-                    let originated = tls::originate(config, tcp, addr, tls).await?;
-                    match port {
-                        Some(port) if originated.header => {
-                            announce(originated.stream, addr, port, session).await
-                        }
-                        Some(_) | None => Ok(originated.stream),
-                    }
+            match (&self.plan, &self.peer) {
+                (DialPlan::Direct { port, .. }, Some(peer)) => {
+                    let port = NonZeroU16::new(*port).ok_or(Fault::BadTarget("port 0"))?;
+                    peer.connect(port, session).await
+                }
+                (DialPlan::Transparent { tls, .. }, _) => {
+                    let config = self.config()?;
+                    Ok(tls::originate(config, self.tcp(addr).await?, addr, tls).await?.stream)
+                }
+                (DialPlan::Plain { .. } | DialPlan::Direct { .. }, _) => {
+                    Ok(Stream::plain(self.tcp(addr).await?))
                 }
             }
         };
@@ -219,35 +223,23 @@ impl Dialer {
             .unwrap_or(Err(Fault::ConnectTimeout { addr, limit: self.limit }))
     }
 
-    fn config(&self, direct: bool) -> Result<Arc<ClientConfig>, Fault> {
+    async fn tcp(&self, addr: SocketAddr) -> Result<TcpStream, Fault> {
+        let (keepalive, user_timeout) = connect::dialled(&self.socket);
+        connect::tcp(addr, self.limit, keepalive, user_timeout).await
+    }
+
+    fn config(&self) -> Result<Arc<ClientConfig>, Fault> {
         let credentials = self.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
         let mut cached = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
             Some((epoch, config)) if *epoch == credentials.epoch() => Ok(config.clone()),
             _ => {
-                let config = credentials.client_config_for_endpoint(direct);
+                let config = credentials.client_config_for_endpoint(false);
                 *cached = Some((credentials.epoch(), config.clone()));
                 Ok(config)
             }
         }
     }
-}
-
-/// Says where the connection goes and what is spoken on it.
-async fn announce(
-    mut stream: Stream,
-    addr: SocketAddr,
-    port: u16,
-    protocol: Option<SessionProtocol>,
-) -> Result<Stream, Fault> {
-    let port = NonZeroU16::new(port).ok_or(Fault::BadTarget("port 0"))?;
-    let header = TransportHeader { port, name: None, protocol }.encode();
-    let written = async {
-        stream.write_all(&header).await?;
-        stream.flush().await
-    };
-    written.await.map_err(|error| Fault::Connect { addr, source: Arc::new(error) })?;
-    Ok(stream)
 }
 
 /// The identity that an endpoint must have, for labels and `l5d-require-id`.

@@ -3,7 +3,8 @@
 //! One type for the whole data path. Every question about a fault is a total function beside it, so that the log line,
 //! the metric's label and the response header cannot disagree. Contract 4.8.
 
-use remora_core::{header, policy::Denial};
+use crate::mux::StreamEnded;
+use remora_core::{header, mux, policy::Denial};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -66,6 +67,8 @@ pub enum Fault {
     BadTarget(&'static str),
     #[error("too many requests wait for {0}")]
     Overloaded(Arc<str>),
+    #[error("a connection shared with another proxy ended: {0}")]
+    Carrier(mux::Error),
 }
 
 /// An error that several readers may hold.
@@ -129,7 +132,8 @@ impl Fault {
             | Self::ConnectTimeout { .. }
             | Self::EndpointTls { .. }
             | Self::Server(_)
-            | Self::Io(_) => Blame::Server,
+            | Self::Io(_)
+            | Self::Carrier(_) => Blame::Server,
             Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) => Blame::Mesh,
         }
     }
@@ -165,6 +169,7 @@ impl Fault {
             Self::NoCredentials => "no credentials",
             Self::BadTarget(_) => "bad target",
             Self::Overloaded(_) => "loadshed",
+            Self::Carrier(_) => "mux",
         }
     }
 
@@ -212,6 +217,7 @@ impl Fault {
             | Self::EndpointTls { .. }
             | Self::Server(_)
             | Self::Io(_)
+            | Self::Carrier(_)
             | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
         };
@@ -244,10 +250,24 @@ impl Fault {
         )
     }
 
+    /// Whether the other proxy said for certain that nothing of a request was processed: it may be sent again, whatever
+    /// it asks for.
+    pub fn is_unprocessed(error: &hyper::Error) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(error) = source {
+            let ended = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if let Some(StreamEnded(ended)) = ended.and_then(|inner| inner.downcast_ref()) {
+                return ended.is_unprocessed();
+            }
+            source = error.source();
+        }
+        false
+    }
+
     /// Whether it is only a connection that ended early, of which there is nothing to tell.
     pub fn is_early_end(&self) -> bool {
         match self {
-            Self::ClientGone(_) | Self::Io(_) => true,
+            Self::ClientGone(_) | Self::Io(_) | Self::Carrier(mux::Error::Lost) => true,
             Self::Client(error) => !error.is_parse(),
             _ => false,
         }

@@ -13,6 +13,7 @@ use crate::{
     http::{self, request},
     listen::Accepted,
     metrics::detect::Served,
+    mux,
     policy::PortPolicy,
     sniff::{self, AsServer, Detected, First, MeshHello, Never, Speculate},
     stream::Stream,
@@ -115,7 +116,7 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
             MeshHello::Ours => {
                 let handshaking = worker.proxy.drain.guard();
                 let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-                let (peer, tls) = Box::pin(tls::terminate(
+                let client = Box::pin(tls::terminate(
                     &credentials,
                     &worker.proxy.metrics.handshakes,
                     tls::Door::Ordinary,
@@ -123,9 +124,9 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
                     limit,
                 ))
                 .await?;
-                stream = tls.attended(&worker.proxy.drain);
+                stream = client.stream.attended(&worker.proxy.drain);
                 drop(handshaking);
-                let meshed = Connection { peer, no_tls: None, ..plain };
+                let meshed = Connection { peer: client.peer, no_tls: None, ..plain };
                 let detected = detect(worker, &server, &meshed, &mut stream).await.inspect_err(lost)?;
                 (meshed, detected)
             }
@@ -157,7 +158,8 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
     Box::pin(http(worker, connection, policy, stream, version)).await
 }
 
-/// A connection to the proxy's own port, from another proxy: mTLS, then a transport header that says the rest.
+/// A connection to the proxy's own port, from another proxy: mTLS, then a transport header that says the rest, or a
+/// carrier, each stream of which says it by itself.
 async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<(), Fault> {
     let limit = worker.proxy.config.inbound.detect_timeout;
     let name = worker.proxy.server_name().ok_or(Fault::NoCredentials)?;
@@ -169,16 +171,22 @@ async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> 
         MeshHello::Foreign(None) => return Err(Fault::DirectWithoutTls("the ClientHello has no SNI")),
         MeshHello::NotTls(_) => return Err(Fault::DirectWithoutTls("the client speaks no TLS")),
     }
-    let _busy = worker.proxy.drain.guard();
+    let busy = worker.proxy.drain.guard();
     let credentials = worker.proxy.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
-    let (peer, mut stream) = Box::pin(tls::terminate(
+    let tls::Terminated { peer, mut stream, standing, .. } = Box::pin(tls::terminate(
         &credentials,
         &worker.proxy.metrics.handshakes,
-        tls::Door::Direct,
+        tls::Door::Direct { mux: worker.proxy.config.mux },
         stream,
         limit,
     ))
     .await?;
+    if let Some(standing) = standing {
+        // What a drain waits for are its streams.
+        drop(busy);
+        let connection = Connection { peer, no_tls: None, ..plain };
+        return Box::pin(mux::accept::serve(worker, connection, standing, stream)).await;
+    }
 
     let header = sniff::transport_header(&mut stream, limit).await?;
     worker.proxy.metrics.transport_header(&header, &peer);
@@ -186,11 +194,39 @@ async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> 
         return Err(Fault::GatewayHeader((*name).into()));
     }
     let target = SocketAddr::new(plain.target.ip(), header.port.get());
-    ours(worker, target)?;
-
-    let policy = worker.proxy.policies.port(target.port());
     let connection = Connection { target, peer, no_tls: None, ..plain };
-    match header.protocol {
+    announced(worker, connection, stream, header.protocol).await
+}
+
+/// A stream of a carrier: a connection whose OPEN said where it goes.
+pub async fn stream(
+    worker: Arc<Worker>,
+    connection: Connection,
+    stream: Stream,
+    protocol: Option<SessionProtocol>,
+) -> Result<(), Fault> {
+    let _busy = worker.proxy.drain.guard();
+    let (client, target) = (connection.client, connection.target);
+    let served = announced(&worker, connection, stream, protocol).await;
+    if let Err(fault) = &served {
+        refused(&worker, client, target, fault);
+    }
+    served
+}
+
+/// A connection of which another proxy has said where it goes and what is spoken on it.
+async fn announced(
+    worker: &Arc<Worker>,
+    connection: Connection,
+    stream: Stream,
+    protocol: Option<SessionProtocol>,
+) -> Result<(), Fault> {
+    if let Err(fault) = ours(worker, connection.target) {
+        stream.reset_on_close();
+        return Err(fault);
+    }
+    let policy = worker.proxy.policies.port(connection.target.port());
+    match protocol {
         None => Box::pin(opaque(worker, connection, policy, stream, None)).await,
         Some(version) => Box::pin(http(worker, connection, policy, stream, version)).await,
     }

@@ -14,6 +14,7 @@ pub mod http;
 pub mod inbound;
 pub mod listen;
 pub mod metrics;
+pub mod mux;
 pub mod outbound;
 pub mod policy;
 pub mod run;
@@ -57,6 +58,7 @@ pub struct Worker {
     pub proxy: Arc<Proxy>,
     pub targets: Targets,
     pub apps: inbound::Apps,
+    pub peers: mux::peer::Peers,
 }
 
 impl Proxy {
@@ -91,6 +93,11 @@ impl Proxy {
 
 impl Worker {
     pub fn new(proxy: Arc<Proxy>) -> Self {
-        Self { proxy, targets: Targets::default(), apps: inbound::Apps::default() }
+        Self {
+            proxy,
+            targets: Targets::default(),
+            apps: inbound::Apps::default(),
+            peers: mux::peer::Peers::default(),
+        }
     }
 }

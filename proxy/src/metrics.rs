@@ -7,6 +7,7 @@ pub mod errors;
 mod few;
 pub mod inbound;
 pub mod labels;
+mod mux;
 pub mod requests;
 pub mod routes;
 pub mod tcp;
@@ -17,6 +18,7 @@ use errors::Errors;
 use inbound::InboundFamilies;
 pub use inbound::InboundRequests;
 use labels::{Labels, label};
+pub use mux::MuxMetrics;
 use remora_core::{
     endpoint::{DialPlan, Endpoint},
     header::{SessionProtocol, TransportHeader},
@@ -40,6 +42,8 @@ pub struct Metrics {
     pub(crate) errors: Errors,
     authz: Authz,
     pub handshakes: Handshakes,
+    pub mux_inbound: Arc<MuxMetrics>,
+    pub mux_outbound: Arc<MuxMetrics>,
     transport_headers: Budgeted<Labels, Counter>,
     pub detect_inbound: Detect,
     pub detect_outbound: Detect,
@@ -95,7 +99,10 @@ impl Metrics {
     pub fn register(registry: &Registry, budget: usize, hostnames: bool) -> Self {
         let (inbound, outbound) = Connections::register(registry);
         let counters = |name: &str, help: &str| registry.counters(name, help, budget);
+        let [mux_inbound, mux_outbound] = MuxMetrics::register(registry, budget);
         Self {
+            mux_inbound,
+            mux_outbound,
             http: HttpFamilies::register(registry, budget),
             tcp: TcpFamilies::register(registry, budget),
             routes: RouteFamilies::register(registry, budget, hostnames),

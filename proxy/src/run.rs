@@ -254,7 +254,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
 }
 
 /// Logs a fault once, at the edge.
-async fn report(
+pub(crate) async fn report(
     direction: &'static str,
     client: SocketAddr,
     target: SocketAddr,

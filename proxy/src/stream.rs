@@ -1,5 +1,6 @@
 //! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
 
+use crate::mux::MuxStream;
 use bytes::{Buf, Bytes};
 use remora_runtime::tasks::{Drain, Guard};
 use std::{
@@ -59,6 +60,7 @@ enum Io {
     Plain(TcpStream),
     Server(Box<server::TlsStream<Rewound>>),
     Client(Box<client::TlsStream<TcpStream>>),
+    Mux(MuxStream),
 }
 
 /// A socket whose first bytes were read to look at them: TLS begins over it as if nobody had.
@@ -82,6 +84,10 @@ impl Stream {
 
     fn new(io: Io) -> Self {
         Self { head: Bytes::new(), io, meter: None, attention: None }
+    }
+
+    pub fn mux(stream: MuxStream) -> Self {
+        Self::new(Io::Mux(stream))
     }
 
     /// Puts `bytes` before everything that has not been read yet.
@@ -116,23 +122,40 @@ impl Stream {
     pub fn into_rewound(self) -> Option<Rewound> {
         match self.io {
             Io::Plain(tcp) => Some(Rewound { head: self.head, tcp }),
-            Io::Server(_) | Io::Client(_) => None,
+            Io::Server(_) | Io::Client(_) | Io::Mux(_) => None,
         }
     }
 
-    /// The socket below.
-    pub fn tcp(&self) -> &TcpStream {
-        match &self.io {
-            Io::Plain(tcp) => tcp,
-            Io::Server(tls) => &tls.get_ref().0.tcp,
-            Io::Client(tls) => tls.get_ref().0,
+    /// The socket and the TLS session over it, once it is established; `None` for anything else.
+    pub fn into_tls(self) -> Option<(Rewound, rustls::Connection)> {
+        match self.io {
+            Io::Server(tls) => {
+                let (io, session) = tls.into_inner();
+                Some((io, session.into()))
+            }
+            Io::Client(tls) => {
+                let (tcp, session) = tls.into_inner();
+                Some((Rewound { head: Bytes::new(), tcp }, session.into()))
+            }
+            Io::Plain(_) | Io::Mux(_) => None,
         }
+    }
+
+    /// Whether this is one of many streams on a connection to another proxy, which may refuse it after it was opened.
+    pub fn is_mux(&self) -> bool {
+        matches!(self.io, Io::Mux(_))
     }
 
     /// Makes the close of this connection a reset: the peer must not take it for an orderly end.
     pub fn reset_on_close(&self) {
+        let tcp = match &self.io {
+            Io::Plain(tcp) => tcp,
+            Io::Server(tls) => &tls.get_ref().0.tcp,
+            Io::Client(tls) => tls.get_ref().0,
+            Io::Mux(stream) => return stream.reset_on_close(),
+        };
         // A socket that cannot be asked to linger is closed as it is; there is nobody to tell.
-        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
     }
 }
 
@@ -148,6 +171,7 @@ impl AsyncRead for Stream {
             Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Io::Server(tls) => Pin::new(tls).poll_read(cx, buf),
             Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
+            Io::Mux(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let bytes = buf.filled().len() - before;
         if let Some(attention) = &mut this.attention {
@@ -172,6 +196,7 @@ impl AsyncWrite for Stream {
             Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Io::Server(tls) => Pin::new(tls).poll_write(cx, buf),
             Io::Client(tls) => Pin::new(tls).poll_write(cx, buf),
+            Io::Mux(stream) => Pin::new(stream).poll_write(cx, buf),
         };
         count_written(this.meter.as_ref(), polled)
     }
@@ -186,6 +211,7 @@ impl AsyncWrite for Stream {
             Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Io::Server(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Io::Client(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Io::Mux(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         };
         count_written(this.meter.as_ref(), polled)
     }
@@ -195,6 +221,7 @@ impl AsyncWrite for Stream {
             Io::Plain(tcp) => tcp.is_write_vectored(),
             Io::Server(tls) => tls.is_write_vectored(),
             Io::Client(tls) => tls.is_write_vectored(),
+            Io::Mux(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -203,6 +230,7 @@ impl AsyncWrite for Stream {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Io::Server(tls) => Pin::new(tls).poll_flush(cx),
             Io::Client(tls) => Pin::new(tls).poll_flush(cx),
+            Io::Mux(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -211,6 +239,7 @@ impl AsyncWrite for Stream {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Server(tls) => Pin::new(tls).poll_shutdown(cx),
             Io::Client(tls) => Pin::new(tls).poll_shutdown(cx),
+            Io::Mux(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

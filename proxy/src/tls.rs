@@ -1,12 +1,12 @@
 //! Terminates and originates mTLS, and learns who the peer is. What makes a certificate good is in `runtime::tls`.
 
-use crate::{fault::Fault, metrics::Handshakes, stream::Stream};
-use remora_core::{endpoint::EndpointTls, policy::Peer};
+use crate::{fault::Fault, metrics::Handshakes, mux::accept::Standing, stream::Stream};
+use remora_core::{endpoint::EndpointTls, mux, policy::Peer, time::UnixTime};
 use remora_runtime::{
     clock,
     tls::{self, Credentials, TlsFault},
 };
-use rustls::{ClientConfig, HandshakeKind};
+use rustls::{ClientConfig, CommonState, HandshakeKind};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -16,8 +16,42 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 pub enum Door {
     /// Any redirected port: no ALPN, a client certificate is optional.
     Ordinary,
-    /// The inbound port itself: the transport header's ALPN and a client certificate are required.
-    Direct,
+    /// The inbound port itself: the ALPN of carriers or of the transport header, and a client certificate, are
+    /// required.
+    Direct {
+        /// Whether carriers are taken.
+        mux: bool,
+    },
+}
+
+/// What a connection between proxies carries, as ALPN said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// The application's bytes.
+    Bytes,
+    /// A transport header, then the application's bytes.
+    Header,
+    /// Many streams: it is a carrier.
+    Streams,
+}
+
+impl Carries {
+    fn of(session: &CommonState) -> Self {
+        match session.alpn_protocol() {
+            Some(mux::ALPN) => Self::Streams,
+            Some(tls::TRANSPORT_ALPN) => Self::Header,
+            Some(_) | None => Self::Bytes,
+        }
+    }
+}
+
+/// What a client turned out to be.
+pub struct Terminated {
+    pub peer: Peer,
+    pub stream: Stream,
+    pub carries: Carries,
+    /// What of the client is looked at again later, on a carrier.
+    pub standing: Option<Standing>,
 }
 
 /// Terminates mTLS within `limit` and says who the client is.
@@ -27,10 +61,10 @@ pub async fn terminate(
     door: Door,
     stream: Stream,
     limit: Duration,
-) -> Result<(Peer, Stream), Fault> {
+) -> Result<Terminated, Fault> {
     let config = match door {
         Door::Ordinary => credentials.server_config(),
-        Door::Direct => credentials.direct_server_config(),
+        Door::Direct { mux } => credentials.direct_server_config(mux),
     };
     let Some(rewound) = stream.into_rewound() else {
         return Err(Fault::ClientTls(TlsFault::Handshake("TLS within TLS".into())));
@@ -45,23 +79,32 @@ pub async fn terminate(
         Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) | None => counted.full.inc(),
     }
     let certificate = tls::peer(session, clock::unix_now()).map_err(Fault::ClientTls)?;
-    if door == Door::Direct {
-        if session.alpn_protocol() != Some(tls::TRANSPORT_ALPN) {
+    let carries = Carries::of(session);
+    if door != Door::Ordinary {
+        if carries == Carries::Bytes {
             return Err(Fault::DirectWithoutTls("the client did not negotiate the transport header"));
         }
         if certificate.is_none() {
             return Err(Fault::IdentityRequired);
         }
     }
+    let chain = session.peer_certificates().filter(|_| carries == Carries::Streams);
+    let standing = chain.zip(certificate.as_ref()).map(|(chain, certificate)| Standing {
+        not_after: certificate.not_after,
+        chain: chain.to_vec(),
+        bundle: credentials.bundle().clone(),
+    });
     let peer = Peer::Tls { identity: certificate.map(|certificate| certificate.identity) };
-    Ok((peer, Stream::tls_server(accepted)))
+    Ok(Terminated { peer, stream: Stream::tls_server(accepted), carries, standing })
 }
 
 /// What an endpoint turned out to be.
 pub struct Originated {
     pub stream: Stream,
-    /// Whether the endpoint wants a transport header.
-    pub header: bool,
+    /// What the endpoint wants to be sent.
+    pub carries: Carries,
+    /// NotAfter of its leaf.
+    pub not_after: UnixTime,
 }
 
 /// Originates mTLS and requires the endpoint's identity, after every handshake, also a resumed one.
@@ -83,6 +126,6 @@ pub async fn originate(
         .and_then(|certificate| certificate.ok_or(TlsFault::NoCertificate))
         .map_err(refuse)?;
     tls::require(&certificate, &expected.identity).map_err(refuse)?;
-    let header = session.alpn_protocol() == Some(tls::TRANSPORT_ALPN);
-    Ok(Originated { stream: Stream::tls_client(connected), header })
+    let carries = Carries::of(session);
+    Ok(Originated { stream: Stream::tls_client(connected), carries, not_after: certificate.not_after })
 }

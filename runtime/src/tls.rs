@@ -20,7 +20,7 @@ pub use key::{KeyFault, Keypair};
 pub use peer::{PeerCertificate, TlsFault, peer, peer_of_leaf, require};
 
 use crate::tls::{ticket::Ticketer, verify::ChainVerifier};
-use remora_core::{identity::Identity, time::UnixTime};
+use remora_core::{identity::Identity, mux, time::UnixTime};
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
@@ -63,6 +63,7 @@ pub struct Credentials {
     bundle: Arc<TrustBundle>,
     server: Arc<ServerConfig>,
     direct_server: Arc<ServerConfig>,
+    carrier_server: Arc<ServerConfig>,
     client: ClientConfig,
 }
 
@@ -161,6 +162,7 @@ impl Credentials {
             bundle,
             server: Arc::new(configs.server(&[])?),
             direct_server: Arc::new(configs.server(&[TRANSPORT_ALPN])?),
+            carrier_server: Arc::new(configs.server(&[mux::ALPN, TRANSPORT_ALPN])?),
             client: configs.client()?,
         }))
     }
@@ -205,12 +207,13 @@ impl Credentials {
         self.server.clone()
     }
 
-    /// For connections made directly to the inbound port: ALPN [`TRANSPORT_ALPN`] or no connection.
+    /// For connections made directly to the inbound port: ALPN [`TRANSPORT_ALPN`], before it [`mux::ALPN`] if carriers
+    /// are taken, or no connection.
     ///
     /// rustls refuses a client that offers other protocols; one that offers none is *not* refused by TLS, so the
     /// caller looks at the negotiated protocol, and at the identity, which direct connections must have.
-    pub fn direct_server_config(&self) -> Arc<ServerConfig> {
-        self.direct_server.clone()
+    pub fn direct_server_config(&self, mux: bool) -> Arc<ServerConfig> {
+        if mux { self.carrier_server.clone() } else { self.direct_server.clone() }
     }
 
     /// A client configuration with a session store of its own, offering [`TRANSPORT_ALPN`] if `direct`.

@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::load::Plan;
 use crate::node::{Node, PodRef};
 
+/// A pod whose proxy has no carriers: each of its connections is one between the proxies.
+pub const WITHOUT_MUX: (&str, &str) =
+    ("config.linkerd.io/proxy-additional-env", r#"[{"name":"REMORA_PROXY_MUX","value":"false"}]"#);
 /// How long anything of the shop may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Its namespace, in which every pod is injected.

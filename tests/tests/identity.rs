@@ -14,7 +14,7 @@ const END_ENTITY: &str = "/var/run/linkerd/identity/end-entity";
 /// The shortest that identity issues for.
 const LIFETIME: u64 = 30;
 
-/// As [`shop::NAMESPACE`] has it, but bytes: every connection is one mTLS connection of its own.
+/// As [`shop::NAMESPACE`] has it, but bytes: without carriers every connection is one mTLS connection of its own.
 const BYTES: &str = "
 kind: Service
 apiVersion: v1
@@ -30,7 +30,8 @@ fn a_certificate_names_its_pods_account_and_stays_in_its_pod() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(Options::default(), &[web("web-0"), shop::idle("client", &[]), BYTES.into()]);
+    let client = shop::idle("client", &[shop::WITHOUT_MUX]);
+    let mesh = start(Options::default(), &[web("web-0"), client, BYTES.into()]);
     let (server, client) = (mesh.pod(SHOP, "web-0").unwrap(), mesh.pod(SHOP, "client").unwrap());
 
     // rustls checks the chain and the name, with the trust anchor alone.

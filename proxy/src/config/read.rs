@@ -46,6 +46,7 @@ impl Config {
         let destination = control(env, "DESTINATION_SVC", with_identity);
         let policy = control(env, "POLICY_SVC", with_identity);
         let streams = streams(env);
+        let mux = env.or("REMORA_PROXY_MUX", true, parse::boolean);
         let limits = limits(env);
         let shutdown_grace = env.or(&l5d("SHUTDOWN_GRACE_PERIOD"), 120 * SECOND, parse::duration);
         let metrics_retain = env.or(&l5d("METRICS_RETAIN_IDLE"), 600 * SECOND, parse::duration);
@@ -65,6 +66,7 @@ impl Config {
             policy: policy?,
             streams,
             discovery: discovery?,
+            mux,
             limits,
             workers: workers(cores, available),
             shutdown_grace,

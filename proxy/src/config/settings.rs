@@ -100,6 +100,7 @@ pub const GROUPS: &[Group] = &[
             "LINKERD2_PROXY_OUTBOUND_CONNECT_KEEPALIVE" | "" | "TCP keepalive towards endpoints"
             "LINKERD2_PROXY_OUTBOUND_ACCEPT_USER_TIMEOUT" | "" | "TCP_USER_TIMEOUT of the application's connections"
             "LINKERD2_PROXY_OUTBOUND_CONNECT_USER_TIMEOUT" | "" | "TCP_USER_TIMEOUT towards endpoints"
+            "REMORA_PROXY_MUX" | "true" | "Share one connection among the streams to another proxy of ours; `false` opens one each"
             "REMORA_PROXY_SERVER_FIRST_DELAY" | "100ms" | "Silence of a client before its server is dialled to hear whether it speaks first"
             "REMORA_PROXY_MAX_SPECULATIVE" | "256" | "Such dials open at once"
             "REMORA_PROXY_MAX_CONNECTIONS" | "8192" | "Connections served at once, per direction"

@@ -138,14 +138,14 @@ impl Client {
         loop {
             let idle = self.take_idle();
             let pooled = idle.is_some();
-            let (mut sender, born) = match idle {
-                Some(idle) => (idle.sender, idle.born),
+            let (mut sender, born, refusable) = match idle {
+                Some(idle) => (idle.sender, idle.born, false),
                 None => match self.connect_http1(dial).await {
-                    Ok(sender) => (sender, clock::now()),
+                    Ok((sender, refusable)) => (sender, clock::now(), refusable),
                     Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
                 },
             };
-            let kept = if pooled && may_resend { again(&request) } else { None };
+            let kept = if (pooled || refusable) && may_resend { again(&request) } else { None };
             let mut refused = match sender.try_send_request(request).await {
                 Ok(response) => {
                     return Ok((response, Lease::Http1 { client: self.clone(), sender, born }));
@@ -157,7 +157,10 @@ impl Client {
             request = match (refused.take_message(), kept) {
                 // The server closed the connection while it was idle, before a byte was written or just after.
                 (Some(unsent), _) if pooled => unsent,
-                (None, Some(kept)) if unanswered => {
+                (None, Some(kept))
+                    if Fault::is_unprocessed(refused.error())
+                        || pooled && unanswered && kept.method().is_idempotent() =>
+                {
                     may_resend = false;
                     kept
                 }
@@ -201,8 +204,10 @@ impl Client {
         Some(pool.idle.swap_remove(ready))
     }
 
-    async fn connect_http1<D: Dial>(&self, dial: &D) -> Result<http1::SendRequest<Body>, Fault> {
+    /// A new connection, and whether its other end may still refuse it.
+    async fn connect_http1<D: Dial>(&self, dial: &D) -> Result<(http1::SendRequest<Body>, bool), Fault> {
         let stream = dial.dial(SessionProtocol::Http1).await?;
+        let refusable = stream.is_mux();
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(self.limits.max_header_bytes.max(8192))
@@ -211,7 +216,7 @@ impl Client {
             .map_err(|error| Fault::Server(Arc::new(error)))?;
         // Ends with the connection; what failed is told to the request that was on it.
         tokio::spawn(connection.with_upgrades());
-        Ok(sender)
+        Ok((sender, refusable))
     }
 
     /// An HTTP/2 connection with room for a stream, the stream's count, and whether it was made just now.
@@ -280,10 +285,11 @@ impl Client {
     }
 }
 
-/// A copy of a request that may be sent twice, once: without a body, and of a method that says so (RFC 9110 section
-/// 9.2.2). Whoever pools connections meets servers that close them at the moment of their use.
+/// A copy of a request without a body, which can be sent a second time: if its method says so (RFC 9110 section 9.2.2),
+/// because whoever pools connections meets servers that close them at the moment of their use; or if the other proxy
+/// said that nothing of it was processed.
 fn again(request: &Request<Body>) -> Option<Request<Body>> {
-    if !request.method().is_idempotent() || !http_body::Body::is_end_stream(request.body()) {
+    if !http_body::Body::is_end_stream(request.body()) {
         return None;
     }
     let mut copy = Request::new(Body::empty());

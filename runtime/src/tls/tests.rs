@@ -138,7 +138,7 @@ async fn the_client_hello_is_one_record_under_4_kib_even_with_the_largest_ticket
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(true);
     let first = client_hello(&config);
-    let (client, server) = handshake(config.clone(), mesh.server.direct_server_config()).await;
+    let (client, server) = handshake(config.clone(), mesh.server.direct_server_config(false)).await;
     exchange(client.unwrap(), server.unwrap()).await;
     let resuming = client_hello(&config);
     assert!(resuming.len() > first.len() + 500, "no ticket in it: {} {}", first.len(), resuming.len());
@@ -165,7 +165,7 @@ async fn ordinary_ports_offer_no_protocol_and_refuse_none() {
 async fn direct_connections_agree_on_the_transport_header() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(true);
-    let (client, server) = handshake(config, mesh.server.direct_server_config()).await;
+    let (client, server) = handshake(config, mesh.server.direct_server_config(false)).await;
     assert_eq!(client.unwrap().get_ref().1.alpn_protocol(), Some(TRANSPORT_ALPN));
     assert_eq!(server.unwrap().get_ref().1.alpn_protocol(), Some(TRANSPORT_ALPN));
 }
@@ -175,7 +175,7 @@ async fn another_protocol_on_a_direct_connection_is_refused() {
     let mesh = Mesh::new();
     let mut config = (*mesh.client.client_config_for_endpoint(false)).clone();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let (client, server) = handshake(Arc::new(config), mesh.server.direct_server_config()).await;
+    let (client, server) = handshake(Arc::new(config), mesh.server.direct_server_config(false)).await;
     assert_eq!(TlsFault::from(&client.unwrap_err()), TlsFault::NoProtocol);
     assert_eq!(TlsFault::from(&server.unwrap_err()), TlsFault::NoProtocol);
 }
@@ -251,7 +251,7 @@ async fn sessions_of_an_ordinary_port_are_none_on_the_direct_one() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(true);
     assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
-    let (client, server) = handshake(config, mesh.server.direct_server_config()).await;
+    let (client, server) = handshake(config, mesh.server.direct_server_config(false)).await;
     assert_eq!(client.unwrap().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     server.unwrap();
 }

@@ -1,0 +1,324 @@
+//! The driver of a carrier: the only one who reads and writes its TLS connection. It writes once all that its streams
+//! had ready, in as few records as they fit into, because the kernel's sends are what a request costs.
+
+use super::carrier::{Carrier, Opened, Round};
+use crate::stream::Rewound;
+use remora_core::mux::Error;
+use remora_runtime::{
+    clock,
+    metrics::GaugeGuard,
+    tasks::{Drain, Guard},
+};
+use rustls::Connection;
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::{self, BufRead as _, IoSlice, Write as _},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+
+/// Bytes read from a socket at once; rustls alone would ask for 4 KiB at a time.
+const SCRATCH: usize = 64 * 1024;
+/// Plaintext given to TLS at once: four full records.
+const FLIGHT: usize = 64 * 1024;
+/// Reads in one poll before the worker's other tasks get their turn.
+const READS_PER_POLL: usize = 4;
+/// How often a carrier is looked at: is the peer alive, does anybody use it?
+const TICK: Duration = Duration::from_secs(10);
+/// Ticks without a stream after which the side that dialled ends a carrier.
+const IDLE_TICKS: u32 = 6;
+/// How long the peer is waited for after everything was said.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Drives one carrier.
+pub(super) struct Driver {
+    io: Rewound,
+    tls: Connection,
+    carrier: Arc<Carrier>,
+    drain: Drain,
+    /// A drain waits for what streams have written, not only for the streams.
+    busy: Option<Guard>,
+    round: Round,
+    heard: bool,
+    pinged: bool,
+    idle: u32,
+    /// Whether this side dialled, so that it ends what nobody uses.
+    dialled: bool,
+    _counted: GaugeGuard,
+}
+
+impl Driver {
+    pub(super) fn new(io: Rewound, mut tls: Connection, carrier: Arc<Carrier>, drain: Drain) -> Self {
+        tls.set_buffer_limit(Some(2 * FLIGHT));
+        let dialled = matches!(tls, Connection::Client(_));
+        let counted = carrier.metrics.carrier();
+        Self {
+            io,
+            tls,
+            carrier,
+            drain,
+            busy: None,
+            round: Round::default(),
+            heard: false,
+            pinged: false,
+            idle: 0,
+            dialled,
+            _counted: counted,
+        }
+    }
+
+    /// Drives the carrier to its end and says how it ended, handing what the peer opens to `opened`.
+    pub(super) async fn run(mut self, mut opened: impl FnMut(Opened)) -> Result<(), Error> {
+        let drain = self.drain.clone();
+        let draining = drain.draining();
+        tokio::pin!(draining);
+        let mut tick = tokio::time::interval(TICK);
+        tick.tick().await;
+        let mut told = false;
+        // What came with the end of the handshake.
+        self.deliver(clock::now()).map_err(|_| Error::Lost)?;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = poll_fn(|cx| self.poll(cx, &mut opened)) => break ended,
+                () = &mut draining, if !told => {
+                    told = true;
+                    self.carrier.go_away();
+                }
+                _ = tick.tick() => if !self.tick() { break Err(Error::Lost) },
+            }
+        };
+        // The peer may have to read our last word before it can be told apart from a reset.
+        let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| self.poll_close(cx))).await;
+        ended
+    }
+
+    /// Is the peer alive? Does anybody need the carrier?
+    fn tick(&mut self) -> bool {
+        let mut shared = self.carrier.lock();
+        shared.end_lingering();
+        if shared.session.is_idle() {
+            self.idle += 1;
+            shared.release();
+        } else {
+            self.idle = 0;
+        }
+        let is_idle = self.idle > 0;
+        drop(shared);
+        if std::mem::take(&mut self.heard) || is_idle {
+            self.pinged = false;
+        } else if self.pinged {
+            return false;
+        } else {
+            self.pinged = true;
+            self.carrier.ping(clock::now());
+        }
+        if self.dialled && self.idle >= IDLE_TICKS {
+            self.carrier.go_away();
+        }
+        true
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, opened: &mut impl FnMut(Opened)) -> Poll<Result<(), Error>> {
+        let mut peer_closed = false;
+        for nth in 0..READS_PER_POLL {
+            match self.poll_receive(cx) {
+                Poll::Ready(Ok(0)) => {
+                    peer_closed = true;
+                    break;
+                }
+                Poll::Ready(Ok(_)) if nth + 1 == READS_PER_POLL => cx.waker().wake_by_ref(),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => {
+                    self.carrier.lock().lost();
+                    tracing::debug!(%error, "a carrier ended");
+                    peer_closed = true;
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        let carrier = self.carrier.clone();
+        let mut shared = carrier.lock();
+        if peer_closed && shared.session.error().is_none() {
+            shared.lost();
+        }
+        carrier.round(&mut shared, &mut self.round);
+        let sent = if peer_closed { Poll::Ready(Ok(())) } else { self.poll_send(cx, &carrier, &mut shared) };
+        let dead = shared.session.error();
+        let is_over = match (&sent, dead) {
+            (Poll::Ready(Err(_)), _) | (Poll::Ready(Ok(())), Some(_)) => true,
+            (Poll::Ready(Ok(())), None) => {
+                // The side that dialled has no stream that could cross our goodbye; the other waits for its end.
+                self.dialled && shared.session.is_draining() && shared.session.is_idle()
+            }
+            (Poll::Pending, _) => false,
+        };
+        if is_over && dead.is_none() {
+            shared.lost();
+            carrier.round(&mut shared, &mut self.round);
+        }
+        let is_busy = !shared.session.is_idle() || sent.is_pending();
+        shared.driven_by(cx.waker());
+        if shared.session.wants_driver() && sent.is_ready() && !is_over {
+            // Somebody has a turn to write; those who were woken go first.
+            cx.waker().wake_by_ref();
+        }
+        drop(shared);
+        for one in self.round.opened.drain(..) {
+            opened(one);
+        }
+        self.heard |= std::mem::take(&mut self.round.pong);
+        if is_busy && !is_over {
+            self.busy.get_or_insert_with(|| self.drain.guard());
+        } else {
+            self.busy = None;
+        }
+        match (is_over, sent, dead) {
+            (false, ..) => Poll::Pending,
+            (true, _, Some(error)) => Poll::Ready(Err(error)),
+            (true, Poll::Ready(Ok(())), None) => Poll::Ready(Ok(())),
+            (true, _, None) => Poll::Ready(Err(Error::Lost)),
+        }
+    }
+
+    /// Reads once and hands it through TLS to the session. 0: the peer has closed.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        BUFFER.with_borrow_mut(|scratch| {
+            let mut buf = ReadBuf::new(scratch);
+            std::task::ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+            let mut rest = buf.filled();
+            let read = rest.len();
+            self.heard |= read > 0;
+            let now = clock::now();
+            while !rest.is_empty() {
+                self.tls.read_tls(&mut rest)?;
+                let state = self.tls.process_new_packets().map_err(io::Error::other)?;
+                self.deliver(now)?;
+                if state.peer_has_closed() {
+                    return Poll::Ready(Ok(0));
+                }
+            }
+            Poll::Ready(Ok(read))
+        })
+    }
+
+    fn deliver(&mut self, now: remora_core::time::Time) -> io::Result<()> {
+        let mut shared = self.carrier.lock();
+        loop {
+            let mut reader = self.tls.reader();
+            let chunk = match reader.fill_buf() {
+                Ok([]) => return Ok(()),
+                Ok(chunk) => chunk,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let count = chunk.len();
+            // A dead session takes nothing; what it says last is written before the end.
+            let received = shared.session.receive(now, chunk);
+            reader.consume(count);
+            if received.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes what streams have ready until there is no more, or the socket takes no more.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        carrier: &Arc<Carrier>,
+        shared: &mut super::carrier::Shared,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let out = shared.session.out();
+            let flight = out.get(..FLIGHT).unwrap_or(out);
+            if flight.is_empty() && !self.tls.wants_write() {
+                return Poll::Ready(Ok(()));
+            }
+            if !flight.is_empty() {
+                let taken = self.tls.writer().write(flight)?;
+                shared.session.written(taken);
+                carrier.round(shared, &mut self.round);
+            }
+            std::task::ready!(self.poll_write_tls(cx))?;
+        }
+    }
+
+    fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.tls.wants_write() {
+            match self.tls.write_tls(&mut Socket { io: &mut self.io, cx }) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says the last word and waits for the peer to have heard it.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tls.send_close_notify();
+        let carrier = self.carrier.clone();
+        let mut shared = carrier.lock();
+        std::task::ready!(self.poll_send(cx, &carrier, &mut shared))?;
+        drop(shared);
+        std::task::ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        BUFFER.with_borrow_mut(|scratch| {
+            loop {
+                let mut buf = ReadBuf::new(scratch);
+                std::task::ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+                if buf.filled().is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        })
+    }
+}
+
+impl Drop for Driver {
+    /// However a driver ends, also by a panic: its streams must not wait for ever.
+    fn drop(&mut self) {
+        let mut shared = self.carrier.lock();
+        shared.lost();
+        self.carrier.round(&mut shared, &mut self.round);
+        shared.release();
+        drop(shared);
+        self.round.opened.clear();
+    }
+}
+
+/// A socket as rustls writes to one.
+struct Socket<'a, 'b> {
+    io: &'a mut Rewound,
+    cx: &'a mut Context<'b>,
+}
+
+impl io::Write for Socket<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        now(Pin::new(&mut *self.io).poll_write(self.cx, buf))
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        now(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn now<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
+    match polled {
+        Poll::Ready(done) => done,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
