@@ -7,7 +7,7 @@ use crate::{
     fault::Fault,
     http::client::{Client, Dial, PoolLimits},
     metrics::{RequestMetrics, TcpMetrics},
-    mux::peer::Peer,
+    mux::neighbour::Neighbour,
     stream::Stream,
     tls,
 };
@@ -61,7 +61,7 @@ struct Dialer {
     /// Sessions resume per endpoint and epoch of credentials.
     config: Mutex<Option<(u64, Arc<ClientConfig>)>>,
     /// The proxy behind which it is, if connections to it go by that proxy's own port.
-    peer: Option<Arc<Peer>>,
+    neighbour: Option<Arc<Neighbour>>,
     /// An opaque endpoint is never told that a connection is HTTP.
     opaque: bool,
     /// The name behind a multicluster gateway: nothing is sent to its own ports in the name's place.
@@ -81,8 +81,8 @@ impl LiveEndpoint {
         let now = clock::now();
         let plan = endpoint.dial_plan(&config.inbound.ips);
         let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority);
-        let peer = match &plan {
-            DialPlan::Direct { addr, tls, .. } => Some(worker.peers.peer(worker, *addr, tls)),
+        let neighbour = match &plan {
+            DialPlan::Direct { addr, tls, .. } => Some(worker.neighbours.neighbour(worker, *addr, tls)),
             DialPlan::Plain { .. } | DialPlan::Transparent { .. } => None,
         };
         Arc::new(Self {
@@ -92,7 +92,7 @@ impl LiveEndpoint {
                 socket: config.outbound.socket,
                 credentials: proxy.credentials.clone(),
                 config: Mutex::new(None),
-                peer,
+                neighbour,
                 opaque: endpoint.hint == ProtocolHint::Opaque,
                 gateway: endpoint.authority_override.clone(),
             },
@@ -204,10 +204,10 @@ impl Dialer {
         }
         let session = if self.opaque { None } else { session };
         let connecting = async {
-            match (&self.plan, &self.peer) {
-                (DialPlan::Direct { port, .. }, Some(peer)) => {
+            match (&self.plan, &self.neighbour) {
+                (DialPlan::Direct { port, .. }, Some(neighbour)) => {
                     let port = NonZeroU16::new(*port).ok_or(Fault::BadTarget("port 0"))?;
-                    peer.connect(port, session).await
+                    neighbour.connect(port, session).await
                 }
                 (DialPlan::Transparent { tls, .. }, _) => {
                     let config = self.config()?;

@@ -58,7 +58,7 @@ pub struct Worker {
     pub proxy: Arc<Proxy>,
     pub targets: Targets,
     pub apps: inbound::Apps,
-    pub peers: mux::peer::Peers,
+    pub neighbours: mux::neighbour::Neighbours,
 }
 
 impl Proxy {
@@ -97,7 +97,7 @@ impl Worker {
             proxy,
             targets: Targets::default(),
             apps: inbound::Apps::default(),
-            peers: mux::peer::Peers::default(),
+            neighbours: mux::neighbour::Neighbours::default(),
         }
     }
 }

@@ -10,6 +10,6 @@
 pub mod accept;
 mod carrier;
 mod drive;
-pub mod peer;
+pub mod neighbour;
 
 pub use carrier::{Carrier, MuxStream, StreamEnded};

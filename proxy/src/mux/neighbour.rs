@@ -23,15 +23,15 @@ use std::{
 };
 use tokio::{io::AsyncWriteExt, sync::watch};
 
-/// Carriers to one peer from one worker: one, and more only while all others are full.
+/// Carriers to one neighbour from one worker: one, and more only while all others are full.
 const MAX_CARRIERS: usize = 32;
 
-/// The peers of a worker that some endpoint still needs.
+/// The other proxies of a worker that some endpoint is behind.
 #[derive(Default)]
-pub struct Peers(Mutex<HashMap<(SocketAddr, Identity), Weak<Peer>>>);
+pub struct Neighbours(Mutex<HashMap<(SocketAddr, Identity), Weak<Neighbour>>>);
 
 /// One other proxy, by its address and the identity that it must have.
-pub struct Peer {
+pub struct Neighbour {
     addr: SocketAddr,
     tls: EndpointTls,
     /// For TCP alone; the whole is bounded by the caller.
@@ -64,27 +64,27 @@ struct Member {
     carrier: Arc<Carrier>,
     epoch: u64,
     born: Time,
-    /// NotAfter of the peer's leaf.
+    /// NotAfter of the neighbour's leaf.
     until: UnixTime,
 }
 
-impl Peers {
-    /// The peer at `addr`, which must be `tls.identity`.
-    pub fn peer(&self, worker: &Worker, addr: SocketAddr, tls: &EndpointTls) -> Arc<Peer> {
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+impl Neighbours {
+    /// The proxy at `addr`, which must be `tls.identity`.
+    pub fn neighbour(&self, worker: &Worker, addr: SocketAddr, tls: &EndpointTls) -> Arc<Neighbour> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (addr, tls.identity.clone());
-        if let Some(peer) = peers.get(&key).and_then(Weak::upgrade) {
-            return peer;
+        if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
+            return known;
         }
         // Once in a while, when one is new: what nobody needs any more.
-        peers.retain(|_, peer| peer.strong_count() > 0);
-        let peer = Arc::new(Peer::new(&worker.proxy, addr, tls.clone()));
-        peers.insert(key, Arc::downgrade(&peer));
-        peer
+        all.retain(|_, one| one.strong_count() > 0);
+        let neighbour = Arc::new(Neighbour::new(&worker.proxy, addr, tls.clone()));
+        all.insert(key, Arc::downgrade(&neighbour));
+        neighbour
     }
 }
 
-impl Peer {
+impl Neighbour {
     fn new(proxy: &Arc<Proxy>, addr: SocketAddr, tls: EndpointTls) -> Self {
         let config = &proxy.config;
         Self {
@@ -101,7 +101,7 @@ impl Peer {
         }
     }
 
-    /// A connection to the application's `port` behind the peer. HTTP/2 has streams of its own, so it gets a
+    /// A connection to the application's `port` behind it. HTTP/2 has streams of its own, so it gets a
     /// connection of its own.
     pub async fn connect(&self, port: NonZeroU16, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
         let credentials = self.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
@@ -187,7 +187,7 @@ impl Peer {
         tls::originate(config, tcp, self.addr, &self.tls).await
     }
 
-    /// What the peer chose: a carrier, of which this is the first stream, or a connection with a header.
+    /// What it chose: a carrier, of which this is the first stream, or a connection with a header.
     async fn began(
         &self,
         credentials: &Credentials,
@@ -217,7 +217,7 @@ impl Peer {
         Ok(Stream::mux(stream))
     }
 
-    /// Says where the connection goes and what is spoken on it, if the peer wants to hear it.
+    /// Says where the connection goes and what is spoken on it, if it wants to hear that.
     async fn announced(
         &self,
         originated: tls::Originated,
@@ -260,7 +260,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for Neighbour {
     /// No endpoint is behind it any more: its streams go on, new ones there will not be.
     fn drop(&mut self) {
         for member in &self.known().members {
