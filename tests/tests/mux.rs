@@ -120,7 +120,7 @@ fn a_stream_that_nobody_reads_stops_no_other() {
     let mut stuck: Vec<TcpStream> = (0..8).map(|_| client.dial(server.at(9000).unwrap()).unwrap()).collect();
     for stream in &mut stuck {
         stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-        let block = [7; 64 * 1024];
+        let block = vec![7; 64 * 1024];
         let full = loop {
             if let Err(error) = stream.write_all(&block) {
                 break error;

@@ -17,6 +17,32 @@ use remora_core::{
 use remora_runtime::{clock, tls::TrustBundle};
 use rustls::pki_types::{self, CertificateDer};
 use std::{net::SocketAddr, sync::Arc};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Why a stream is not taken. Nothing of it was processed, and its neighbour is told so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refusal {
+    #[error("the client's certificate has expired")]
+    Expired,
+    #[error("the client's certificate does not lead to the trust anchors in force")]
+    Untrusted,
+    #[error("this proxy has no certificate")]
+    NoCredentials,
+    #[error("REMORA_PROXY_MAX_CONNECTIONS are served")]
+    Limit,
+}
+
+impl Refusal {
+    /// For the metric.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Untrusted => "untrusted",
+            Self::NoCredentials => "no credentials",
+            Self::Limit => "limit",
+        }
+    }
+}
 
 /// What is looked at again whenever the peer opens a stream: its certificate may have expired since the handshake, or
 /// its authority may not be trusted any more.
@@ -29,16 +55,14 @@ pub struct Standing {
 
 impl Standing {
     /// Is the peer still who it was, for a bundle that may be another one now?
-    fn holds(&mut self, bundle: &Arc<TrustBundle>, now: UnixTime) -> Result<(), &'static str> {
+    fn holds(&mut self, bundle: &Arc<TrustBundle>, now: UnixTime) -> Result<(), Refusal> {
         if now.0.as_secs() > self.not_after.0.as_secs() {
-            return Err("the client's certificate has expired");
+            return Err(Refusal::Expired);
         }
         if !Arc::ptr_eq(&self.bundle, bundle) {
-            let (leaf, intermediates) = self.chain.split_first().ok_or("the client has no certificate")?;
+            let (leaf, intermediates) = self.chain.split_first().ok_or(Refusal::Untrusted)?;
             let now = pki_types::UnixTime::since_unix_epoch(now.0);
-            bundle
-                .verify(leaf, intermediates, now)
-                .map_err(|_| "the client's certificate does not lead to the trust anchors in force")?;
+            bundle.verify(leaf, intermediates, now).map_err(|_| Refusal::Untrusted)?;
             self.bundle = bundle.clone();
         }
         Ok(())
@@ -59,12 +83,12 @@ pub async fn serve(
     let ended = driver
         .run(|opened| match admit(worker, &mut standing) {
             Ok(permit) => {
-                begin(worker, Connection { permit: Some(Arc::new(permit)), ..plain.clone() }, opened)
+                begin(worker, Connection { permit: Some(Arc::new(permit)), ..plain.clone() }, opened);
             }
-            Err(reason) => {
-                metrics.refused(reason);
+            Err(refusal) => {
+                metrics.refused(refusal.label());
                 // The stream is new: nothing of it was read or answered.
-                let _ = opened.stream.refuse(reason);
+                let _ = opened.stream.refuse(&refusal.to_string());
             }
         })
         .await;
@@ -74,17 +98,14 @@ pub async fn serve(
     })
 }
 
-/// May the peer open a stream? What it may reach is decided by the policy of the port, as for any connection.
-fn admit(
-    worker: &Worker,
-    standing: &mut Standing,
-) -> Result<tokio::sync::OwnedSemaphorePermit, &'static str> {
+/// May the client open a stream? What it may reach is decided by the policy of the port, as for any connection.
+fn admit(worker: &Worker, standing: &mut Standing) -> Result<OwnedSemaphorePermit, Refusal> {
     let proxy = &worker.proxy;
-    let credentials = proxy.credentials.borrow().clone().ok_or("this proxy has no certificate")?;
+    let credentials = proxy.credentials.borrow().clone().ok_or(Refusal::NoCredentials)?;
     standing.holds(credentials.bundle(), clock::unix_now())?;
     proxy.inbound_permits.clone().try_acquire_owned().map_err(|_| {
         proxy.metrics.inbound_limited.inc();
-        "as many connections as REMORA_PROXY_MAX_CONNECTIONS allows are served"
+        Refusal::Limit
     })
 }
 
@@ -98,4 +119,37 @@ fn begin(worker: &Arc<Worker>, plain: Connection, opened: Opened) {
     let client = connection.client;
     let serving = inbound::stream(worker.clone(), connection, Stream::mux(stream), protocol);
     worker.proxy.tasks.spawn("inbound stream", run::report("inbound", client, target, serving));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remora_core::time::Duration;
+
+    #[test]
+    fn a_leaf_holds_to_the_end_of_its_last_second() {
+        let bundle = bundle();
+        let mut standing =
+            Standing { not_after: UnixTime::from_secs(100), chain: Vec::new(), bundle: bundle.clone() };
+        let at = |millis| UnixTime(Duration::from_millis(millis));
+        assert_eq!(standing.holds(&bundle, at(100_999)), Ok(()));
+        assert_eq!(standing.holds(&bundle, at(101_000)), Err(Refusal::Expired));
+    }
+
+    #[test]
+    fn another_bundle_is_asked_anew() {
+        let mut standing = Standing {
+            not_after: UnixTime::from_secs(u64::MAX),
+            chain: vec![CertificateDer::from(vec![0x30, 0])],
+            bundle: bundle(),
+        };
+        assert_eq!(standing.holds(&bundle(), UnixTime::from_secs(0)), Err(Refusal::Untrusted));
+    }
+
+    fn bundle() -> Arc<TrustBundle> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        TrustBundle::from_pem(&params.self_signed(&key).unwrap().pem()).unwrap()
+    }
 }
