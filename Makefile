@@ -5,12 +5,12 @@ REMORA_CACHE ?= $(HOME)/.cache/remora
 export CARGO_TARGET_DIR REMORA_CACHE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz build clean-run
+.PHONY: help demo test bench fuzz build clean-run
 
 help: ## explain the commands
 	@echo "Remora: a transparent mTLS sidecar mesh for Kubernetes."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Binaries are built in $(CARGO_TARGET_DIR) (set CARGO_TARGET_DIR to change that)."
 
@@ -19,6 +19,11 @@ demo: ## show the mesh at work in this machine's namespaces; KEEP=1 leaves it ru
 
 test: ## install what is missing, then run every check and test of the workspace. Needs root
 	@scripts/test.sh
+
+bench: ## measure Remora beside Envoy and beside no proxy. LOADS= BLOCKS= SECONDS= CORES= OUT= FLOORS=strict. Needs root
+	@scripts/bench.sh $(if $(LOADS),--loads "$(LOADS)") $(if $(BLOCKS),--blocks "$(BLOCKS)") \
+		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(CORES),--cores "$(CORES)") \
+		$(if $(OUT),--out "$(OUT)") $(if $(FLOORS),--floors "$(FLOORS)")
 
 fuzz: ## search each fuzz target for T seconds (60)
 	@scripts/setup.sh fuzz

@@ -4,6 +4,7 @@
 #   scripts/setup.sh build          what compiling needs
 #   scripts/setup.sh fuzz           ... and what libFuzzer is compiled with
 #   scripts/setup.sh demo           what compiling needs, and what the demo runs: the pod harness's tools, the demo's servers, Envoy
+#   scripts/setup.sh bench          what the demo needs, and valgrind
 #   scripts/setup.sh test           ... and what the checks run: promtool, cargo-deny, shellcheck
 #   scripts/setup.sh --dry-run test says what is missing and installs nothing
 #
@@ -40,6 +41,7 @@ demo curl curl the client in a pod
 demo nginx nginx the HTTP server in a pod
 demo redis-server redis-server the redis in a pod
 demo python3 python3 fetching Envoy
+bench valgrind valgrind counting instructions (make bench-instructions)
 test capsh libcap2-bin running the init container as a kubelet does
 test openssl openssl certificates that are not ours, for the tests of refusal
 test h2load nghttp2-client an HTTP/2 client that is not ours
@@ -55,7 +57,8 @@ wanted() { # is a row of this goal wanted for the goal we were given?
     build) [ "$1" = build ] ;;
     fuzz) [ "$1" = build ] || [ "$1" = fuzz ] ;;
     demo) [ "$1" = build ] || [ "$1" = demo ] ;;
-    test) [ "$1" != fuzz ] ;;
+    bench) [ "$1" = build ] || [ "$1" = demo ] || [ "$1" = bench ] ;;
+    test) [ "$1" != fuzz ] && [ "$1" != bench ] ;;
     esac
 }
 
@@ -212,9 +215,9 @@ if [ "${1-}" = --dry-run ]; then
 fi
 goal=${1-}
 case $goal in
-build | fuzz | demo | test) ;;
+build | fuzz | demo | bench | test) ;;
 *)
-    echo "usage: scripts/setup.sh [--dry-run] build|fuzz|demo|test" >&2
+    echo "usage: scripts/setup.sh [--dry-run] build|fuzz|demo|bench|test" >&2
     exit 64
     ;;
 esac

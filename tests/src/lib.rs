@@ -7,7 +7,7 @@
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it.
+//! `shop`, `app` and `load` are what tests put on it. `demo` and `bench` are the stories of `make demo` and `make bench`.
 
 pub mod app;
 pub mod capture;
@@ -20,6 +20,7 @@ pub mod token;
 pub mod world;
 
 pub mod admit;
+pub mod bench;
 pub mod container;
 pub mod demo;
 pub mod dns;

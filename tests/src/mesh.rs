@@ -129,7 +129,7 @@ impl Authority {
     }
 
     /// A server's certificate and key, as PEM.
-    fn leaf(&self, dns_name: &str) -> Result<(String, String)> {
+    pub fn leaf(&self, dns_name: &str) -> Result<(String, String)> {
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec![dns_name.to_owned()])?.signed_by(&key, &self.issuer)?;
         Ok((certificate.pem(), key.serialize_pem()))

@@ -1,0 +1,142 @@
+//! `make bench`: what a request costs through two proxies, Remora's and Envoy's side by side in one run, and what their
+//! memory is. `docs/bench.md` says how to read it.
+//!
+//! In reading order: what is asked (`loads`), what follows from what was counted (`verdict`, `stats`, `report`, pure),
+//! where it happens (`stage`), who asks (`generate`), what is looked at (`machine`), how a load is measured (`timed`,
+//! `memory`).
+
+pub mod loads;
+pub mod report;
+pub mod stats;
+pub mod verdict;
+
+pub mod generate;
+pub mod machine;
+pub mod memory;
+pub mod progress;
+pub mod stage;
+pub mod timed;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::Options;
+use loads::{HOLDINGS, ROWS, TIMED};
+use machine::Cores;
+use progress::{Progress, write};
+use stage::Stage;
+use verdict::{Block, LANES, Lane, Verdict, judge};
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Names of loads.
+    pub loads: Vec<&'static str>,
+    pub blocks: usize,
+    /// How long each lane is measured in each block.
+    pub time: Duration,
+    pub cores: Cores,
+    /// Where the JSON goes.
+    pub out: PathBuf,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Rows that mean nothing.
+    pub void: usize,
+    /// Rows whose floor is not reached.
+    pub missed: usize,
+}
+
+/// Measures, prints the table, and writes everything that was counted.
+///
+/// # Errors
+/// Where the stage cannot be set: what is missing, or what each process said last.
+pub fn run(plan: &Plan) -> Result<Outcome> {
+    let progress = Progress::default();
+    machine::pin_self(plan.cores.load)?;
+    let files = machine::raise_open_files();
+    write(&format!(
+        "make bench: {} loads, {} blocks of {} s a lane; proxies on core {}, load and nginx on core {}\n",
+        plan.loads.len(),
+        plan.blocks,
+        plan.time.as_secs_f64(),
+        plan.cores.proxies,
+        plan.cores.load
+    ));
+    progress.at("starting the mesh");
+    let mut stage = Stage::set(Options::default(), plan.cores)?;
+    start(&mut stage, plan, &progress)?;
+    let mut measured: Vec<(&'static str, Vec<Block>)> = Vec::new();
+    for load in TIMED.into_iter().filter(|load| plan.loads.contains(&load.name)) {
+        measured.push((load.name, timed::run(&stage, plan, load, &progress)?));
+    }
+    for holding in HOLDINGS.into_iter().filter(|holding| plan.loads.contains(&holding.name)) {
+        measured.push((holding.name, memory::run(&mut stage, plan, holding, &progress)?));
+    }
+    progress.line("measured; ending everything");
+    drop(stage);
+    let verdicts = judged(&measured);
+    write(&format!("\n{}\n{}", report::table(&verdicts), report::legend()));
+    keep(plan, files, &measured, &verdicts)?;
+    Ok(Outcome {
+        void: verdicts.iter().filter(|verdict| verdict.void.is_some()).count(),
+        missed: verdicts.iter().filter(|verdict| verdict.floor_met == Some(false)).count(),
+    })
+}
+
+/// Starts the lanes that are needed; Remora's first, whose init container Envoy's pods get as well.
+fn start(stage: &mut Stage, plan: &Plan, progress: &Progress) -> Result<()> {
+    let timed: Vec<u16> =
+        TIMED.iter().filter(|load| plan.loads.contains(&load.name)).map(|load| load.port).collect();
+    let lanes = [Lane::Remora, Lane::Envoy, Lane::Direct, Lane::Again];
+    for lane in lanes.into_iter().filter(|lane| !timed.is_empty() || memory::MEASURED.contains(lane)) {
+        progress.at(&format!("starting lane {}", lane.name()));
+        stage.start(lane)?;
+        stage.answers(lane, &timed)?;
+    }
+    progress.line("every lane answers");
+    Ok(())
+}
+
+fn judged(measured: &[(&'static str, Vec<Block>)]) -> Vec<Verdict> {
+    let of = |load: &str| measured.iter().find(|(name, _)| *name == load).map(|(_, blocks)| blocks);
+    ROWS.into_iter().filter_map(|row| Some(judge(row, of(row.load)?))).collect()
+}
+
+/// Everything as JSON: what was counted in every block, and what follows from it.
+fn keep(
+    plan: &Plan,
+    files: u64,
+    measured: &[(&'static str, Vec<Block>)],
+    verdicts: &[Verdict],
+) -> Result<()> {
+    let loads: serde_json::Map<String, serde_json::Value> = measured
+        .iter()
+        .map(|(name, blocks)| Ok(((*name).to_owned(), serde_json::to_value(blocks)?)))
+        .collect::<Result<_>>()?;
+    let machine: serde_json::Map<String, serde_json::Value> =
+        machine::describe().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let text = serde_json::to_string_pretty(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "machine": machine,
+        "open files": files,
+        "cores": plan.cores,
+        "blocks": plan.blocks,
+        "seconds": plan.time.as_secs_f64(),
+        "lanes": LANES,
+        "rows": verdicts,
+        "loads": loads,
+    }))?;
+    if let Some(parent) = plan.out.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    }
+    fs::write(&plan.out, text).with_context(|| format!("writing {}", plan.out.display()))?;
+    write(&format!("Everything that was counted: {}\n", plan.out.display()));
+    Ok(())
+}

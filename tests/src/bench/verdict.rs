@@ -1,0 +1,283 @@
+//! Pure. From what was counted in every block to what a row of the table says: ratio, spread, void or not, met or not.
+//!
+//! A ratio is made within a block, where both lanes met the same machine; the median is over the blocks' ratios.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::loads::{Measure, Row};
+use super::stats::{Spread, ratio};
+
+/// Whose proxies carry the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lane {
+    /// None.
+    Direct,
+    Remora,
+    Envoy,
+    /// Remora again, in a pair of its own: what differs from the first is noise.
+    Again,
+}
+
+/// Every lane, in the order of the table.
+pub const LANES: [Lane; 4] = [Lane::Direct, Lane::Remora, Lane::Envoy, Lane::Again];
+
+impl Lane {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Remora => "remora",
+            Self::Envoy => "envoy",
+            Self::Again => "again",
+        }
+    }
+}
+
+/// What the ratio of a lane to its twin may be at most, and at least, for the row to mean something.
+pub const NULL: (f64, f64) = (0.90, 1.10);
+
+/// What was counted in one lane in one block, under one load.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Sample {
+    /// Requests that were answered as they had to be, and those that were not.
+    pub requests: u64,
+    pub failed: u64,
+    /// The first failures, in words.
+    pub failures: Vec<String>,
+    /// Bytes of bodies.
+    pub bytes: u64,
+    pub seconds: f64,
+    /// Microseconds that each proxy ran: the client's, the server's.
+    pub cpu_micros: [f64; 2],
+    /// Latencies in microseconds.
+    pub p50_micros: f64,
+    pub p99_micros: f64,
+    /// Share of the machine's time that its host took for others.
+    pub steal: f64,
+    /// Resident memory in KiB of each proxy, when it was measured.
+    pub memory: Option<Memory>,
+}
+
+/// Resident memory of both proxies in KiB, the client's first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Memory {
+    /// Before anything was asked of them.
+    pub idle: [f64; 2],
+    /// After a first handful of requests.
+    pub before: [f64; 2],
+    pub held: [f64; 2],
+    pub closed: [f64; 2],
+    /// Connections that were held.
+    pub connections: f64,
+}
+
+/// The samples of one load in one block, by lane.
+pub type Block = BTreeMap<Lane, Sample>;
+
+/// The figure that a row is about, of one lane in one block.
+pub fn figure(measure: Measure, lane: Lane, block: &Block) -> Option<f64> {
+    let sample = block.get(&lane)?;
+    let memory = sample.memory.as_ref();
+    match measure {
+        Measure::Cpu if lane == Lane::Direct => None,
+        Measure::Cpu => ratio(sample.cpu_micros.iter().sum(), sample.requests as f64),
+        Measure::Added => {
+            let direct = block.get(&Lane::Direct).filter(|_| lane != Lane::Direct)?;
+            Some(sample.p50_micros - direct.p50_micros)
+        }
+        Measure::Throughput => ratio(sample.bytes as f64 / 1e6, sample.seconds),
+        Measure::Idle => memory.map(|memory| larger(memory.idle) / 1024.0),
+        Measure::Held => memory.map(|memory| {
+            larger(std::array::from_fn(|nth| {
+                difference(memory.held.get(nth), memory.before.get(nth)) / memory.connections
+            }))
+        }),
+        Measure::Closed => memory.map(|memory| {
+            larger(std::array::from_fn(|nth| {
+                quotient(memory.closed.get(nth), memory.before.get(nth)).unwrap_or(f64::NAN)
+            }))
+        }),
+    }
+}
+
+fn larger([client, server]: [f64; 2]) -> f64 {
+    client.max(server)
+}
+
+fn difference(after: Option<&f64>, before: Option<&f64>) -> f64 {
+    after.copied().unwrap_or(f64::NAN) - before.copied().unwrap_or(f64::NAN)
+}
+
+fn quotient(after: Option<&f64>, before: Option<&f64>) -> Option<f64> {
+    ratio(*after?, *before?)
+}
+
+/// What a row says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    pub row: Row,
+    /// The figure of each lane.
+    pub lanes: BTreeMap<Lane, Spread>,
+    /// Remora's figure by Envoy's.
+    pub ratio: Option<Spread>,
+    /// Remora's figure by its twin's.
+    pub null: Option<Spread>,
+    /// Why the row means nothing.
+    pub void: Option<String>,
+    /// Whether floor and aim are met; nothing where that is not known.
+    pub floor_met: Option<bool>,
+    pub aim_met: Option<bool>,
+}
+
+/// What the blocks of a row's load say.
+pub fn judge(row: Row, blocks: &[Block]) -> Verdict {
+    let measure = row.measure;
+    let of = |lane: Lane| blocks.iter().filter_map(move |block| figure(measure, lane, block));
+    let against = |over: Lane, under: Lane| {
+        let pairs = blocks
+            .iter()
+            .filter_map(|block| ratio(figure(measure, over, block)?, figure(measure, under, block)?));
+        Spread::of(pairs)
+    };
+    let lanes: BTreeMap<Lane, Spread> =
+        LANES.iter().filter_map(|lane| Some((*lane, Spread::of(of(*lane))?))).collect();
+    let ratio = against(Lane::Remora, Lane::Envoy);
+    let null = against(Lane::Again, Lane::Remora);
+    let judged = if measure.is_relative() { ratio } else { lanes.get(&Lane::Remora).copied() };
+    let void = failed(blocks).or_else(|| if measure.is_relative() { noisy(null) } else { None });
+    let met = |goal: f64| judged.filter(|_| void.is_none()).map(|figure| measure.meets(figure.median, goal));
+    let (floor_met, aim_met) = (met(row.floor), met(row.aim));
+    Verdict { row, lanes, ratio, null, void, floor_met, aim_met }
+}
+
+fn failed(blocks: &[Block]) -> Option<String> {
+    let failures = blocks.iter().flatten().filter(|(_, sample)| sample.failed > 0);
+    let mut lanes: BTreeMap<Lane, (u64, Option<&String>)> = BTreeMap::new();
+    for (lane, sample) in failures {
+        let (count, first) = lanes.entry(*lane).or_default();
+        *count += sample.failed;
+        *first = first.or(sample.failures.first());
+    }
+    let told = lanes.iter().map(|(lane, (count, first))| {
+        let first = first.map_or_else(String::new, |first| format!(", the first: {first}"));
+        format!("{count} requests failed in lane {}{first}", lane.name())
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+fn noisy(null: Option<Spread>) -> Option<String> {
+    let (least, greatest) = NULL;
+    match null {
+        None => Some("Remora was not measured against itself".to_owned()),
+        Some(null) if (least..=greatest).contains(&null.median) => None,
+        Some(null) => Some(format!(
+            "Remora against itself is {:.2}, outside {least:.2} to {greatest:.2}: too noisy",
+            null.median
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::loads::ROWS;
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_blocks_ratios() {
+        // The machine is twice as slow in the second block, for everybody: the ratio does not see it.
+        let blocks = [block(40.0, 100.0, 40.0), block(80.0, 200.0, 82.0), block(44.0, 100.0, 43.0)];
+        let verdict = judge(cpu(), &blocks);
+        assert_eq!(verdict.ratio.unwrap(), Spread { median: 0.40, least: 0.40, greatest: 0.44 });
+        assert_eq!(verdict.lanes[&Lane::Remora].median, 44.0);
+        assert_eq!((verdict.void, verdict.floor_met, verdict.aim_met), (None, Some(true), Some(false)));
+    }
+
+    #[test]
+    fn what_differs_from_its_twin_is_void_and_meets_nothing() {
+        for (again, void) in [(36.0, false), (35.9, true), (44.0, false), (44.1, true)] {
+            let verdict = judge(cpu(), &[block(40.0, 100.0, again)]);
+            assert_eq!(verdict.void.is_some(), void, "{again}");
+            assert_eq!(verdict.floor_met.is_none(), void, "{again}");
+        }
+    }
+
+    #[test]
+    fn without_its_twin_a_ratio_is_void() {
+        let mut alone = block(40.0, 100.0, 40.0);
+        alone.remove(&Lane::Again);
+        assert!(judge(cpu(), &[alone]).void.unwrap().contains("not measured against itself"));
+    }
+
+    #[test]
+    fn one_failed_request_in_any_lane_makes_the_row_void_and_is_named() {
+        for lane in LANES {
+            let mut failing = block(40.0, 100.0, 40.0);
+            failing.entry(lane).or_default().failed = 1;
+            failing.entry(lane).or_default().failures = vec!["503".to_owned()];
+            let void = judge(cpu(), &[block(40.0, 100.0, 40.0), failing]).void.unwrap();
+            assert_eq!(void, format!("1 requests failed in lane {}, the first: 503", lane.name()));
+        }
+    }
+
+    #[test]
+    fn latency_is_judged_by_what_is_added_to_direct() {
+        let mut block = block(40.0, 100.0, 40.0);
+        for (lane, p50) in
+            [(Lane::Direct, 50.0), (Lane::Remora, 110.0), (Lane::Envoy, 200.0), (Lane::Again, 110.0)]
+        {
+            block.entry(lane).or_default().p50_micros = p50;
+        }
+        let verdict = judge(row(Measure::Added), &[block]);
+        assert_eq!(verdict.ratio.unwrap().median, 0.4);
+        assert!(!verdict.lanes.contains_key(&Lane::Direct));
+    }
+
+    #[test]
+    fn memory_is_that_of_the_larger_proxy_and_needs_no_envoy() {
+        let memory = Memory {
+            idle: [5120.0, 6144.0],
+            before: [6144.0, 7168.0],
+            held: [12144.0, 10168.0],
+            closed: [6758.4, 7168.0],
+            connections: 3000.0,
+        };
+        let block = Block::from([(Lane::Remora, Sample { memory: Some(memory), ..Sample::default() })]);
+        for (measure, expected) in [(Measure::Idle, 6.0), (Measure::Held, 2.0), (Measure::Closed, 1.1)] {
+            let verdict = judge(row(measure), std::slice::from_ref(&block));
+            assert!((verdict.lanes[&Lane::Remora].median - expected).abs() < 1e-9, "{measure:?}");
+            assert_eq!((verdict.void, verdict.floor_met), (None, Some(true)), "{measure:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_met_where_nothing_was_measured() {
+        let verdict = judge(cpu(), &[]);
+        assert_eq!((verdict.floor_met, verdict.aim_met, verdict.ratio), (None, None, None));
+    }
+
+    /// CPU per request in microseconds of the three pairs of proxies.
+    fn block(remora: f64, envoy: f64, again: f64) -> Block {
+        let sample = |micros: f64| Sample {
+            requests: 1000,
+            cpu_micros: [micros * 400.0, micros * 600.0],
+            ..Sample::default()
+        };
+        Block::from([
+            (Lane::Direct, Sample { requests: 1000, ..Sample::default() }),
+            (Lane::Remora, sample(remora)),
+            (Lane::Envoy, sample(envoy)),
+            (Lane::Again, sample(again)),
+        ])
+    }
+
+    fn cpu() -> Row {
+        row(Measure::Cpu)
+    }
+
+    fn row(measure: Measure) -> Row {
+        *ROWS.iter().find(|row| row.measure == measure).unwrap()
+    }
+}
