@@ -5,7 +5,7 @@ REMORA_CACHE ?= $(HOME)/.cache/remora
 export CARGO_TARGET_DIR REMORA_CACHE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz build clean-run
+.PHONY: help demo test bench bench-instructions fuzz build clean-run
 
 help: ## explain the commands
 	@echo "Remora: a transparent mTLS sidecar mesh for Kubernetes."
@@ -24,6 +24,9 @@ bench: ## measure Remora beside Envoy and beside no proxy. LOADS= BLOCKS= SECOND
 	@scripts/bench.sh $(if $(LOADS),--loads "$(LOADS)") $(if $(BLOCKS),--blocks "$(BLOCKS)") \
 		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(CORES),--cores "$(CORES)") \
 		$(if $(OUT),--out "$(OUT)") $(if $(FLOORS),--floors "$(FLOORS)")
+
+bench-instructions: ## count each proxy's instructions and system calls per request. LOADS= OUT=. Needs root
+	@scripts/bench.sh instructions $(if $(LOADS),--loads "$(LOADS)") $(if $(OUT),--out "$(OUT)")
 
 fuzz: ## search each fuzz target for T seconds (60)
 	@scripts/setup.sh fuzz

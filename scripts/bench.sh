@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# `make bench`: installs what is missing, builds in release, and measures.
+# `make bench` and `make bench-instructions`: installs what is missing, builds in release, and measures.
 #
-#   scripts/bench.sh [--loads http1-64,opaque] [--blocks 6] [--seconds 4] [--cores 0,1] [--out FILE] [--floors strict]
+#   scripts/bench.sh [instructions] [--loads http1-64,opaque] [--blocks 6] [--seconds 4] [--cores 0,1] [--out FILE] [--floors strict]
 #
 # Ends as remora-bench ends: with its exit code, or by its signal.
 set -euo pipefail
@@ -23,4 +23,6 @@ echo "bench: building in release (the first build takes some minutes)"
 cargo build --release --locked --workspace --bins
 
 # In place of this shell, so that Ctrl-C and SIGTERM reach the measuring itself, which cleans up.
-exec "$REMORA_BIN_DIR/remora-bench" --out "$CARGO_TARGET_DIR/bench.json" "$@"
+out=bench
+if [ "${1-}" = instructions ]; then out=bench-instructions; fi
+exec "$REMORA_BIN_DIR/remora-bench" --out "$CARGO_TARGET_DIR/$out.json" "$@"

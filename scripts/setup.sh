@@ -4,7 +4,7 @@
 #   scripts/setup.sh build          what compiling needs
 #   scripts/setup.sh fuzz           ... and what libFuzzer is compiled with
 #   scripts/setup.sh demo           what compiling needs, and what the demo runs: the pod harness's tools, the demo's servers, Envoy
-#   scripts/setup.sh bench          what the demo needs, and valgrind
+#   scripts/setup.sh bench          what the demo needs, valgrind and strace
 #   scripts/setup.sh test           ... and what the checks run: promtool, cargo-deny, shellcheck
 #   scripts/setup.sh --dry-run test says what is missing and installs nothing
 #
@@ -42,6 +42,7 @@ demo nginx nginx the HTTP server in a pod
 demo redis-server redis-server the redis in a pod
 demo python3 python3 fetching Envoy
 bench valgrind valgrind counting instructions (make bench-instructions)
+bench strace strace counting system calls (make bench-instructions)
 test capsh libcap2-bin running the init container as a kubelet does
 test openssl openssl certificates that are not ours, for the tests of refusal
 test h2load nghttp2-client an HTTP/2 client that is not ours

@@ -3,7 +3,7 @@
 //!
 //! In reading order: what is asked (`loads`), what follows from what was counted (`verdict`, `stats`, `report`, pure),
 //! where it happens (`stage`), who asks (`generate`), what is looked at (`machine`), how a load is measured (`timed`,
-//! `memory`).
+//! `memory`), and what is counted instead (`instructions`, `syscalls`).
 
 pub mod loads;
 pub mod report;
@@ -11,10 +11,12 @@ pub mod stats;
 pub mod verdict;
 
 pub mod generate;
+pub mod instructions;
 pub mod machine;
 pub mod memory;
 pub mod progress;
 pub mod stage;
+pub mod syscalls;
 pub mod timed;
 
 use std::fs;
@@ -79,11 +81,14 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     for holding in HOLDINGS.into_iter().filter(|holding| plan.loads.contains(&holding.name)) {
         measured.push((holding.name, memory::run(&mut stage, plan, holding, &progress)?));
     }
+    let negotiated = stage.negotiated()?;
     progress.line("measured; ending everything");
     drop(stage);
     let verdicts = judged(&measured);
     write(&format!("\n{}\n{}", report::table(&verdicts), report::legend()));
-    keep(plan, files, &measured, &verdicts)?;
+    write(&format!("Envoy's TLS by its own count: {negotiated}\n"));
+    let facts = [("open files", files.to_string()), ("TLS of Envoy", negotiated)];
+    keep(plan, facts, &measured, &verdicts)?;
     Ok(Outcome {
         void: verdicts.iter().filter(|verdict| verdict.void.is_some()).count(),
         missed: verdicts.iter().filter(|verdict| verdict.floor_met == Some(false)).count(),
@@ -112,7 +117,7 @@ fn judged(measured: &[(&'static str, Vec<Block>)]) -> Vec<Verdict> {
 /// Everything as JSON: what was counted in every block, and what follows from it.
 fn keep(
     plan: &Plan,
-    files: u64,
+    facts: [(&'static str, String); 2],
     measured: &[(&'static str, Vec<Block>)],
     verdicts: &[Verdict],
 ) -> Result<()> {
@@ -120,12 +125,14 @@ fn keep(
         .iter()
         .map(|(name, blocks)| Ok(((*name).to_owned(), serde_json::to_value(blocks)?)))
         .collect::<Result<_>>()?;
-    let machine: serde_json::Map<String, serde_json::Value> =
-        machine::describe().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let machine: serde_json::Map<String, serde_json::Value> = machine::describe()
+        .into_iter()
+        .chain(facts)
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
     let text = serde_json::to_string_pretty(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "machine": machine,
-        "open files": files,
         "cores": plan.cores,
         "blocks": plan.blocks,
         "seconds": plan.time.as_secs_f64(),

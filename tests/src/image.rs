@@ -70,6 +70,12 @@ pub struct Layers {
     made: Mutex<BTreeMap<String, Image>>,
 }
 
+/// `remora-await` as the injector names it (contract 6.3).
+const AWAIT: &str = "/usr/lib/linkerd/linkerd-await";
+
+/// Where callgrind writes when the proxy ends: the one directory of its container that can be written to.
+pub const CALLGRIND_OUT: &str = "/var/run/linkerd/identity/end-entity/callgrind.out";
+
 /// Capabilities of `remora-init` and the xtables binaries in our image's layer (design "Init").
 const INIT_FILE_CAPABILITIES: &str = "cap_net_raw,cap_net_admin+eip";
 
@@ -133,6 +139,7 @@ impl Layers {
     fn make(&self, name: &str) -> Result<Image> {
         match name {
             "remora/proxy" => self.proxy(),
+            "remora/callgrind" => self.callgrind(),
             "remora/identity" => self.ours("remora-identity", "remora-identity", 2103),
             "remora/destination" => self.ours("remora-destination", "remora-destination", 2103),
             "remora/injector" => self.ours("remora-injector", "remora-injector", 2103),
@@ -144,8 +151,8 @@ impl Layers {
             "busybox" | "debian" => Ok(Image { command: vec!["sh".into()], ..Image::default() }),
             "envoyproxy/envoy" => self.envoy(),
             _ => bail!(
-                "the harness knows no such image (it knows remora/proxy, remora/identity, remora/destination, \
-                 remora/injector, remora/testkit, nginx, nginxinc/nginx-unprivileged, redis, curlimages/curl, \
+                "the harness knows no such image (it knows remora/proxy, remora/callgrind, remora/identity, \
+                 remora/destination, remora/injector, remora/testkit, nginx, nginxinc/nginx-unprivileged, redis, curlimages/curl, \
                  envoyproxy/envoy, busybox, debian): add it to tests/src/image.rs"
             ),
         }
@@ -167,7 +174,7 @@ impl Layers {
         let mut image = self.ours("remora-proxy", "remora-proxy", 2102)?;
         let init = self.binary("remora-init", "remora-injector")?;
         let wait = self.binary("remora-await", "remora-injector")?;
-        image.binds.push(read_only(&wait, "/usr/lib/linkerd/linkerd-await"));
+        image.binds.push(read_only(&wait, AWAIT));
         let layer = self.outside.join("proxy");
         privileged_copy(&init, &layer.join("usr/lib/linkerd/linkerd2-proxy-init"))?;
         for xtables in ["/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"] {
@@ -177,6 +184,20 @@ impl Layers {
             }
         }
         image.layers.push(self.inside.join("proxy"));
+        Ok(image)
+    }
+
+    /// The proxy under callgrind, for `make bench-instructions`.
+    fn callgrind(&self) -> Result<Image> {
+        if in_path("valgrind").is_none() {
+            bail!("the program valgrind is not installed: apt-get install valgrind");
+        }
+        let mut image = self.ours("remora-proxy", "remora-proxy", 2102)?;
+        image.binds.push(read_only(&self.binary("remora-await", "remora-injector")?, AWAIT));
+        let out = format!("--callgrind-out-file={CALLGRIND_OUT}");
+        // Its debugger's server would want a writable /tmp.
+        let valgrind = ["valgrind", "--tool=callgrind", "--vgdb=no", &out].map(str::to_owned);
+        image.entrypoint.splice(0..0, valgrind);
         Ok(image)
     }
 

@@ -39,12 +39,13 @@ pub struct Target {
 }
 
 /// What has been counted so far; looked at while the load runs.
-#[derive(Default)]
 pub struct Counted {
     requests: AtomicU64,
     failed: AtomicU64,
     bytes: AtomicU64,
     stop: AtomicBool,
+    /// Requests that may still be begun.
+    left: AtomicU64,
     /// Latencies in nanoseconds; taken when a measurement begins and when it ends.
     latencies: Mutex<Histogram>,
     failures: Mutex<Vec<String>>,
@@ -60,6 +61,30 @@ pub struct Counts {
 }
 
 impl Counted {
+    /// For a load of at most so many requests.
+    fn limited(requests: u64) -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            left: AtomicU64::new(requests),
+            latencies: Mutex::default(),
+            failures: Mutex::default(),
+        }
+    }
+
+    /// Whether another request is to be made; it has to be made then.
+    fn another(&self) -> bool {
+        let one_less = |left: u64| left.checked_sub(1);
+        !self.stopped() && self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+    }
+
+    /// Whether no request will be made any more.
+    fn over(&self) -> bool {
+        self.stopped() || self.left.load(Ordering::Relaxed) == 0
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -101,7 +126,12 @@ pub struct Generator {
 impl Generator {
     /// Begins. Pinned as the calling thread is.
     pub fn start(pod: &PodRef<'_>, target: Target, load: Load) -> Result<Self> {
-        let counted = Arc::new(Counted::default());
+        Self::limited(pod, target, load, u64::MAX)
+    }
+
+    /// [`Self::start`] for a load that ends after so many requests.
+    pub fn limited(pod: &PodRef<'_>, target: Target, load: Load, requests: u64) -> Result<Self> {
+        let counted = Arc::new(Counted::limited(requests));
         let (sandbox, of_thread) = (pod.sandbox()?, counted.clone());
         let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
             join_net(sandbox)?;

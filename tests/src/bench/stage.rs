@@ -23,6 +23,16 @@ const ENVOY_SIDECAR: &str = include_str!("../../../bench/envoy-sidecar.yaml");
 const ENVOY_CLIENT: &str = include_str!("../../../bench/envoy-client.yaml");
 const ENVOY_SERVER: &str = include_str!("../../../bench/envoy-server.yaml");
 
+/// Annotations of proxies that run under callgrind, and therefore fifty times slower.
+const SLOW: [(&str, &str); 3] = [
+    ("proxy-image", "remora/callgrind"),
+    ("proxy-outbound-connect-timeout", "30s"),
+    ("proxy-inbound-connect-timeout", "30s"),
+];
+
+/// Envoy's admin port in `bench/envoy-*.yaml`.
+const ENVOY_ADMIN: u16 = 4191;
+
 /// The container that sets the redirect rules, as the injector names it.
 const INIT: &str = "linkerd-init";
 /// How long a lane may take to be ready, and then to answer on every port.
@@ -100,6 +110,22 @@ impl Stage {
         Ok(())
     }
 
+    /// Waits until every pod is ready, as after a restart of a container.
+    pub fn ready(&self) -> Result<()> {
+        self.mesh.wait_ready(READY)
+    }
+
+    /// Waits until `holds`.
+    pub fn wait_until(&self, what: &str, limit: Duration, holds: impl FnMut() -> bool) -> Result<()> {
+        self.mesh.wait_until(what, limit, holds)
+    }
+
+    /// What TLS the server's Envoy negotiated, by its own count: version, suite, group, sessions resumed.
+    pub fn negotiated(&self) -> Result<String> {
+        let (_, stats) = self.pair(Lane::Envoy)?.server.http_get(ENVOY_ADMIN, "/stats?filter=ssl")?;
+        Ok(tls_facts(&stats))
+    }
+
     /// Ends a lane's pods.
     pub fn end(&self, lane: Lane) -> Result<()> {
         for pod in ["client", "server"] {
@@ -151,7 +177,7 @@ impl Pair<'_> {
         let container = match self.lane {
             Lane::Direct => return Ok(Vec::new()),
             Lane::Envoy => "envoy",
-            Lane::Remora | Lane::Again => "linkerd-proxy",
+            Lane::Remora | Lane::Again | Lane::Counted => "linkerd-proxy",
         };
         let pid = |pod: &PodRef<'_>| {
             pod.pid(container).with_context(|| format!("the proxy of {} does not run", pod.name))
@@ -180,8 +206,15 @@ fn of(name: &str) -> Name {
 }
 
 fn manifests(lane: Lane) -> Result<Vec<Value>> {
-    let inject = if matches!(lane, Lane::Remora | Lane::Again) { "enabled" } else { "disabled" };
-    parse(&PAIR.replace("LANE", lane.name()).replace("INJECT", inject)).context("bench/pair.yaml")
+    let inject = if matches!(lane, Lane::Direct | Lane::Envoy) { "disabled" } else { "enabled" };
+    let pair = PAIR.replace("LANE", lane.name()).replace("INJECT", inject);
+    let mut objects = parse(&pair).context("bench/pair.yaml")?;
+    for pod in objects.iter_mut().filter(|object| lane == Lane::Counted && kind(object) == "Pod") {
+        let annotations = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+        let annotations = annotations.context("pods have annotations")?;
+        annotations.extend(SLOW.map(|(key, value)| (format!("config.linkerd.io/{key}"), value.into())));
+    }
+    Ok(objects)
 }
 
 /// A pod with Envoy beside its containers; other objects as they are.
@@ -218,6 +251,21 @@ fn envoy_tls(root: &Authority, role: &str) -> Result<Value> {
     Ok(secret(&of(&format!("envoy-{role}-tls")), &files))
 }
 
+/// `version TLSv1.3 4, …` from Envoy's lines `listener.0.0.0.0_4143.ssl.versions.TLSv1.3: 4`, for what is not zero.
+fn tls_facts(stats: &str) -> String {
+    let facts = stats.lines().filter_map(|line| {
+        let (name, count) = line.rsplit_once(": ")?;
+        let (_, fact) = name.split_once(".ssl.")?;
+        let fact = match fact.split_once('.') {
+            Some(("versions" | "ciphers" | "curves", value)) => value,
+            None if matches!(fact, "handshake" | "session_reused") => fact,
+            _ => return None,
+        };
+        (count != "0").then(|| format!("{fact} {count}"))
+    });
+    facts.collect::<Vec<_>>().join(", ")
+}
+
 fn in_network(process: i32) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime
@@ -241,6 +289,16 @@ mod tests {
             without(Lane::Remora).iter().map(|object| object.replace("enabled", "disabled")).collect();
         assert_eq!(without(Lane::Direct), uninjected);
         assert_eq!(without(Lane::Envoy), uninjected);
+    }
+
+    #[test]
+    fn what_envoy_negotiated_is_read_from_its_statistics() {
+        let stats = "listener.0.0.0.0_4143.ssl.ciphers.TLS_AES_128_GCM_SHA256: 9\n\
+                     listener.0.0.0.0_4143.ssl.connection_error: 0\n\
+                     listener.0.0.0.0_4143.ssl.curves.X25519MLKEM768: 9\n\
+                     listener.0.0.0.0_4143.ssl.handshake: 9\nlistener.0.0.0.0_4143.ssl.session_reused: 0\n\
+                     listener.0.0.0.0_4143.ssl.versions.TLSv1.3: 9\n";
+        assert_eq!(tls_facts(stats), "TLS_AES_128_GCM_SHA256 9, X25519MLKEM768 9, handshake 9, TLSv1.3 9");
     }
 
     #[test]

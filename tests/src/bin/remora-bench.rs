@@ -1,4 +1,5 @@
-//! `make bench`: measures Remora beside Envoy on this machine, and leaves nothing behind but a file of figures.
+//! `make bench` and `make bench-instructions`: measure Remora on this machine, beside Envoy and by counting instructions,
+//! and leave nothing behind but figures.
 //!
 //! Exit codes: 0 when it was measured, 1 when it could not be (with `--floors strict` also when a floor was missed), 3
 //! when a row is void, 64 for wrong arguments, 69 when this machine cannot run it, 128 and the number of the signal that
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use remora_tests::bench::machine::Cores;
-use remora_tests::bench::{Outcome, Plan, loads, run};
+use remora_tests::bench::{Outcome, Plan, instructions, loads, run};
 use remora_tests::{check, demo};
 
 /// Measures what a request costs through two proxies: Remora's, Envoy's, and none.
 #[derive(Parser)]
 #[command(name = "remora-bench", version, args_override_self = true)]
 struct Args {
+    /// What is measured.
+    #[arg(value_enum, default_value_t = What::Time)]
+    what: What,
     /// Which loads: names, or how names begin, with commas between. Empty: all.
     #[arg(long, default_value = "", value_parser = loads_of)]
     loads: Loads,
@@ -38,6 +42,14 @@ struct Args {
     /// Measure in this process, which another one guards.
     #[arg(long, hide = true)]
     guarded: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// CPU, latency, throughput, memory: beside Envoy.
+    Time,
+    /// Instructions and system calls of Remora's proxies for a request. Loads with 100 MB are left out.
+    Instructions,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,6 +95,10 @@ fn guard() -> anyhow::Result<ExitCode> {
 
 fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     demo::guard::die_with_parent()?;
+    if args.what == What::Instructions {
+        instructions::run(&args.loads.0, args.cores, &args.out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let plan = Plan {
         loads: args.loads.0.clone(),
         blocks: args.blocks.into(),

@@ -32,7 +32,7 @@ enum After {
 /// One request after the other on one connection. A connection that failed is replaced.
 pub(super) async fn kept(target: Arc<Target>, counted: Arc<Counted>) {
     let request = request(&target, After::Keep);
-    while !counted.stopped() {
+    while counted.another() {
         let mut connection = match Connection::open(&target).await {
             Ok(connection) => connection,
             Err(error) => {
@@ -40,7 +40,7 @@ pub(super) async fn kept(target: Arc<Target>, counted: Arc<Counted>) {
                 continue;
             }
         };
-        while !counted.stopped() {
+        loop {
             let began = Instant::now();
             match connection.ask(&request, &target, &counted).await {
                 Ok(()) => counted.answered(began),
@@ -49,6 +49,9 @@ pub(super) async fn kept(target: Arc<Target>, counted: Arc<Counted>) {
                     break;
                 }
             }
+            if !counted.another() {
+                return;
+            }
         }
     }
 }
@@ -56,7 +59,7 @@ pub(super) async fn kept(target: Arc<Target>, counted: Arc<Counted>) {
 /// Each request on a connection of its own, which the server closes.
 pub(super) async fn fresh(target: Arc<Target>, counted: Arc<Counted>) {
     let request = request(&target, After::Close);
-    while !counted.stopped() {
+    while counted.another() {
         let began = Instant::now();
         let asked = async {
             let mut connection = Connection::open(&target).await?;
@@ -219,7 +222,7 @@ async fn open_all(target: Arc<Target>, connections: usize) -> Result<Vec<Connect
         let (target, left) = (target.clone(), left.clone());
         openers.spawn(async move {
             let request = request(&target, After::Keep);
-            let counted = Counted::default();
+            let counted = Counted::limited(u64::MAX);
             let mut opened = Vec::new();
             let one_less = |left: usize| left.checked_sub(1);
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {

@@ -14,7 +14,7 @@ use super::{Counted, Target};
 
 /// `streams` requests at once on one connection, each followed by the next. A connection that failed is replaced.
 pub(super) async fn streams(target: Arc<Target>, counted: Arc<Counted>, streams: usize) {
-    while !counted.stopped() {
+    while !counted.over() {
         if let Err(error) = connection(&target, &counted, streams).await {
             counted.failed(&error).await;
         }
@@ -31,7 +31,7 @@ async fn connection(target: &Arc<Target>, counted: &Arc<Counted>, streams: usize
         let (sender, target, counted) = (sender.clone(), target.clone(), counted.clone());
         askers.spawn(async move {
             let mut sender = sender;
-            while !counted.stopped() {
+            while counted.another() {
                 let began = Instant::now();
                 sender = ask(sender, &target, &counted).await?;
                 counted.answered(began);
