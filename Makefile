@@ -20,8 +20,8 @@ demo: ## show the mesh at work in this machine's namespaces; KEEP=1 leaves it ru
 test: ## install what is missing, then run every check and test of the workspace. Needs root
 	@scripts/test.sh
 
-bench: ## measure Remora beside Envoy and beside no proxy. LOADS= BLOCKS= SECONDS= CORES= OUT= FLOORS=strict. Needs root
-	@scripts/bench.sh $(if $(LOADS),--loads "$(LOADS)") $(if $(BLOCKS),--blocks "$(BLOCKS)") \
+bench: ## measure Remora beside Envoy and beside no proxy. LOADS= LANES= BLOCKS= SECONDS= CORES= OUT= FLOORS=strict. Needs root
+	@scripts/bench.sh $(if $(LOADS),--loads "$(LOADS)") $(if $(LANES),--lanes "$(LANES)") $(if $(BLOCKS),--blocks "$(BLOCKS)") \
 		$(if $(SECONDS),--seconds "$(SECONDS)") $(if $(CORES),--cores "$(CORES)") \
 		$(if $(OUT),--out "$(OUT)") $(if $(FLOORS),--floors "$(FLOORS)")
 

@@ -151,9 +151,8 @@ fn end(stage: &Stage, pod: &PodRef<'_>, keep: &Path) -> Result<u64> {
 
 /// The instructions of a whole run, as callgrind's format has them.
 fn total(text: &str) -> Option<u64> {
-    let line =
-        text.lines().find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")))?;
-    line.split_whitespace().next()?.parse().ok()
+    let told = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    told("totals:").or_else(|| told("summary:"))?.split_whitespace().next()?.parse().ok()
 }
 
 fn table(all: &[Counted]) -> String {

@@ -91,6 +91,12 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
+/// The processes that a process has started.
+pub fn children(process: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
 /// Resident memory of a process in KiB (`/proc/PID/smaps_rollup`).
 pub fn resident_kib(process: i32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))
@@ -103,11 +109,13 @@ fn rss(rollup: &str) -> Option<f64> {
     line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
-/// Time of all processors since the start: of it, what the host took for others. In clock ticks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How the processors have spent their time since the start, in clock ticks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Processors {
     total: u64,
     stolen: u64,
+    /// By core: what was used by processes, and by the kernel for them.
+    busy: Vec<u64>,
 }
 
 impl Processors {
@@ -115,17 +123,31 @@ impl Processors {
         Self::parse(&fs::read_to_string("/proc/stat")?).context("/proc/stat is not as proc(5) says")
     }
 
-    /// The share that was taken since `before`.
-    pub fn steal_since(self, before: Self) -> f64 {
+    /// The share that the host took for others since `before`.
+    pub fn steal_since(&self, before: &Self) -> f64 {
         let total = self.total.saturating_sub(before.total).max(1);
         self.stolen.saturating_sub(before.stolen) as f64 / total as f64
     }
 
+    /// Microseconds that `core` was busy since `before`.
+    pub fn busy_micros_since(&self, before: &Self, core: usize) -> f64 {
+        let busy = |then: &Self| then.busy.get(core).copied().unwrap_or_default();
+        busy(self).saturating_sub(busy(before)) as f64 * TICK_MICROS
+    }
+
     fn parse(stat: &str) -> Option<Self> {
-        let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
         // user, nice, system, idle, iowait, irq, softirq, steal; what follows is counted in user and nice already.
-        let times: Vec<u64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
-        Some(Self { total: times.iter().sum(), stolen: *times.get(7)? })
+        let times = |line: &str| -> Option<[u64; 8]> {
+            let fields = line.split_whitespace().skip(1).take(8);
+            fields.map_while(|field| field.parse().ok()).collect::<Vec<u64>>().try_into().ok()
+        };
+        let mut lines = stat.lines().take_while(|line| line.starts_with("cpu"));
+        let all = times(lines.next()?)?;
+        let busy = lines.map(|line| {
+            times(line)
+                .map(|[user, nice, system, _, _, irq, softirq, _]| user + nice + system + irq + softirq)
+        });
+        Some(Self { total: all.iter().sum(), stolen: *all.last()?, busy: busy.collect::<Option<_>>()? })
     }
 }
 
@@ -164,9 +186,13 @@ mod tests {
         assert_eq!(ticks(stat), Some(300));
         assert_eq!(ticks("7 (a"), None);
         assert_eq!(rss("5600-7ff [rollup]\nRss:             6144 kB\nPss:  1 kB\n"), Some(6144.0));
-        let stat = "cpu  10 1 20 60 3 0 2 4 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        let before = Processors { total: 50, stolen: 2 };
-        assert!((Processors::parse(stat).unwrap().steal_since(before) - 0.04).abs() < 1e-9);
+        let stat =
+            "cpu  10 1 20 60 3 0 2 4 0 0\ncpu0 5 1 10 30 3 0 1 4 0 0\ncpu1 5 0 10 30 0 0 1 0 0 0\nintr 7 1\n";
+        let now = Processors::parse(stat).unwrap();
+        let before = Processors { total: 50, stolen: 2, busy: vec![7, 16] };
+        assert!((now.steal_since(&before) - 0.04).abs() < 1e-9);
+        assert!((now.busy_micros_since(&before, 0) - 1e5).abs() < 1e-9);
+        assert!(now.busy_micros_since(&before, 1).abs() < 1e-9);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::generate::{Target, until_answered};
-use super::machine::{Cores, cpu_micros, pin_process, resident_kib};
+use super::machine::{Cores, children, cpu_micros, pin_process, resident_kib};
 use super::verdict::Lane;
 use crate::mesh::Authority;
 use crate::node::PodRef;
@@ -188,6 +188,16 @@ impl Pair<'_> {
     /// Microseconds that each proxy has run.
     pub fn cpu(&self) -> Result<[f64; 2]> {
         self.of_both(cpu_micros)
+    }
+
+    /// Microseconds that whoever makes the load and nginx have run: this very process, and nginx with its worker.
+    pub fn load_cpu(&self) -> Result<f64> {
+        let nginx = self
+            .server
+            .pid("nginx")
+            .with_context(|| format!("nginx of {} does not run", self.server.name))?;
+        let own = i32::try_from(std::process::id())?;
+        std::iter::once(own).chain([nginx]).chain(children(nginx)).map(cpu_micros).sum()
     }
 
     /// Resident memory of each proxy in KiB.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use remora_tests::bench::machine::Cores;
+use remora_tests::bench::verdict::Lane;
 use remora_tests::bench::{Outcome, Plan, instructions, loads, run};
 use remora_tests::{check, demo};
 
@@ -24,6 +25,9 @@ struct Args {
     /// Which loads: names, or how names begin, with commas between. Empty: all.
     #[arg(long, default_value = "", value_parser = loads_of)]
     loads: Loads,
+    /// Which lanes, for whoever looks at one with another program; rows without all of them are void.
+    #[arg(long, value_delimiter = ',', default_value = "direct,remora,envoy,again", value_parser = lane)]
+    lanes: Vec<Lane>,
     /// How often each lane is measured under each load.
     #[arg(long, default_value = "6", value_parser = clap::value_parser!(u16).range(1..))]
     blocks: u16,
@@ -101,6 +105,7 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let plan = Plan {
         loads: args.loads.0.clone(),
+        lanes: args.lanes.clone(),
         blocks: args.blocks.into(),
         time: args.seconds,
         cores: args.cores,
@@ -117,6 +122,11 @@ fn measure(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn loads_of(list: &str) -> Result<Loads, String> {
     loads::chosen(list).map(Loads)
+}
+
+fn lane(name: &str) -> Result<Lane, String> {
+    Lane::named(name)
+        .ok_or_else(|| format!("there is no lane {name:?}; there are: direct, remora, envoy, again"))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
