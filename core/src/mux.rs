@@ -376,6 +376,11 @@ impl Session {
             + queued * size_of::<Slot>()
     }
 
+    /// Bytes that were received and not consumed; see [`Limits::most_unread`].
+    pub fn unread(&self) -> usize {
+        self.buffers.unread()
+    }
+
     /// The last stream that the peer opened and we took.
     fn accepted(&self) -> u32 {
         match self.role {

@@ -8,6 +8,8 @@ use alloc::{collections::VecDeque, vec::Vec};
 pub(super) struct Buffers {
     /// Bytes of memory in the streams' buffers.
     allocated: usize,
+    /// Bytes in them.
+    unread: usize,
     /// Each of at most [`LARGE`] bytes.
     spares: Vec<VecDeque<u8>>,
 }
@@ -34,6 +36,7 @@ impl Buffers {
             *buffer = spare;
         }
         buffer.extend(bytes);
+        self.unread += bytes.len();
         self.allocated = (self.allocated + buffer.capacity()).saturating_sub(before);
     }
 
@@ -45,6 +48,7 @@ impl Buffers {
             return;
         }
         buffer.drain(..count);
+        self.unread -= count;
         if self.allocated > GENEROUS && capacity > TIGHT && buffer.len() < capacity / SLACK {
             buffer.shrink_to(buffer.len() * 2);
             self.allocated = (self.allocated + buffer.capacity()).saturating_sub(capacity);
@@ -54,6 +58,7 @@ impl Buffers {
     /// The stream is over, or has no bytes left.
     pub(super) fn empty(&mut self, buffer: &mut VecDeque<u8>) {
         let mut memory = core::mem::take(buffer);
+        self.unread -= memory.len();
         self.allocated = self.allocated.saturating_sub(memory.capacity());
         if (1..=LARGE).contains(&memory.capacity()) && self.spares.len() < SPARES {
             memory.clear();
@@ -63,6 +68,10 @@ impl Buffers {
 
     pub(super) fn release(&mut self) {
         self.spares = Vec::new();
+    }
+
+    pub(super) fn unread(&self) -> usize {
+        self.unread
     }
 
     pub(super) fn allocated(&self) -> usize {

@@ -3,7 +3,7 @@
 use super::{
     Event, Session, StreamId,
     error::{Ended, Error},
-    frame::Frame,
+    frame::{Decoder, Frame},
     table::{Parked, Slot},
 };
 use alloc::collections::VecDeque;
@@ -101,6 +101,7 @@ impl Session {
         let last = self.accepted();
         self.dead = Some(error);
         self.incoming = None;
+        self.decoder = Decoder::default();
         if let Some(why) = error.away() {
             self.out.frame(&Frame::GoAway { last, why });
         }

@@ -144,6 +144,9 @@ fn an_unknown_type_that_may_be_ignored_is_skipped_however_it_is_split() {
     }
 }
 
+/// The frames of one turn.
+type Frames<'a> = &'a dyn Fn(u32) -> Vec<u8>;
+
 #[test]
 fn a_flood_is_named_and_a_slow_trickle_is_none() {
     let pair = |number: u32| -> Vec<u8> {
@@ -153,7 +156,7 @@ fn a_flood_is_named_and_a_slow_trickle_is_none() {
         ])
     };
     let same = |bytes: Vec<u8>| move |_: u32| bytes.clone();
-    let cases: [(Flood, u32, &dyn Fn(u32) -> Vec<u8>); 7] = [
+    let cases: [(Flood, u32, Frames<'_>); 7] = [
         (Flood::Resets, small().resets, &pair),
         (Flood::Pings, 100, &same(bytes_of(&[Frame::Ping(1)]))),
         (Flood::Pings, 100, &same(bytes_of(&[Frame::Pong(1)]))),
