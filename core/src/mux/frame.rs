@@ -246,7 +246,7 @@ fn number(bytes: &[u8]) -> u64 {
 /// Takes frames out of bytes that are split anywhere.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
-    /// The beginning of a header or of a control frame, if the last bytes ended within: under [`MAX_PARTIAL`].
+    /// The beginning of a header or of a control frame, if the last bytes ended within: at most that long.
     partial: Vec<u8>,
     /// Bytes of a payload that are still to come.
     remaining: usize,
