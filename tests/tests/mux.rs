@@ -89,11 +89,11 @@ fn proxies_with_and_without_carriers_understand_each_other() {
             let (client, server) = (pod(&mesh, from), pod(&mesh, to));
             meshed(&mesh, &client, &server);
             let mut stream = client.dial(server.at(9000).unwrap()).unwrap();
-            stream.write_all(b"hello").unwrap();
+            stream.write_all(b"hello\n").unwrap();
             stream.shutdown(Shutdown::Write).unwrap();
             let mut back = Vec::new();
             stream.read_to_end(&mut back).unwrap();
-            assert_eq!(back, b"hello", "{from} to {to}");
+            assert_eq!(back, b"hello\n", "{from} to {to}");
             let (head, body) = ask(&client, server.at(8000).unwrap());
             assert!(head.starts_with("HTTP/1.1 200"), "{from} to {to}: {head}");
             assert!(body.contains(&shop::identity(from)), "{from} to {to}: {body}");
@@ -157,7 +157,8 @@ fn a_policy_that_changes_ends_streams_and_not_their_carrier() {
              config.linkerd.io/default-inbound-policy: {policy}}}}}}}\n---\n"
         )
     };
-    mesh.apply(&(namespace("all-authenticated") + &shop::idle("client", &[]) + &shop::idle("server", &[])))
+    // Without a policy at first: one that the namespace has when a pod is injected stays the pod's.
+    mesh.apply(&(shop::NAMESPACE.to_owned() + &shop::idle("client", &[]) + &shop::idle("server", &[])))
         .unwrap();
     mesh.wait_ready(PATIENCE).unwrap();
     let (client, server) = (pod(&mesh, "client"), pod(&mesh, "server"));
@@ -256,6 +257,7 @@ fn ask(from: &PodRef<'_>, target: SocketAddr) -> (String, String) {
 }
 
 fn echoes(stream: &mut TcpStream) -> bool {
-    let mut back = [0; 4];
-    stream.write_all(b"ping").and_then(|()| stream.read_exact(&mut back)).is_ok() && &back == b"ping"
+    // A whole line, so that nobody waits for the rest of a request.
+    let mut back = [0; 5];
+    stream.write_all(b"ping\n").and_then(|()| stream.read_exact(&mut back)).is_ok() && &back == b"ping\n"
 }
