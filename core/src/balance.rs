@@ -4,6 +4,39 @@
 use crate::time::Time;
 use core::time::Duration;
 
+#[cfg(planted)]
+use crate::planted;
+
+/// An endpoint as the choice sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its load.
+    pub load: f64,
+    /// Whether it is thought to answer.
+    pub usable: bool,
+}
+
+/// Picks an index below `count`: of usable endpoints; when there is none, of all, because the one that may have
+/// recovered is better than none. `except` one only when there is no other. `candidate(i)` is endpoint `i`, or `None` if
+/// there is none any more; `random` is any number. `None` when there is nobody at all.
+pub fn choose(
+    count: usize,
+    except: Option<usize>,
+    candidate: impl Fn(usize) -> Option<Candidate>,
+    random: u64,
+) -> Option<usize> {
+    let other = |index: usize| candidate(index).filter(|_| Some(index) != except);
+    #[cfg(planted)]
+    let other = |index: usize| {
+        other(index)
+            .or_else(|| candidate(index).filter(|_| planted::makes(planted::Mistake::AvoidedIsChosen)))
+    };
+    let usable = |index: usize| other(index).filter(|one| one.usable).map(|one| one.load);
+    pick(count, usable, random)
+        .or_else(|| pick(count, |index| other(index).map(|one| one.load), random))
+        .or_else(|| except.filter(|index| *index < count && candidate(*index).is_some()))
+}
+
 /// Picks an index below `count`. `load(i)` is endpoint `i`'s load, or `None` if it cannot be used now; `random` is any
 /// number. With fewer than two usable endpoints the choice is obvious; two different ones are always compared.
 /// `None` when no endpoint is usable.
@@ -67,6 +100,10 @@ pub struct Refusal {
 
 /// The one with less load; a NaN counts as the heaviest there is, and of equals the first drawn wins.
 fn lighter((a, load_a): (usize, f64), (b, load_b): (usize, f64)) -> usize {
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::HeavierWins) {
+        return if load_b.total_cmp(&load_a).is_gt() { b } else { a };
+    }
     if load_b.total_cmp(&load_a).is_lt() { b } else { a }
 }
 
@@ -157,6 +194,25 @@ mod tests {
         }
         assert!(hits.iter().step_by(2).all(|&n| (800..1200).contains(&n)), "of 4000 draws: {hits:?}");
         assert!(hits.iter().skip(1).step_by(2).all(|&n| n == 0));
+    }
+
+    #[test]
+    fn the_one_to_avoid_is_chosen_last() {
+        for (usable, except, expected) in [
+            ([true, true], Some(0), 1),
+            // Another that may have recovered comes before the one that has just failed.
+            ([true, false], Some(0), 1),
+            ([false, false], Some(1), 0),
+            ([false, true], None, 1),
+        ] {
+            for random in draws() {
+                let candidate = |index: usize| Some(Candidate { load: index as f64, usable: usable[index] });
+                assert_eq!(choose(2, except, candidate, random), Some(expected), "{usable:?} but {except:?}");
+            }
+        }
+        assert_eq!(choose(1, Some(0), |_| Some(Candidate { load: 1.0, usable: false }), 7), Some(0));
+        assert_eq!(choose(1, Some(0), |_| None, 7), None);
+        assert_eq!(choose(0, None, |_| None, 7), None);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Knows nothing of keys, of the identity service, or of the time of day: `runtime/src/certify.rs` asks and waits,
 //! and tells this module what happened.
 
+#[cfg(planted)]
+use crate::planted;
 use crate::time::UnixTime;
 use core::time::Duration;
 
@@ -34,6 +36,8 @@ pub enum Lifecycle {
     Absent {
         /// Failures since the last certificate.
         failures: u32,
+        /// Since when: the last failure, or the certificate's end.
+        since: UnixTime,
         /// Not before.
         next: UnixTime,
     },
@@ -67,15 +71,19 @@ pub enum Action {
 impl Lifecycle {
     /// Nothing yet; ask at once.
     pub fn starting(now: UnixTime) -> Self {
-        Self::Absent { failures: 0, next: now }
+        Self::Absent { failures: 0, since: now, next: now }
     }
 
     /// What to do at `now`; moves `Fresh` to `Renewing` and an expired certificate to `Absent`.
     pub fn poll(&mut self, now: UnixTime) -> Action {
         match *self {
-            Self::Fresh { expires, .. } if now >= expires => *self = Self::Absent { failures: 0, next: now },
+            Self::Fresh { expires, .. } if now >= expires => {
+                *self = Self::Absent { failures: 0, since: now, next: now };
+            }
+            #[cfg(planted)]
+            Self::Renewing { .. } if planted::makes(planted::Mistake::EndIsMissed) => {}
             Self::Renewing { expires, failures, next } if now >= expires => {
-                *self = Self::Absent { failures, next };
+                *self = Self::Absent { failures, since: now, next };
             }
             Self::Fresh { expires, renew_at } if now >= renew_at => {
                 *self = Self::Renewing { expires, failures: 0, next: now };
@@ -83,6 +91,8 @@ impl Lifecycle {
             Self::Absent { .. } | Self::Fresh { .. } | Self::Renewing { .. } => {}
         }
         match *self {
+            // The clock was set back: what is left of the wait could be hours, in which nothing is served.
+            Self::Absent { since, .. } if now < since => Action::Ask,
             Self::Absent { next, .. } | Self::Renewing { next, .. } if now >= next => Action::Ask,
             Self::Absent { next, .. } => Action::Wait(next),
             // Whoever waits must be back when the certificate ends, not only when the next attempt is due.
@@ -95,7 +105,7 @@ impl Lifecycle {
     /// already ended counts as a failure, and the next attempt is after `bounds.min`.
     pub fn issued(&mut self, expires: UnixTime, now: UnixTime, bounds: RefreshBounds) {
         *self = if now >= expires {
-            Self::Absent { failures: self.failures().saturating_add(1), next: now + bounds.min }
+            Self::Absent { failures: self.failures().saturating_add(1), since: now, next: now + bounds.min }
         } else {
             Self::Fresh { expires, renew_at: now + bounds.wait(expires.since(now)) }
         };
@@ -120,7 +130,7 @@ impl Lifecycle {
                     if remaining < bounds.min { backoff.max(bounds.min) } else { bounds.wait(remaining) };
                 Self::Renewing { expires, failures: failed, next: now + wait }
             }
-            Some(_) | None => Self::Absent { failures: failed, next: now + backoff },
+            Some(_) | None => Self::Absent { failures: failed, since: now, next: now + backoff },
         };
     }
 
@@ -221,6 +231,14 @@ mod tests {
         cert.failed(at(1), BOUNDS, BACKOFF, 0);
         assert_eq!(cert.poll(at(1)), Action::Wait(at(3)));
         assert_eq!(cert.poll(at(3)), Action::Ask);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_keep_a_process_without_certificate_waiting() {
+        let mut cert = Lifecycle::starting(at(10_000));
+        cert.failed(at(10_000), BOUNDS, BACKOFF, 0);
+        assert_eq!(cert.poll(at(10_000)), Action::Wait(at(10_001)));
+        assert_eq!(cert.poll(at(6_400)), Action::Ask);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! SNI and ALPN out of a TLS ClientHello, over any number of records and segments. RFC 8446 section 4.1.2.
 
 use crate::identity::dns_name;
+#[cfg(planted)]
+use crate::planted;
 use alloc::{borrow::Cow, string::String, vec::Vec};
 use core::net::Ipv4Addr;
 
@@ -169,6 +171,10 @@ impl Found<'_> {
         let mut list = self.alpn.unwrap_or_default();
         while let Some((length, rest)) = list.split_first() {
             let (name, rest) = rest.split_at_checked(usize::from(*length)).unwrap_or((rest, &[]));
+            #[cfg(planted)]
+            if rest.is_empty() && planted::makes(planted::Mistake::LastProtocolUnread) {
+                break;
+            }
             alpn.push(name.to_vec());
             list = rest;
         }

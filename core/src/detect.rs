@@ -1,5 +1,8 @@
 //! What the bytes received so far say about a connection's protocol.
 
+#[cfg(planted)]
+use crate::planted;
+
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -104,6 +107,10 @@ fn request_line(head: &[u8]) -> Fit {
         Fit::No => head,
     };
     let target = match word(line, is_token) {
+        #[cfg(planted)]
+        Ok((method, _)) if method.len() >= 32 && planted::makes(planted::Mistake::LongMethodUnknown) => {
+            return Fit::No;
+        }
         Ok((method, rest)) if method.len() <= MAX_METHOD => rest,
         Err(Fit::Maybe) if line.len() <= MAX_METHOD => return Fit::Maybe,
         Ok(_) | Err(_) => return Fit::No,
@@ -113,6 +120,8 @@ fn request_line(head: &[u8]) -> Fit {
         Err(fit) => return fit,
     };
     match (prefix(version, b"HTTP/1."), version.get(7)) {
+        #[cfg(planted)]
+        (Fit::Yes, Some(_)) if planted::makes(planted::Mistake::VersionOfAnyDigit) => Fit::Yes,
         (Fit::Yes, Some(digit)) if !digit.is_ascii_digit() => Fit::No,
         (Fit::Yes, None) => Fit::Maybe,
         (fit, _) => fit,

@@ -1,6 +1,8 @@
 //! The transport header: where a connection to 4143 really goes. Contract 1.5.
 
 use crate::identity::dns_name;
+#[cfg(planted)]
+use crate::planted;
 use alloc::{boxed::Box, vec::Vec};
 use core::num::NonZeroU16;
 
@@ -138,6 +140,8 @@ fn read_header(message: &[u8]) -> Result<TransportHeader, Malformed> {
     let valid_port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(Malformed::Port(port))?;
     let name = match name {
         "" => None,
+        #[cfg(planted)]
+        name if name.ends_with('.') && planted::makes(planted::Mistake::DotKept) => Some(name.into()),
         name => Some(dns_name(name).map_err(|_| Malformed::Name)?.into()),
     };
     Ok(TransportHeader { port: valid_port, name, protocol })

@@ -1,5 +1,7 @@
 //! Names of workloads: what a certificate's SAN says and what policies compare. Contract 2.2.
 
+#[cfg(planted)]
+use crate::planted;
 use alloc::{format, string::String, sync::Arc};
 use core::fmt;
 
@@ -124,6 +126,10 @@ pub(crate) fn dns_name(text: &str) -> Result<String, InvalidIdentity> {
     }
     if name.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
         return Err(InvalidIdentity::Label);
+    }
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::CaseKept) {
+        return Ok(name.into());
     }
     Ok(name.to_ascii_lowercase())
 }

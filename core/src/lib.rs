@@ -3,7 +3,7 @@
 //!
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
-//! ([`balance`], [`ewma`]); when again ([`backoff`], [`cert`]). [`mux`] is how many streams share a connection.
+//! ([`balance`], [`ewma`], [`pool`]); when again ([`backoff`], [`cert`]). [`mux`] is how many streams share a connection.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -20,7 +20,10 @@ pub mod header;
 pub mod identity;
 pub mod matching;
 pub mod mux;
+#[cfg(planted)]
+pub mod planted;
 pub mod policy;
+pub mod pool;
 pub mod profile;
 pub mod route;
 pub mod time;

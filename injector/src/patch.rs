@@ -4,7 +4,8 @@
 //! `config.linkerd.io/opaque-ports` where it named ports. What the containers hold is in `patch/containers.rs`, the
 //! proxy's environment in `patch/env.rs`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+#[cfg(planted)]
+use remora_core::planted;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -156,6 +157,10 @@ fn labels(subject: &Subject<'_>, config: &InjectorConfig) -> (Annotations, Optio
         (CONTROL_NS_LABEL.to_owned(), config.control_namespace.clone()),
         ("linkerd.io/workload-ns".to_owned(), subject.namespace.to_owned()),
     ]);
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::PodIsNotMarked) {
+        labels.remove(CONTROL_NS_LABEL);
+    }
     let Some(owner) = subject.owner.filter(|owner| GROUPED.contains(&owner.kind.as_str())) else {
         return (labels, None);
     };
@@ -212,8 +217,8 @@ impl Operations<'_> {
     fn metadata(&mut self, pod: &Pod, map: &str, entries: &Annotations) {
         let metadata = &pod.metadata;
         let old = if map == "labels" { &metadata.labels } else { &metadata.annotations };
-        // A template may come without metadata. It is made only by the first map, and only if nothing is lost by it.
-        if map == "annotations" && *metadata == ObjectMeta::default() {
+        // A template may come without metadata. It is made only by the first map.
+        if map == "annotations" && !pod.has_metadata {
             self.add("/metadata", Value::Object(Map::new()));
         }
         if old.as_ref().is_none_or(Annotations::is_empty) {

@@ -15,6 +15,8 @@ use crate::values::{Millis, PortRange, Ports, quantity};
 pub struct Pod {
     /// Its metadata; empty if there was none.
     pub metadata: ObjectMeta,
+    /// Whether there was any, if only with fields that are not known here.
+    pub has_metadata: bool,
     /// Its spec.
     pub spec: PodSpec,
 }
@@ -35,7 +37,8 @@ impl Pod {
     pub fn read(object: &Value) -> Result<Self, NotAPod> {
         let template: PodTemplateSpec = serde_json::from_value(object.clone())?;
         let spec = template.spec.ok_or(NotAPod::NoSpec)?;
-        Ok(Self { metadata: template.metadata.unwrap_or_default(), spec })
+        let has_metadata = template.metadata.is_some();
+        Ok(Self { metadata: template.metadata.unwrap_or_default(), has_metadata, spec })
     }
 
     /// Init containers, then containers.

@@ -19,6 +19,8 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+#[cfg(planted)]
+use remora_core::planted;
 
 /// The chain of inbound rules; Linkerd's name, so that each side finds and refills the other's.
 pub const INBOUND_CHAIN: &str = "PROXY_INIT_REDIRECT";
@@ -108,6 +110,10 @@ impl PortRange {
     }
 
     fn slots(self) -> usize {
+        #[cfg(planted)]
+        if planted::makes(planted::Mistake::RangeIsOneSlot) {
+            return 1;
+        }
         if self.first == self.last { 1 } else { 2 }
     }
 }
@@ -230,6 +236,10 @@ pub fn rules(plan: &Plan, family: Family) -> Vec<Rule> {
 fn inbound(plan: &Plan, family: Family) -> Vec<Rule> {
     let mut rules = ignored_ports(INBOUND_CHAIN, &plan.inbound_ports_to_ignore);
     for subnet in &plan.subnets_to_ignore {
+        #[cfg(planted)]
+        if family == Family::V6 && planted::makes(planted::Mistake::SubnetsOfIpv4Only) {
+            continue;
+        }
         if Family::of(subnet.addr()) == family {
             let subnet = subnet.trunc();
             let name = format!("ignore-subnet-{subnet}");

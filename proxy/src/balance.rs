@@ -133,19 +133,14 @@ fn pick(
     now: Time,
 ) -> Option<Arc<LiveEndpoint>> {
     let random = clock::random();
-    let is_except = |live: &Arc<LiveEndpoint>| except.is_some_and(|except| Arc::ptr_eq(live, except));
-    let healthy = |i: usize| {
-        let live = endpoints.get(i)?;
-        (!is_except(live)).then(|| live.load_if_reachable(now)).flatten()
-    };
+    let except = except.and_then(|except| endpoints.iter().position(|live| Arc::ptr_eq(live, except)));
     // Without weight is better than none, and so is, where there is no choice, one that refused just now.
-    let any = |i: usize| {
-        let live = endpoints.get(i)?;
-        (!choosy || live.refusal(now).is_none()).then(|| live.load(now))
+    let candidate = |index: usize| {
+        let live = endpoints.get(index)?;
+        (!choosy || live.refusal(now).is_none()).then(|| live.candidate(now))
     };
-    let picked = balance::pick(endpoints.len(), healthy, random)
-        .or_else(|| balance::pick(endpoints.len(), any, random))?;
-    endpoints.get(picked).cloned()
+    balance::choose(endpoints.len(), except, candidate, random)
+        .and_then(|picked| endpoints.get(picked).cloned())
 }
 
 /// A task that ends with its owner.

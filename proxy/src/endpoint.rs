@@ -13,7 +13,7 @@ use crate::{
 };
 use remora_core::{
     backoff::Backoff,
-    balance::Refusal,
+    balance::{Candidate, Refusal},
     endpoint::{DialPlan, Endpoint, EndpointTls, ProtocolHint},
     ewma::PeakEwma,
     header::SessionProtocol,
@@ -127,18 +127,16 @@ impl LiveEndpoint {
         &self.client
     }
 
-    /// Load as the balancer compares it.
+    /// Load per share of traffic.
     pub fn load(&self, now: Time) -> f64 {
         let state = self.state();
         state.ewma.load(state.in_flight, now) / f64::from(self.endpoint.weight.max(1))
     }
 
-    /// Load, unless the endpoint refused a connection just now or has no weight.
-    pub fn load_if_reachable(&self, now: Time) -> Option<f64> {
-        if self.endpoint.weight == 0 || self.state().not_before > now {
-            return None;
-        }
-        Some(self.load(now))
+    /// What the balancer compares: usable, unless it refused a connection just now or has no weight.
+    pub fn candidate(&self, now: Time) -> Candidate {
+        let usable = self.endpoint.weight > 0 && self.state().not_before <= now;
+        Candidate { load: self.load(now), usable }
     }
 
     /// Since when the endpoint refuses connections, while it is passed over for it.

@@ -167,7 +167,7 @@ fn live(live: &LiveEndpoint) -> Value {
         "weight": live.endpoint().weight,
         "load": live.load(now),
         "inFlight": live.in_flight(),
-        "reachable": live.load_if_reachable(now).is_some(),
+        "reachable": live.candidate(now).usable,
         "idleHttp1": live.client().idle(),
     })
 }

@@ -3,6 +3,8 @@
 use crate::fault::Fault;
 use crate::stream::Stream;
 use bytes::{Buf, Bytes};
+#[cfg(planted)]
+use remora_core::planted;
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
@@ -32,22 +34,8 @@ pub async fn forward(
     mut server: Stream,
     stop: impl Future<Output = Fault>,
 ) -> Result<(), Fault> {
-    let mut up = Direction::default();
-    let mut down = Direction::default();
-    let copying = poll_fn(|cx| {
-        let sent = up.poll(cx, &mut client, &mut server);
-        let received = down.poll(cx, &mut server, &mut client);
-        match (sent, received) {
-            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
-            // One side has said all it had to say, and hears no more: what the other still says is for nobody.
-            (Poll::Ready(Ok(())), Poll::Pending) if down.state == State::Discarding => Poll::Ready(Ok(())),
-            (Poll::Pending, Poll::Ready(Ok(()))) if up.state == State::Discarding => Poll::Ready(Ok(())),
-            (Poll::Pending | Poll::Ready(Ok(())), Poll::Pending) | (Poll::Pending, Poll::Ready(Ok(()))) => {
-                Poll::Pending
-            }
-        }
-    });
+    let mut duplex = Duplex::default();
+    let copying = poll_fn(|cx| duplex.poll(cx, &mut client, &mut server));
     let outcome = tokio::select! {
         biased;
         fault = stop => Err(fault),
@@ -58,6 +46,38 @@ pub async fn forward(
         server.reset_on_close();
     }
     outcome
+}
+
+/// A copy in both directions. Knows nothing of sockets: streams are handed in, the same ones every time.
+#[derive(Default)]
+pub struct Duplex {
+    up: Direction,
+    down: Direction,
+}
+
+impl Duplex {
+    /// Copies what can be copied now. Ready when both directions have ended, or when one has and the other has nobody
+    /// left to hear it; an error is a reader's.
+    pub fn poll<C, S>(&mut self, cx: &mut Context<'_>, client: &mut C, server: &mut S) -> Poll<io::Result<()>>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let sent = self.up.poll(cx, client, server);
+        let received = self.down.poll(cx, server, client);
+        match (sent, received) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            // One side has said all it had to say, and hears no more: what the other still says is for nobody.
+            (Poll::Ready(Ok(())), Poll::Pending) if self.down.state == State::Discarding => {
+                Poll::Ready(Ok(()))
+            }
+            (Poll::Pending, Poll::Ready(Ok(()))) if self.up.state == State::Discarding => Poll::Ready(Ok(())),
+            (Poll::Pending | Poll::Ready(Ok(())), Poll::Pending) | (Poll::Pending, Poll::Ready(Ok(()))) => {
+                Poll::Pending
+            }
+        }
+    }
 }
 
 /// One direction of a copy.
@@ -108,6 +128,10 @@ impl Direction {
                     return Poll::Pending;
                 }
             }
+        }
+        #[cfg(planted)]
+        if self.state == State::Ending && planted::makes(planted::Mistake::EndIsNotPassedOn) {
+            self.state = State::Ended;
         }
         if self.state == State::Ending {
             // A writer that cannot be told is gone already.
@@ -163,6 +187,10 @@ impl Direction {
                     }
                     Poll::Ready(Ok(_) | Err(_)) => self.discard(),
                     Poll::Pending => {
+                        #[cfg(planted)]
+                        if planted::makes(planted::Mistake::ByteLostWhenFull) {
+                            rest = rest.get(1..).unwrap_or_default();
+                        }
                         self.kept = Bytes::copy_from_slice(rest);
                         break;
                     }

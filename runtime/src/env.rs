@@ -18,6 +18,8 @@ pub const EX_USAGE: u8 = 64;
 
 /// Characters of a value that a message repeats; what is longer is cut.
 const SHOWN: usize = 80;
+/// Characters of what is wrong with it.
+const SHOWN_WRONG: usize = 160;
 
 /// An environment that is being read. Readers never fail: they take note of the mistake and go on, so that a person
 /// meets all mistakes at once, from [`Env::finish`].
@@ -75,7 +77,13 @@ impl Env {
             Ok(value) => Some(value),
             Err(error) => {
                 let invalid: Invalid = error.into();
-                self.complain(name, invalid.wrong, invalid.expected);
+                // What is wrong may repeat the value.
+                let wrong = if redacted(name, text) == text {
+                    shorten(&invalid.wrong, SHOWN_WRONG)
+                } else {
+                    "cannot be read".to_owned()
+                };
+                self.complain(name, wrong, invalid.expected);
                 None
             }
         }
@@ -113,8 +121,14 @@ impl Env {
 
     /// Notes a mistake that a parser cannot see, such as two settings that contradict each other.
     pub fn complain(&mut self, name: &str, wrong: impl Into<String>, expected: impl Into<String>) {
+        #[cfg(planted)]
+        if !self.mistakes.is_empty()
+            && remora_core::planted::makes(remora_core::planted::Mistake::FirstMistakeOnly)
+        {
+            return;
+        }
         let value = self.vars.get(name).filter(|value| !value.is_empty());
-        let value = value.map(|value| shorten(&redacted(name, &value.to_string_lossy())));
+        let value = value.map(|value| shorten(&redacted(name, &value.to_string_lossy()), SHOWN));
         self.mistakes.push(Mistake {
             name: name.to_owned(),
             value,
@@ -199,8 +213,8 @@ fn has_userinfo(value: &str) -> bool {
     })
 }
 
-fn shorten(value: &str) -> String {
-    match value.char_indices().nth(SHOWN) {
+fn shorten(value: &str, shown: usize) -> String {
+    match value.char_indices().nth(shown) {
         Some((end, _)) => format!("{}… ({} bytes)", value.get(..end).unwrap_or_default(), value.len()),
         None => value.to_owned(),
     }
@@ -330,6 +344,17 @@ mod tests {
         let line = env.finish().unwrap_err().to_string();
         assert!(line.len() < 300, "{line}");
         assert!(line.contains("(1000 bytes)"), "{line}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_short_and_shows_no_secret_either() {
+        let long = "1".repeat(20_000);
+        let mut env = Env::from_pairs([("A", long.as_str()), ("B", "-----BEGIN PRIVATE KEY-----,MIGHAgEA")]);
+        assert_eq!(env.optional("A", parse::socket_addr), None);
+        assert_eq!(env.optional("B", parse::ips), None);
+        let text = env.finish().unwrap_err().to_string();
+        assert!(text.len() < 700, "{text}");
+        assert!(!text.contains("MIGHAgEA"), "{text}");
     }
 
     #[cfg(unix)]

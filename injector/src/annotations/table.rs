@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use remora_runtime::log;
 use serde_json::Value;
 
 use super::{Annotation, Problem, Reading, Scope, Settings};
@@ -110,7 +111,7 @@ pub static ANNOTATIONS: [Annotation; 45] = [
         "Whether POST /shutdown on the admin port, from the pod itself, ends the proxy.",
         |r, v| switch(v).map(|v| r.settings.shutdown_endpoint = v)),
     row!("config.linkerd.io/proxy-log-level", Namespace, "filter", "warn,remora=info,linkerd=info,hickory=error",
-        "What the proxy logs.", |r, v| text(v).map(|v| r.settings.log_level = v)),
+        "What the proxy logs.", |r, v| filter(v).map(|v| r.settings.log_level = v)),
     row!("config.linkerd.io/proxy-log-format", Namespace, "plain | json", "plain", "How the proxy logs.",
         |r, v| one_of(v, &["plain", "json"]).map(|v| r.settings.log_format = v)),
     row!("config.linkerd.io/proxy-log-http-headers", Namespace, "off | insecure", "off",
@@ -175,6 +176,12 @@ pub static ANNOTATIONS: [Annotation; 45] = [
 
 fn text(value: &str) -> Result<String, Problem> {
     if value.is_empty() { Err(Problem::Warn("it is empty".to_owned())) } else { Ok(value.to_owned()) }
+}
+
+/// A filter that the proxy would not start with is not passed on.
+fn filter(value: &str) -> Result<String, Problem> {
+    let value = text(value)?;
+    log::check(&value).map_err(|error| Problem::Warn(format!("{value:?} is no log filter: {error}")))
 }
 
 fn one_of(value: &str, allowed: &[&str]) -> Result<String, Problem> {
@@ -254,7 +261,9 @@ fn quantity(value: &str) -> Result<&str, Problem> {
 }
 
 fn cpu(value: &str) -> Result<u128, Problem> {
-    Ok(values::quantity(value)?.whole())
+    /// More than this a proxy takes for a mistake.
+    const MOST_WORKERS: u128 = 1024;
+    Ok(values::quantity(value)?.whole().min(MOST_WORKERS))
 }
 
 fn ask(settings: &mut Settings, resource: &'static str, request: Option<&str>, limit: Option<&str>) {

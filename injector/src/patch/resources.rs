@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(planted)]
+use remora_core::planted;
 use serde_json::{Value, json};
 
 use crate::{
@@ -56,6 +58,21 @@ pub fn resources(
                 limits.insert(name, amount);
             }
         }
+    }
+    // Kubernetes refuses a pod that asks for more than it may have.
+    for (name, limit) in &limits {
+        let over = |request: &String| match (values::quantity(request), values::quantity(limit)) {
+            (Ok(request), Ok(limit)) => request > limit,
+            _ => false,
+        };
+        if requests.get(name).is_some_and(over) {
+            warnings.push(format!("the proxy's {name} request is lowered to its limit"));
+            requests.insert(name, limit.clone());
+        }
+    }
+    #[cfg(planted)]
+    if quality == Quality::Guaranteed && planted::makes(planted::Mistake::GuaranteeIsLost) {
+        limits.clear();
     }
     if requests.is_empty() && limits.is_empty() {
         return (None, warnings);
@@ -126,6 +143,21 @@ mod tests {
             Quality::Guaranteed,
             &[("request", "cpu", "1"), ("limit", "cpu", "2"), ("request", "memory", "1Gi")],
             Some(json!({"limits": asked, "requests": asked})),
+        );
+    }
+
+    #[test]
+    fn a_request_over_its_limit_is_lowered_to_it() {
+        let asked = [("request", "memory", "1Gi"), ("limit", "memory", "64Mi")];
+        check(
+            Quality::Burstable,
+            &asked,
+            Some(json!({"limits": {"memory": "64Mi"}, "requests": {"cpu": "20m", "memory": "64Mi"}})),
+        );
+        check(
+            Quality::BestEffort,
+            &asked,
+            Some(json!({"limits": {"memory": "64Mi"}, "requests": {"memory": "64Mi"}})),
         );
     }
 

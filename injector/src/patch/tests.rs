@@ -238,6 +238,25 @@ fn every_annotation_reaches_what_it_names() {
 }
 
 #[test]
+fn metadata_that_says_nothing_we_know_is_kept() {
+    let manifest = json!({"metadata": {"later": {"a": 1}}, "spec": {"containers": [{"name": "app"}]}});
+    assert_eq!(injected(&manifest, &config()).0["metadata"]["later"]["a"], 1);
+}
+
+#[test]
+fn what_the_proxy_would_not_start_with_is_not_passed_on() {
+    let asked = json!({
+        "config.linkerd.io/proxy-log-level": "==",
+        "config.linkerd.io/proxy-cpu-request": "5000",
+    });
+    let (pod, warnings) = injected(&simple(&asked), &config());
+    let log = variable(&pod, "LINKERD2_PROXY_LOG").unwrap();
+    assert!(log.starts_with(&config().log_level), "{log}");
+    assert_eq!(variable(&pod, "LINKERD2_PROXY_CORES").as_deref(), Some("1024"));
+    assert_eq!(warnings.len(), 0, "{warnings:?}");
+}
+
+#[test]
 fn a_variable_refers_only_to_those_above_it() {
     let pod = injected(&simple(&json!({})), &config()).0;
     let mut above = Vec::new();

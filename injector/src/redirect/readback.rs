@@ -10,6 +10,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+#[cfg(planted)]
+use remora_core::planted;
 
 use super::table::Table;
 use super::walk::{Direction, Effect, Packet, Protocol, Verdict, walk};
@@ -157,6 +159,8 @@ impl Samples {
                 What::Destination(net) => samples.paths.extend(ends(*net).map(|end| (source, end))),
                 What::Port { port, .. } => samples.range(*port),
                 What::Ports(ranges) => ranges.iter().for_each(|range| samples.range(*range)),
+                #[cfg(planted)]
+                What::Uid(..) if planted::makes(planted::Mistake::OwnersAreNotTried) => {}
                 What::Uid(first, last) => around(&mut samples.uids, *first, *last),
                 What::Gid(first, last) => around(&mut samples.gids, *first, *last),
                 What::InLoopback | What::OutLoopback | What::Protocol(_) | What::Other(_) => {}

@@ -11,7 +11,11 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use remora_core::{header::SessionProtocol, time::Time};
+use remora_core::{
+    header::SessionProtocol,
+    pool::{self, Condition, PoolBounds, Pooled},
+    time::Time,
+};
 use remora_runtime::clock;
 use std::{
     future::Future,
@@ -35,6 +39,12 @@ pub struct PoolLimits {
     pub max_idle: usize,
     /// Bytes of a message's head.
     pub max_header_bytes: usize,
+}
+
+impl PoolLimits {
+    fn bounds(&self) -> PoolBounds {
+        PoolBounds { idle: self.idle, max_age: self.max_age, max_idle: self.max_idle }
+    }
 }
 
 /// The connections to one server.
@@ -64,16 +74,17 @@ struct Slot {
 
 #[derive(Default)]
 struct Pool {
-    /// The most recently used last.
-    idle: Vec<Idle>,
+    idle: pool::Pool<http1::SendRequest<Body>>,
     /// A task closes what is idle too long.
     swept: bool,
 }
 
-struct Idle {
-    sender: http1::SendRequest<Body>,
-    born: Time,
-    since: Time,
+fn condition(sender: &http1::SendRequest<Body>) -> Condition {
+    match (sender.is_closed(), sender.is_ready()) {
+        (true, _) => Condition::Ended,
+        (false, true) => Condition::Ready,
+        (false, false) => Condition::Busy,
+    }
 }
 
 struct Http2 {
@@ -139,7 +150,7 @@ impl Client {
             let idle = self.take_idle();
             let pooled = idle.is_some();
             let (mut sender, born, refusable) = match idle {
-                Some(idle) => (idle.sender, idle.born, false),
+                Some(Pooled { connection, born, .. }) => (connection, born, false),
                 None => match self.connect_http1(dial).await {
                     Ok((sender, refusable)) => (sender, clock::now(), refusable),
                     Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
@@ -197,11 +208,9 @@ impl Client {
         }
     }
 
-    fn take_idle(&self) -> Option<Idle> {
+    fn take_idle(&self) -> Option<Pooled<http1::SendRequest<Body>>> {
         let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.retain(|idle| !idle.sender.is_closed());
-        let ready = pool.idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(pool.idle.swap_remove(ready))
+        pool.idle.take(clock::now(), &self.limits.bounds(), condition)
     }
 
     /// A new connection, and whether its other end may still refuse it.
@@ -269,16 +278,10 @@ impl Client {
     }
 
     fn put_back(self: &Arc<Self>, sender: http1::SendRequest<Body>, born: Time) {
-        let now = clock::now();
-        if sender.is_closed() || now.since(born) >= self.limits.max_age {
-            return;
-        }
+        let condition = condition(&sender);
         let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.idle.len() >= self.limits.max_idle {
-            return;
-        }
-        pool.idle.push(Idle { sender, born, since: now });
-        if !pool.swept {
+        pool.idle.put_back(sender, condition, born, clock::now(), &self.limits.bounds());
+        if !pool.swept && !pool.idle.is_empty() {
             pool.swept = true;
             tokio::spawn(sweep(Arc::downgrade(self), self.limits.idle));
         }
@@ -307,11 +310,9 @@ async fn sweep(client: std::sync::Weak<Client>, idle: Duration) {
         tokio::time::sleep(idle).await;
         let Some(client) = client.upgrade() else { return };
         let mut pool = client.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now();
-        pool.idle.retain(|one| !one.sender.is_closed() && now.since(one.since) < idle);
+        pool.idle.sweep(clock::now(), &client.limits.bounds(), condition);
         if pool.idle.is_empty() {
             pool.swept = false;
-            pool.idle.shrink_to_fit();
             return;
         }
     }
@@ -409,7 +410,7 @@ mod tests {
         drop(response);
         lease.give_back();
         // The connection's own task has yet to see that the answer is over.
-        while client.http1.lock().unwrap().idle.first().is_some_and(|idle| !idle.sender.is_ready()) {
+        while client.http1.lock().unwrap().idle.iter().any(|idle| !idle.connection.is_ready()) {
             tokio::task::yield_now().await;
         }
         assert_eq!(client.idle(), 1, "nothing was pooled");

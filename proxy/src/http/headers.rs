@@ -3,6 +3,8 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri,
 };
+#[cfg(planted)]
+use remora_core::planted;
 
 pub const ORIG_PROTO: HeaderName = HeaderName::from_static("l5d-orig-proto");
 pub const CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
@@ -33,16 +35,16 @@ fn upgrade_token(headers: &HeaderMap) -> bool {
     });
     !http2
         && headers.contains_key(header::UPGRADE)
-        && connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"))
+        && connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
 }
 
-fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// A token that is none hides no other one.
+fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(header::CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|token| !token.is_empty())
 }
 
@@ -54,9 +56,11 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
     });
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = connection_tokens(headers)
-            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter_map(|token| HeaderName::from_bytes(token).ok())
             .filter(|name| !is_end_to_end(name))
             .collect();
+        #[cfg(planted)]
+        let named = if planted::makes(planted::Mistake::HopByHopIsForwarded) { vec![] } else { named };
         for name in named {
             headers.remove(&name);
         }
@@ -79,6 +83,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
 
 /// Headers that a client cannot have removed by naming them in `Connection`: what was decided by them must arrive.
 fn is_end_to_end(name: &HeaderName) -> bool {
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::LengthIsNamedAway) {
+        return false;
+    }
     [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
         || name.as_str().starts_with("l5d-")
 }
@@ -104,7 +112,7 @@ pub fn complete_authority<B>(request: &mut Request<B>) {
 /// Strips an application's response for the way back; that the application wants to close stays said, so that nobody
 /// sends the next request into a closing connection.
 pub fn strip_response(headers: &mut HeaderMap) {
-    let close = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case("close"));
+    let close = connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(b"close"));
     strip_hop_by_hop(headers, false);
     if close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -114,6 +122,13 @@ pub fn strip_response(headers: &mut HeaderMap) {
 /// Whether another proxy wants its client's connection closed. Contract 4.8.
 pub fn proxy_closes(headers: &HeaderMap) -> bool {
     headers.get(PROXY_CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+}
+
+/// A response after which bytes are copied has no body, whatever its server says of one (RFC 9110 sections 9.3.6 and
+/// 8.6): hyper would not send it.
+pub fn strip_framing(headers: &mut HeaderMap) {
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::TRANSFER_ENCODING);
 }
 
 /// How an HTTP/1 request came that another proxy carried over HTTP/2.
@@ -192,6 +207,14 @@ mod tests {
         let mut headers = map(&[("connection", "close, x-hop"), ("x-hop", "1"), ("x-end", "2")]);
         strip_hop_by_hop(&mut headers, true);
         assert_eq!(names(&headers), ["x-end"]);
+    }
+
+    #[test]
+    fn a_token_that_is_none_hides_no_other() {
+        let mut headers = map(&[("x-hop", "1")]);
+        headers.insert("connection", HeaderValue::from_bytes(b"\xd6, x-hop").unwrap());
+        strip_hop_by_hop(&mut headers, true);
+        assert_eq!(names(&headers), [""; 0]);
     }
 
     #[test]

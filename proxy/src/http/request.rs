@@ -23,7 +23,7 @@ use crate::{
     metrics::{BackendMetrics, InboundRequests, RequestMetrics, routes::Routed},
     policy::PortPolicy,
 };
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 use remora_core::{
     policy::{self, Peer},
@@ -36,6 +36,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// A tunnel within an HTTP/2 connection would need its other half upgraded on another connection.
 const TUNNEL: Fault = Fault::BadTarget("CONNECT over HTTP/2 is not supported; use HTTP/1.1");
+
+/// One of two hosts would be authorised, and perhaps the other one served: RFC 9112 section 3.2 wants a refusal.
+const HOSTS: Fault = Fault::BadTarget("a request has no more than one Host header");
+
+/// What is said twice, or is applied below the chunks, servers understand differently: RFC 9112 section 6.1.
+const CODINGS: Fault = Fault::BadTarget("a request's only Transfer-Encoding is chunked");
 
 /// What the requests of one inbound connection share.
 pub struct Inbound {
@@ -106,8 +112,8 @@ async fn authorized(
     }
 
     let connect = request.method() == Method::CONNECT;
-    if connect && request.version() == Version::HTTP_2 {
-        return Ok(answer(&TUNNEL, asker, &counted, started));
+    if let Some(fault) = unfit(&request) {
+        return Ok(answer(&fault, asker, &counted, started));
     }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
@@ -129,6 +135,7 @@ async fn authorized(
     let mut response = respond_with(response, exchange, connect);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
+            headers::strip_framing(response.headers_mut());
             let revoked = revoked(context.clone(), offered.request());
             offered.join(&mut response, &worker.proxy, connection.permit.clone(), revoked);
         }
@@ -139,6 +146,23 @@ async fn authorized(
         None => headers::own_version(&mut response),
     }
     Ok(response)
+}
+
+/// Why a request is nobody's to answer but this proxy's.
+fn unfit<B>(request: &Request<B>) -> Option<Fault> {
+    if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
+        return Some(TUNNEL);
+    }
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        return Some(HOSTS);
+    }
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    match (codings.next(), codings.next()) {
+        (Some(coding), None) if !chunked(coding) => Some(CODINGS),
+        (Some(_), Some(_)) => Some(CODINGS),
+        (Some(_), None) | (None, _) => None,
+    }
 }
 
 /// Ends when a changed policy does not admit the request any more whose connection was upgraded.
@@ -182,8 +206,8 @@ pub async fn outbound(
 
     headers::complete_authority(&mut request);
     let connect = request.method() == Method::CONNECT;
-    if connect && request.version() == Version::HTTP_2 {
-        return Ok(respond::respond(&TUNNEL, asker));
+    if let Some(fault) = unfit(&request) {
+        return Ok(respond::respond(&fault, asker));
     }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
@@ -220,6 +244,7 @@ pub async fn outbound(
     let mut response = respond_with(response, exchange.outbound(in_flight, routed), connect);
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
+            headers::strip_framing(response.headers_mut());
             offered.join(&mut response, &worker.proxy, Some(context.permit.clone()), pending());
         }
         Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
@@ -388,9 +413,7 @@ impl<B> RequestView for View<'_, B> {
     fn authority(&self) -> &str {
         match self.0.uri().authority() {
             Some(authority) => authority.as_str(),
-            None => {
-                self.0.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("")
-            }
+            None => self.0.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
         }
     }
 
@@ -404,5 +427,37 @@ impl<B> RequestView for View<'_, B> {
 
     fn header(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.0.headers().get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_with_two_hosts_is_refused() {
+        let one = Request::builder().header("host", "web");
+        assert!(unfit(&one.body(()).unwrap()).is_none());
+        let two = Request::builder().header("host", "web").header("host", "other");
+        let fault = unfit(&two.body(()).unwrap()).unwrap();
+        assert_eq!(fault.answer().status, 400);
+    }
+
+    #[test]
+    fn chunks_are_the_only_coding_and_are_said_once() {
+        for (codings, fits) in [
+            (&["chunked"][..], true),
+            (&["Chunked"], true),
+            (&["chunked", "chunked"], false),
+            (&["gzip, chunked"], false),
+            (&["chunked, chunked"], false),
+            (&[], true),
+        ] {
+            let mut request = Request::new(());
+            for coding in codings {
+                request.headers_mut().append("transfer-encoding", HeaderValue::from_static(coding));
+            }
+            assert_eq!(unfit(&request).is_none(), fits, "{codings:?}");
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use super::{Converted, Invalid, Reading, parts};
 use linkerd2_proxy_api::destination as wire;
+#[cfg(planted)]
+use remora_core::planted;
 use remora_core::{
     endpoint::{Endpoint, EndpointTls, Labels, ProtocolHint},
     identity::Identity,
@@ -86,7 +88,10 @@ pub(super) fn endpoint(
 ) -> Result<Endpoint, Invalid> {
     let addr = reading.required("addr", wire.addr, |_, addr| parts::socket_addr(addr))?;
     // A controller that names an identity wants it proven: if it cannot be read the endpoint is unusable, not plain.
-    let tls = wire.tls_identity.map(|tls| reading.at("tls_identity", |_| tls_identity(tls))).transpose()?;
+    let tls = wire.tls_identity.map(|tls| reading.at("tls_identity", |_| tls_identity(tls))).transpose();
+    #[cfg(planted)]
+    let tls = if planted::makes(planted::Mistake::PlainInsteadOfNothing) { tls.or(Ok(None)) } else { tls };
+    let tls = tls?;
     let hint = wire.protocol_hint.unwrap_or_default();
     let opaque_transport = match hint.opaque_transport {
         Some(transport) => Some(

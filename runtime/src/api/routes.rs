@@ -140,9 +140,12 @@ fn regex(reading: &mut Reading, pattern: &str) -> Result<Regex, Invalid> {
     let compile =
         |pattern: &str| RegexBuilder::new(pattern).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE).build();
     // First by itself: `a)|(b` is nothing alone, but between our brackets it would escape the anchors.
-    compile(pattern)
-        .and_then(|_| compile(&format!("^(?:{pattern})$")))
-        .map_err(|error| Invalid::new(format!("{:?} is no regular expression: {error}", shown(pattern))))
+    compile(pattern).and_then(|_| compile(&format!("^(?:{pattern})$"))).map_err(|error| {
+        // The pattern comes first, whole; the reason is the last line.
+        let why = error.to_string();
+        let why = shown(why.lines().last().unwrap_or_default());
+        Invalid::new(format!("{:?} is no regular expression: {why}", shown(pattern)))
+    })
 }
 
 /// The resource behind a route and its hosts, which every kind of HTTP route begins with.
@@ -201,6 +204,13 @@ mod tests {
         assert!(regex(&mut reading, r"(\w{100}){100}").is_err());
         let refused = (0..=super::super::MAX_REGEXES).find(|_| regex(&mut reading, "a").is_err());
         assert_eq!(refused, Some(super::super::MAX_REGEXES - 2));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_long_pattern_is_short() {
+        let pattern = format!("({}", "a".repeat(100_000));
+        let why = regex(&mut Reading::new(), &pattern).unwrap_err().to_string();
+        assert!(why.len() < 300 && why.contains("unclosed group"), "{} bytes", why.len());
     }
 
     #[test]

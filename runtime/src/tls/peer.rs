@@ -1,5 +1,7 @@
 //! Who is at the other end: read from the leaf that rustls verified, at every handshake, resumed ones too.
 
+#[cfg(planted)]
+use remora_core::planted;
 use remora_core::{identity::Identity, time::UnixTime};
 use rustls::{AlertDescription, CertificateError, CommonState, Error as TlsError};
 use rustls_pki_types::CertificateDer;
@@ -196,10 +198,18 @@ pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<LeafFacts, TlsFaul
     if !rest.is_empty() {
         return Err(unreadable("bytes after its end".to_owned()));
     }
-    if leaf.is_ca() {
+    let authority = leaf.is_ca();
+    #[cfg(planted)]
+    let authority = authority && !planted::makes(planted::Mistake::AuthorityIsLeaf);
+    if authority {
         return Err(TlsFault::Authority);
     }
     let sans = leaf.subject_alternative_name().map_err(|fault| unreadable(fault.to_string()))?;
+    let is_garbled = |name: &GeneralName<'_>| matches!(name, GeneralName::Invalid(..));
+    if sans.iter().flat_map(|san| &san.value.general_names).any(is_garbled) {
+        // Another reader would refuse them all, or read others.
+        return Err(unreadable("one of its names is malformed".to_owned()));
+    }
     let mut names = sans
         .iter()
         .flat_map(|san| &san.value.general_names)
@@ -211,6 +221,10 @@ pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<LeafFacts, TlsFaul
             _ => None,
         });
     let identity = names.next().ok_or(TlsFault::NoIdentity)?;
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::FirstNameOnly) {
+        names.by_ref().for_each(drop);
+    }
     Ok(LeafFacts {
         certificate: PeerCertificate {
             identity,

@@ -292,6 +292,16 @@ fn the_first_name_that_is_an_identity_counts() {
 }
 
 #[test]
+fn a_leaf_with_a_name_that_nobody_can_read_is_nobodys() {
+    let leaf = Ca::new().leaf(&[dns(SERVER), dns("garbled")], 0, DAY);
+    let mut der = leaf.to_vec();
+    let at = der.windows(7).position(|window| window == b"garbled").unwrap();
+    der[at] = 0xff;
+    let fault = peer_of_leaf(&CertificateDer::from(der), UnixTime::from_secs(1)).unwrap_err();
+    assert!(matches!(fault, TlsFault::Unreadable(_)), "{fault}");
+}
+
+#[test]
 fn any_name_of_a_leaf_is_enough_for_who_expects_it() {
     let ca = Ca::new();
     let leaf = ca.leaf(&[dns(CLIENT), dns(SERVER)], 0, DAY);
