@@ -100,4 +100,5 @@ step "documentation" documentation
 # One build for the harness's binaries and for the tests: both with the features that the tests ask for.
 step "build programs and tests" cargo build --workspace --all-targets --locked
 tests
+step "planted mistakes (fuzz corpora)" scripts/planted.sh
 summary

@@ -1,19 +1,52 @@
 //! What must hold for any input, as plain functions that panic when it does not. libFuzzer searches with them
 //! (`scripts/fuzz.sh`), and the ordinary tests replay the corpora through them (`tests/replay.rs`).
 //!
-//! Each oracle is somebody else's code: httparse for request lines, rustls for ClientHellos, prost for headers. Where we
-//! are stricter or laxer than they are on purpose, the rule is written down beside the comparison.
+//! Each oracle is somebody else's code (httparse for request lines, rustls for ClientHellos, prost for headers, webpki for
+//! certificates), or a model: what must happen, said once more without the code that makes it happen. Where we are
+//! stricter or laxer than an oracle on purpose, the rule is written down beside the comparison. That a corpus notices
+//! mistakes is proved by making some: `scripts/planted.sh`.
 #![expect(clippy::indexing_slicing, clippy::panic, reason = "an oracle fails by panicking")]
 
+mod api;
+mod balance;
 mod client_hello;
+mod copy;
 mod detect;
+mod env;
 mod header;
+mod http1;
+mod identity;
+mod inject;
+mod pool;
+mod redirect;
+mod renewal;
+mod request;
+mod san;
 
-pub use self::{client_hello::client_hello, detect::detect, header::header};
+pub use self::{
+    api::api, balance::balance, client_hello::client_hello, copy::copy, detect::detect, env::env,
+    header::header, http1::http1, identity::identity, inject::inject, pool::pool, redirect::redirect,
+    renewal::renewal, request::request, san::san,
+};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
-pub const TARGETS: [(&str, Target); 3] =
-    [("detect", detect as Target), ("client_hello", client_hello as Target), ("header", header as Target)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("detect", detect),
+    ("client_hello", client_hello),
+    ("header", header),
+    ("http1", http1),
+    ("identity", identity),
+    ("san", san),
+    ("env", env),
+    ("api", api),
+    ("balance", balance),
+    ("renewal", renewal),
+    ("pool", pool),
+    ("copy", copy),
+    ("inject", inject),
+    ("redirect", redirect),
+    ("request", request),
+];

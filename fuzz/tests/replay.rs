@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use remora_core::client_hello::{Hello, Parsed, parse};
-use remora_fuzz::{TARGETS, Target};
+use remora_fuzz::TARGETS;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -84,8 +84,7 @@ proptest! {
 }
 
 fn all(bytes: &[u8]) {
-    let targets: [(&str, Target); 3] = TARGETS;
-    for (_, target) in targets {
+    for (_, target) in TARGETS {
         target(bytes);
     }
 }
