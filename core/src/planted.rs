@@ -21,6 +21,7 @@ mistakes! {
     VersionOfAnyDigit | "detect" | "A request line is HTTP/1 whatever its minor version."
     LastProtocolUnread | "client_hello" | "The last ALPN name of a ClientHello is not read."
     DotKept | "header" | "The trailing dot of a name in a transport header is kept."
+    FramesAreShared | "mux" | "Bytes of a stream may be put into another's frame."
     LongMethodUnknown | "http1" | "A request method of 32 bytes or more is none."
     CaseKept | "identity" | "Names that differ in case only are two."
     FirstNameOnly | "san" | "Of a leaf's names only the first one counts."

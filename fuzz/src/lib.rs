@@ -17,6 +17,7 @@ mod header;
 mod http1;
 mod identity;
 mod inject;
+mod mux;
 mod pool;
 mod redirect;
 mod renewal;
@@ -25,8 +26,8 @@ mod san;
 
 pub use self::{
     api::api, balance::balance, client_hello::client_hello, copy::copy, detect::detect, env::env,
-    header::header, http1::http1, identity::identity, inject::inject, pool::pool, redirect::redirect,
-    renewal::renewal, request::request, san::san,
+    header::header, http1::http1, identity::identity, inject::inject, mux::mux, pool::pool,
+    redirect::redirect, renewal::renewal, request::request, san::san,
 };
 
 /// A fuzz target.
@@ -37,6 +38,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("detect", detect),
     ("client_hello", client_hello),
     ("header", header),
+    ("mux", mux),
     ("http1", http1),
     ("identity", identity),
     ("san", san),

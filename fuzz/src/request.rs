@@ -208,7 +208,7 @@ fn proxy(runtime: &Runtime) -> Proxy {
             policies: Cache::new(handle.clone(), idle, 16, move |_: &SocketAddr, _| never()),
             endpoints: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
         },
-        metrics: Metrics::register(&Registry::new(idle), 100),
+        metrics: Metrics::register(&Registry::new(idle), 100, false),
         inbound_permits: Arc::new(Semaphore::new(16)),
         outbound_permits: Arc::new(Semaphore::new(16)),
         speculative_permits: Arc::new(Semaphore::new(16)),

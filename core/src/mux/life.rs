@@ -1,7 +1,7 @@
 //! How streams end, singly and all at once, and how that is told.
 
 use super::{
-    Event, Session, StreamId,
+    Event, Role, Session, StreamId,
     error::{Ended, Error},
     frame::{Decoder, Frame},
     table::{Parked, Slot},
@@ -111,7 +111,9 @@ impl Session {
                 self.forget(slot);
             } else if stream.ended.is_none() && !(stream.finished && stream.peer_finished) {
                 // What still waits to be written is written unless the carrier is lost.
-                let sent = error != Error::Lost || stream.opened_at < self.out.total_written();
+                let sent = error != Error::Lost
+                    || self.role == Role::Server
+                    || stream.opened_at < self.out.total_written();
                 self.end(slot, if sent { Ended::Carrier(error) } else { Ended::NeverSent(error) });
             }
         }

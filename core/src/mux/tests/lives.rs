@@ -215,6 +215,16 @@ fn a_lost_carrier_ends_all_but_what_has_come_whole() {
 }
 
 #[test]
+fn a_server_that_has_written_nothing_has_still_taken_the_stream() {
+    let (mut client, mut server) = (Session::client(small()), Session::server(small()));
+    let stream = client.open(PORT, None).unwrap();
+    carry(&mut client, &mut server).unwrap();
+    assert_eq!(events(&mut server).len(), 2);
+    server.lost();
+    assert_eq!(events(&mut server), [Event::Ended(stream, Ended::Carrier(Error::Lost))]);
+}
+
+#[test]
 fn an_open_that_was_written_in_part_may_have_arrived() {
     let mut pair = Pair::small();
     let (one, other) = (pair.client.open(PORT, None).unwrap(), pair.client.open(PORT, None).unwrap());
