@@ -3,7 +3,8 @@
 //!
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
-//! ([`balance`], [`ewma`]); when again ([`backoff`], [`cert`]).
+//! ([`balance`], [`ewma`]); when again ([`backoff`], [`cert`]);
+//! how long is waited for ([`patience`]).
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -19,6 +20,7 @@ pub mod ewma;
 pub mod header;
 pub mod identity;
 pub mod matching;
+pub mod patience;
 pub mod policy;
 pub mod profile;
 pub mod route;

@@ -7,9 +7,10 @@
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it, `resources` what that costs.
+//! `shop`, `app` and `load` are what tests put on it; `origin`, `frames`, `attack` and `resources` are for bad input.
 
 pub mod app;
+pub mod attack;
 pub mod capture;
 pub mod check;
 pub mod load;
@@ -24,10 +25,12 @@ pub mod container;
 pub mod demo;
 pub mod dns;
 pub mod environment;
+pub mod frames;
 pub mod image;
 pub mod kubelet;
 pub mod life;
 pub mod mesh;
+pub mod origin;
 pub mod peer;
 pub mod probe;
 pub mod resources;
