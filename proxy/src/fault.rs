@@ -3,6 +3,7 @@
 //! One type for the whole data path. Every question about a fault is a total function beside it, so that the log line,
 //! the metric's label and the response header cannot disagree. Contract 4.8.
 
+use crate::config::HeaderList;
 use remora_core::{header, policy::Denial};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -24,8 +25,11 @@ pub enum Fault {
         "less than {least} bytes of the request's body came in REMORA_PROXY_REQUEST_BODY_TIMEOUT ({limit:?})"
     )]
     BodyTimeout { least: u64, limit: Duration },
-    #[error("the header list has {size} bytes, more than REMORA_PROXY_MAX_HEADER_BYTES allows ({limit})")]
-    HeaderList { size: usize, limit: usize },
+    #[error(
+        "the header list has {size} bytes in {fields} fields; REMORA_PROXY_MAX_HEADER_BYTES ({}) and \
+         REMORA_PROXY_MAX_HEADERS ({}) allow less", .limit.bytes, .limit.fields
+    )]
+    HeaderList { size: usize, fields: usize, limit: HeaderList },
     #[error("the request can be read in two ways: {0}")]
     Ambiguous(&'static str),
     #[error("the request's body broke off: {0}")]

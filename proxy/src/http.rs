@@ -5,6 +5,7 @@ pub mod body;
 pub mod client;
 pub mod exchange;
 pub mod headers;
+pub mod portions;
 pub mod request;
 pub mod respond;
 pub mod talk;
@@ -12,7 +13,7 @@ pub mod upgrade;
 pub mod upload;
 
 use crate::{
-    config::{Config, Http2Config},
+    config::{Config, HeaderList, Http2Config},
     fault::Fault,
     stream::Stream,
 };
@@ -24,9 +25,15 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use portions::{Portion, Portions};
 use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 use talk::{ClientIo, Talk};
 use tokio::{io::AsyncWriteExt, sync::Notify, time::timeout};
 use upload::Upload;
@@ -45,7 +52,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Settings {
     http2: Http2Config,
     /// Of an HTTP/2 request that we answer ourselves.
-    header_list: usize,
+    header_list: HeaderList,
     max_header_bytes: usize,
     max_headers: usize,
     head_timeout: Duration,
@@ -110,9 +117,15 @@ where
                 async move { Ok::<_, Fault>(answered.await?.map(|body| body.answering(turn))) }
             });
             let mut connection = http1_builder(settings).serve_connection(io, service).with_upgrades();
-            let serving = until(&mut connection, drain, &closing, |connection| {
-                Pin::new(&mut **connection.get_mut()).graceful_shutdown();
-            });
+            let serving = until(
+                &mut connection,
+                drain,
+                &closing,
+                || {},
+                |connection| {
+                    Pin::new(&mut **connection.get_mut()).graceful_shutdown();
+                },
+            );
             tokio::select! {
                 biased;
                 served = serving => served,
@@ -138,8 +151,11 @@ where
                     answer
                 }
             });
-            let connection = http2_builder(settings).serve_connection(TokioIo::new(stream), service);
-            until(connection, drain, &closing, http2::Connection::graceful_shutdown).await
+            let portion = Portion::default();
+            let io = TokioIo::new(Portions::new(stream, portion.clone()));
+            let connection = http2_builder(settings).serve_connection(io, service);
+            let before = || portion.begin();
+            until(connection, drain, &closing, before, http2::Connection::graceful_shutdown).await
         }
     };
     served.map_err(|error| Fault::Client(Arc::new(error)))
@@ -190,7 +206,7 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
     }
     // A list that is longer than allowed is answered and counted in `headers::check`; one that is much longer is
     // never kept, and h2 answers it with 431 by itself.
-    let bytes = u32::try_from(settings.header_list).unwrap_or(u32::MAX);
+    let bytes = u32::try_from(settings.header_list.bytes).unwrap_or(u32::MAX);
     builder.max_header_list_size(bytes.saturating_mul(2));
     if let Some(streams) = max_pending_accept_reset_streams {
         builder.max_pending_accept_reset_streams(streams);
@@ -212,20 +228,29 @@ async fn farewell(mut io: ClientIo, answer: &[u8]) {
 }
 
 /// Runs a connection; when the drain begins or an answer closes, tells the client to go elsewhere and finishes what is
-/// under way.
+/// under way. `before_poll` is called before each poll of the connection.
 async fn until<C: Future>(
     connection: C,
     drain: &Drain,
     closing: &Notify,
+    before_poll: impl Fn(),
     shut_down: impl FnOnce(Pin<&mut C>),
 ) -> C::Output {
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         biased;
-        ended = &mut connection => return ended,
+        ended = polled(connection.as_mut(), &before_poll) => return ended,
         () = drain.draining() => {}
         () = closing.notified() => {}
     }
     shut_down(connection.as_mut());
-    connection.await
+    polled(connection, &before_poll).await
+}
+
+async fn polled<C: Future>(mut connection: Pin<&mut C>, before_poll: &impl Fn()) -> C::Output {
+    poll_fn(|cx| {
+        before_poll();
+        connection.as_mut().poll(cx)
+    })
+    .await
 }

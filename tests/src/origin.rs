@@ -320,8 +320,8 @@ fn read_line(stream: &mut TcpStream, may_end: bool) -> io::Result<Vec<u8>> {
         }
         line.extend(byte);
         match (byte, line.len()) {
-            (b"\n", _) if line.ends_with(b"\r\n") => return Ok(line),
-            (b"\n", _) => return Err(bad("a bare line feed")),
+            ([b'\n'], _) if line.ends_with(b"\r\n") => return Ok(line),
+            ([b'\n'], _) => return Err(bad("a bare line feed")),
             (_, length) if length > 1 << 20 => return Err(bad("an endless line")),
             _ => {}
         }

@@ -15,7 +15,7 @@ const MOST_RSS: u64 = 13;
 /// What an attack may cost its target, as a multiple of what it costs the attacker.
 pub const AMPLIFICATION: f64 = 10.0;
 /// Memory and processor time that any attack may cost, however small it is: below them a ratio says nothing.
-const FREE_BYTES: u64 = 4 << 20;
+const FREE_BYTES: u64 = 8 << 20;
 const FREE_CPU: Duration = Duration::from_millis(300);
 
 /// What a process holds now, and has spent since its start.
@@ -166,7 +166,7 @@ mod tests {
             attacker_bytes,
         };
         cost(1000, 100, 0, 0).check().unwrap();
-        cost(200, 1, 4 << 20, 1).check().unwrap();
+        cost(200, 1, 8 << 20, 1).check().unwrap();
         cost(0, 0, 50 << 20, 5 << 20).check().unwrap();
         cost(1100, 100, 0, 0).check().unwrap_err();
         cost(0, 0, 51 << 20, 5 << 20).check().unwrap_err();

@@ -33,6 +33,7 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         victim("bombed"),
         victim("answers"),
         victim("strange"),
+        victim("interim"),
     ];
     mesh.apply(&manifests.concat()).unwrap();
     mesh.wait_ready(shop::PATIENCE).unwrap();
@@ -82,8 +83,9 @@ fn a_smuggled_request_is_refused_or_part_of_the_one_request_that_arrives() {
 
 /// Refused requests, by the HTTP library and by us.
 fn malformed(scene: &Scene<'_>, side: &str) -> u64 {
-    let of = |layer| scene.count(&format!("{side}_{layer}_errors_total"), &[("error", "malformed request")]);
-    of("tcp") + of("http")
+    let of = |layer, error| scene.count(&format!("{side}_{layer}_errors_total"), &[("error", error)]);
+    // hyper calls a length beyond all measure too large.
+    of("tcp", "malformed request") + of("http", "malformed request") + of("tcp", "header limit")
 }
 
 #[track_caller]
@@ -91,7 +93,8 @@ fn check_shape(what: &str, mut client: TcpStream, origin: &Origin, bytes: &[u8],
     origin.take();
     client.write_all(bytes).unwrap();
     let head = String::from_utf8_lossy(&peer::read_head(&mut client).unwrap_or_default()).into_owned();
-    let refused = head.starts_with("HTTP/1.1 400") || head.starts_with("HTTP/1.0 400");
+    let refused =
+        ["HTTP/1.1 400", "HTTP/1.0 400", "HTTP/1.1 431"].iter().any(|status| head.starts_with(status));
     let seen = match fate {
         Fate::Refused | Fate::Broken => {
             assert!(refused, "{what}: {head:?}");
@@ -229,11 +232,11 @@ fn what_does_not_come_is_answered_408_with_its_limit_and_what_may_wait_waits() {
         return;
     }
     let (victim, old) = (pod("slow"), pod(BYSTANDER));
-    let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8000).unwrap());
+    let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8010).unwrap());
     let scene = Scene::begin(&MESH, "slow", || Ok(())).unwrap();
     let dial = |side| match side {
         "inbound" => MESH.dial(victim.at(8000).unwrap()).unwrap(),
-        _ => victim.dial(old.at(8000).unwrap()).unwrap(),
+        _ => victim.dial(old.at(8010).unwrap()).unwrap(),
     };
     for (side, origin) in [("inbound", &inner), ("outbound", &outer)] {
         // The control: between its requests a client has all the time that it likes.
@@ -358,6 +361,9 @@ fn a_client_that_leaves_frees_its_server_and_one_that_only_says_no_more_is_answe
     MESH.wait_until("the requests to arrive", PATIENCE, || origin.requests() >= 4).unwrap();
     rustix::net::sockopt::set_socket_linger(&resets, Some(Duration::ZERO)).unwrap();
     drop(resets);
+    // How long a machine answers for a process that has closed its end; a minute, unless told.
+    let told = || std::fs::write("/proc/sys/net/ipv4/tcp_fin_timeout", "5");
+    MESH.enter(told).unwrap().unwrap();
     MESH.wait_until("a reset to be noticed", PATIENCE, || origin.gone() == 1).unwrap();
     drop(closes);
     MESH.wait_until("a close to be noticed", 3 * PATIENCE, || origin.gone() == 2).unwrap();
@@ -373,7 +379,7 @@ fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_send
         return;
     }
     let (victim, old) = (pod("bombed"), pod(BYSTANDER));
-    let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8000).unwrap());
+    let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8020).unwrap());
     let scene = Scene::begin(&MESH, "bombed", || Ok(())).unwrap();
     let mut many = String::new();
     for nth in 0..101 {
@@ -398,8 +404,11 @@ fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_send
                 for _ in 0..20 {
                     let mut client = match side {
                         "inbound" => MESH.dial(victim.at(8000)?)?,
-                        _ => victim.dial(old.at(8000)?)?,
+                        _ => victim.dial(old.at(8020)?)?,
                     };
+                    // Detection takes what begins like this for bytes of another protocol; behind a request it is HTTP.
+                    client.write_all(b"GET /first HTTP/1.1\r\nhost: web\r\n\r\n")?;
+                    peer::read_answer(&mut client)?;
                     // A refused client may see its connection reset before it has written all, and before it has read.
                     let _ = client.write_all(bomb.as_bytes());
                     let mut status = [0; 12];
@@ -413,10 +422,10 @@ fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_send
                 Ok(20 * bomb.len() as u64)
             });
             cost.unwrap();
-            assert_eq!(origin.take(), [], "{what}, {side}");
-            if !what.contains("method") {
-                scene.counted(&family, &[], before + 19).unwrap();
-            }
+            let arrived = origin.take();
+            let first = |seen: &Seen| seen.head.starts_with("GET /first ");
+            assert!(arrived.len() == 20 && arrived.iter().all(first), "{what}, {side}: {arrived:#?}");
+            scene.counted(&family, &[], before + 19).unwrap();
         }
     }
     scene
@@ -510,9 +519,9 @@ fn interim_answers_and_bodies_that_must_not_be_never_become_another_requests_ans
     if !check::can_run() {
         return;
     }
-    let victim = pod("strange");
+    let victim = pod("interim");
     let origin = Origin::start(&victim, 8000).unwrap();
-    let scene = Scene::begin(&MESH, "strange", || Ok(())).unwrap();
+    let scene = Scene::begin(&MESH, "interim", || Ok(())).unwrap();
     let ask = |client: &mut TcpStream, method: &str, path: &str| {
         let request = format!("{method} {path} HTTP/1.1\r\nhost: web\r\n\r\n");
         client.write_all(request.as_bytes()).unwrap();

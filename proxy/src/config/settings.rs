@@ -114,7 +114,7 @@ pub const GROUPS: &[Group] = &[
             "REMORA_PROXY_MAX_IDLE_PER_ENDPOINT" | "128" | "Idle HTTP/1 connections kept per endpoint"
             "REMORA_PROXY_POOL_MAX_AGE" | "10m" | "Age at which a pooled connection is retired"
             "REMORA_PROXY_MAX_HEADER_BYTES" | "65536" | "Bytes of header accepted per message"
-            "REMORA_PROXY_MAX_HEADERS" | "100" | "Header fields accepted per HTTP/1 message; of HTTP/2 each counts 32 bytes of the above"
+            "REMORA_PROXY_MAX_HEADERS" | "100" | "Header fields accepted per message; of HTTP/2, each also counts 32 bytes of the above"
             "REMORA_PROXY_REQUEST_HEAD_TIMEOUT" | "10s" | "From the first byte of an HTTP/1 request's head to its last"
             "REMORA_PROXY_REQUEST_BODY_TIMEOUT" | "5m" | "Waiting for 1 KiB of a request's body, or its end, before the answer has begun; gRPC is not waited for"
             "LINKERD2_PROXY_INBOUND_SERVER_HTTP2_KEEP_ALIVE_INTERVAL" | "" | "HTTP/2 pings to inbound clients"

@@ -2,6 +2,7 @@
 
 use super::{
     exchange::Exchange,
+    headers,
     talk::Answering,
     upload::{BodyError, Fate, Upload},
 };
@@ -89,10 +90,15 @@ impl http_body::Body for Body {
             return Poll::Ready(None);
         };
         let polled = Pin::new(body).poll_frame(cx);
-        let frame = match &mut this.upload {
+        let mut frame = match &mut this.upload {
             Some(upload) => ready!(upload.watch(cx, polled)),
             None => ready!(polled).map(|frame| frame.map_err(BodyError::Stream)),
         };
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::strip_trailers(trailers);
+        }
         if let (Some(frames), Some(Ok(frame))) = (&this.frames, &frame)
             && let Some(data) = frame.data_ref()
         {

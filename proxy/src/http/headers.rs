@@ -1,6 +1,6 @@
 //! What the proxy adds to, strips from and restores in a message's head. Contract 1.9, 1.10, 4.9.
 
-use crate::fault::Fault;
+use crate::{config::HeaderList, fault::Fault};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri,
 };
@@ -78,6 +78,17 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
     }
 }
 
+/// Removes from a trailer section what may not be said so late, because it was decided by what the head said (RFC 9110
+/// section 6.5.1): framing, routing, and what only proxies say.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let late: Vec<HeaderName> = trailers.keys().filter(|name| is_end_to_end(name)).cloned().collect();
+    for name in late {
+        trailers.remove(&name);
+    }
+    strip_hop_by_hop(trailers, false);
+    trailers.remove(header::TE);
+}
+
 /// Headers that a client cannot have removed by naming them in `Connection`: what was decided by them must arrive.
 fn is_end_to_end(name: &HeaderName) -> bool {
     [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
@@ -85,7 +96,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 }
 
 /// Refuses what the HTTP library accepts and we do not: see [`check_framing`] and [`check_list`].
-pub fn check<B>(request: &Request<B>, list: usize) -> Result<(), Fault> {
+pub fn check<B>(request: &Request<B>, list: HeaderList) -> Result<(), Fault> {
     check_framing(request)?;
     check_list(request, list)
 }
@@ -122,8 +133,8 @@ fn check_framing<B>(request: &Request<B>) -> Result<(), Fault> {
 const FIELD: usize = 32;
 const PSEUDO: usize = 4;
 
-/// Refuses an HTTP/2 request whose header list is longer than `limit`. hyper bounds HTTP/1 heads by itself.
-fn check_list<B>(request: &Request<B>, limit: usize) -> Result<(), Fault> {
+/// Refuses an HTTP/2 request whose header list is longer than allowed. hyper bounds HTTP/1 heads by itself.
+fn check_list<B>(request: &Request<B>, limit: HeaderList) -> Result<(), Fault> {
     if request.version() != Version::HTTP_2 {
         return Ok(());
     }
@@ -132,7 +143,12 @@ fn check_list<B>(request: &Request<B>, limit: usize) -> Result<(), Fault> {
         uri.path().len() + uri.query().map_or(0, str::len) + uri.authority().map_or(0, |a| a.as_str().len());
     let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
     let size = fields.sum::<usize>() + target + PSEUDO * FIELD;
-    if size > limit { Err(Fault::HeaderList { size, limit }) } else { Ok(()) }
+    let fields = request.headers().len();
+    if size > limit.bytes || fields > limit.fields {
+        Err(Fault::HeaderList { size, fields, limit })
+    } else {
+        Ok(())
+    }
 }
 
 /// Gives an HTTP/2 request that names its host in `Host` only (RFC 9113 section 8.3.1) the target that it lacks.
@@ -304,13 +320,28 @@ mod tests {
     }
 
     #[test]
+    fn a_trailer_says_nothing_about_framing_routing_or_the_client() {
+        let mut trailers = map(&[
+            ("content-length", "5"),
+            ("host", "other"),
+            ("l5d-client-id", "admin"),
+            ("te", "trailers"),
+            ("grpc-status", "0"),
+        ]);
+        strip_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["grpc-status"]);
+    }
+
+    #[test]
     fn a_header_list_counts_every_field_with_32_bytes_more() {
         let mut request = Request::builder().uri("http://web/").header("a", "b").body(()).unwrap();
-        assert!(check_list(&request, 0).is_ok(), "HTTP/1 is bounded elsewhere");
+        let limit = |bytes, fields| HeaderList { bytes, fields };
+        assert!(check_list(&request, limit(0, 0)).is_ok(), "HTTP/1 is bounded elsewhere");
         *request.version_mut() = Version::HTTP_2;
         let size = 4 + 4 * 32 + 34;
-        assert!(check_list(&request, size).is_ok());
-        assert!(matches!(check_list(&request, size - 1), Err(Fault::HeaderList { .. })));
+        assert!(check_list(&request, limit(size, 1)).is_ok());
+        assert!(matches!(check_list(&request, limit(size - 1, 1)), Err(Fault::HeaderList { .. })));
+        assert!(matches!(check_list(&request, limit(size, 0)), Err(Fault::HeaderList { .. })));
     }
 
     #[test]

@@ -84,6 +84,9 @@ async fn authorized(
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let asker = Asker::of(&request, meshed);
 
+    let config = &worker.proxy.config;
+    // What came is judged, not what is made of it.
+    let sound = headers::check(&request, config.header_list(&config.inbound.http2));
     let orig_proto = meshed.then(|| headers::undo_orig_proto(&mut request)).flatten();
     // From outside of the mesh nobody may steer this pod's own outbound proxy, should its application pass headers on.
     for name in [headers::ORIG_PROTO, headers::DST_OVERRIDE, headers::REQUIRE_ID] {
@@ -109,9 +112,7 @@ async fn authorized(
     if connect && request.version() == Version::HTTP_2 {
         return Ok(answer(&TUNNEL, asker, &counted, started));
     }
-    let config = &worker.proxy.config;
-    let header_list = config.header_list(&config.inbound.http2);
-    if let Err(fault) = headers::check(&request, header_list) {
+    if let Err(fault) = sound {
         tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
         return Ok(answer(&fault, asker, &counted, started));
     }

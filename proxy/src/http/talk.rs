@@ -22,9 +22,10 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How often a client that said no more is asked whether it is there, by a keepalive probe, and looked at.
+/// How often a client that said no more is asked whether it is there, by a keepalive probe, and looked at. For a process
+/// that has closed its connection Linux answers in its place for `tcp_fin_timeout` (a minute), and then with a reset.
 const LOOK: Duration = Duration::from_secs(5);
-/// Probes without an answer before it counts as gone. A process that has ended answers none, or with a reset.
+/// Probes without an answer before it counts as gone.
 const PROBES: u32 = 3;
 
 /// What is known of the client of one connection, shared by its stream, its requests' bodies and its server.
