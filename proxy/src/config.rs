@@ -225,9 +225,31 @@ pub struct Limits {
     pub pool_max_age: Duration,
     /// Bytes of header accepted per message (`REMORA_PROXY_MAX_HEADER_BYTES`, 64 KiB).
     pub max_header_bytes: usize,
+    /// Header fields accepted per message (`REMORA_PROXY_MAX_HEADERS`, 100).
+    pub max_headers: usize,
+    /// From the first byte of an HTTP/1 request's head to its last (`REMORA_PROXY_REQUEST_HEAD_TIMEOUT`, 10 s).
+    pub head_timeout: Duration,
+    /// Waiting for a part of a request's body worth the name (`REMORA_PROXY_REQUEST_BODY_TIMEOUT`, 5 m).
+    pub body_timeout: Duration,
+}
+
+/// Bounds of an HTTP/2 request's header list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderList {
+    /// As RFC 9113 section 6.5.2 counts them.
+    pub bytes: usize,
+    /// Each crumb of a cookie is one.
+    pub fields: usize,
 }
 
 impl Config {
+    /// Of an HTTP/2 request's header list.
+    pub fn header_list(&self, http2: &Http2Config) -> HeaderList {
+        let Limits { max_header_bytes, max_headers, .. } = self.limits;
+        let bytes = http2.max_header_list_size.map_or(max_header_bytes, |bytes| bytes as usize);
+        HeaderList { bytes, fields: max_headers }
+    }
+
     /// Of streams to this address: none to a control plane on loopback (contract 3.0).
     pub fn stream_limits(&self, addr: &ControlAddr) -> StreamLimits {
         if addr.name.is_none() { StreamLimits::default() } else { self.streams }

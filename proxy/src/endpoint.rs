@@ -101,6 +101,7 @@ impl LiveEndpoint {
                 max_age: config.limits.pool_max_age,
                 max_idle: config.limits.max_idle_per_endpoint,
                 max_header_bytes: config.limits.max_header_bytes,
+                max_headers: config.limits.max_headers,
             }),
             state: Mutex::new(State {
                 ewma: PeakEwma::new(rtt, decay, now),

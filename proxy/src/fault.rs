@@ -3,7 +3,7 @@
 //! One type for the whole data path. Every question about a fault is a total function beside it, so that the log line,
 //! the metric's label and the response header cannot disagree. Contract 4.8.
 
-use crate::mux::StreamEnded;
+use crate::{config::HeaderList, mux::StreamEnded};
 use remora_core::{header, mux, policy::Denial};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -19,6 +19,21 @@ pub enum Fault {
     TlsDetectTimeout(Duration),
     #[error("policy admits the client at most for a request, and it said nothing for {0:?}")]
     Silence(Duration),
+    #[error("the head of the request was not whole within REMORA_PROXY_REQUEST_HEAD_TIMEOUT ({0:?})")]
+    HeadTimeout(Duration),
+    #[error(
+        "less than {least} bytes of the request's body came in REMORA_PROXY_REQUEST_BODY_TIMEOUT ({limit:?})"
+    )]
+    BodyTimeout { least: u64, limit: Duration },
+    #[error(
+        "the header list has {size} bytes in {fields} fields; REMORA_PROXY_MAX_HEADER_BYTES ({}) and \
+         REMORA_PROXY_MAX_HEADERS ({}) allow less", .limit.bytes, .limit.fields
+    )]
+    HeaderList { size: usize, fields: usize, limit: HeaderList },
+    #[error("the request can be read in two ways: {0}")]
+    Ambiguous(&'static str),
+    #[error("the request's body broke off: {0}")]
+    Body(Arc<str>),
     #[error("the client's TLS was refused: {0}")]
     ClientTls(TlsFault),
     #[error("connections to the proxy's own port need mesh TLS: {0}")]
@@ -99,6 +114,7 @@ pub enum GrpcCode {
     DeadlineExceeded = 4,
     NotFound = 5,
     PermissionDenied = 7,
+    ResourceExhausted = 8,
     Aborted = 10,
     Internal = 13,
     Unavailable = 14,
@@ -112,6 +128,11 @@ impl Fault {
             | Self::Client(_)
             | Self::TlsDetectTimeout(_)
             | Self::Silence(_)
+            | Self::HeadTimeout(_)
+            | Self::BodyTimeout { .. }
+            | Self::HeaderList { .. }
+            | Self::Ambiguous(_)
+            | Self::Body(_)
             | Self::ClientTls(_)
             | Self::DirectWithoutTls(_)
             | Self::IdentityRequired
@@ -141,10 +162,13 @@ impl Fault {
     /// The `error` label of the `*_errors_total` families: Linkerd's word where it has one. Contract 5.4.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Client(error) if error.is_parse_too_large() => "header limit",
-            Self::Client(error) if error.is_parse() => "malformed request",
+            Self::Client(error) => Misuse::of(error).map_or("i/o", Misuse::label),
+            Self::HeaderList { .. } => Misuse::TooLarge.label(),
+            Self::Ambiguous(_) => Misuse::Malformed.label(),
+            Self::HeadTimeout(_) => "request head timeout",
+            Self::BodyTimeout { .. } => "request body timeout",
             Self::ClientGone(_)
-            | Self::Client(_)
+            | Self::Body(_)
             | Self::Io(_)
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
@@ -198,7 +222,14 @@ impl Fault {
             | Self::IdentityRequired
             | Self::Header(_)
             | Self::HeaderTimeout(_)
+            | Self::Ambiguous(_)
+            | Self::Body(_)
             | Self::BadTarget(_) => (S::BAD_REQUEST, G::Internal, true),
+            Self::HeadTimeout(_) | Self::BodyTimeout { .. } => {
+                (S::REQUEST_TIMEOUT, G::DeadlineExceeded, true)
+            }
+            // As h2 answers far larger ones by itself: the connection goes on.
+            Self::HeaderList { .. } => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, G::ResourceExhausted, false),
             Self::Loop(_) => (S::LOOP_DETECTED, G::Aborted, true),
             Self::Denied { denial, .. } => match denial {
                 Denial::NoRoute | Denial::WrongProtocol => (S::NOT_FOUND, G::NotFound, false),
@@ -268,7 +299,7 @@ impl Fault {
     pub fn is_early_end(&self) -> bool {
         match self {
             Self::ClientGone(_) | Self::Io(_) | Self::Carrier(mux::Error::Lost) => true,
-            Self::Client(error) => !error.is_parse(),
+            Self::Client(error) => Misuse::of(error).is_none(),
             _ => false,
         }
     }
@@ -305,14 +336,50 @@ fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
     None
 }
 
-/// hyper has answered such a client by itself (400, 414 or 431).
+/// What a client did that hyper or h2 have answered by themselves: with 400, 414 or 431, or by ending the connection.
+#[derive(Clone, Copy)]
+enum Misuse {
+    TooLarge,
+    Malformed,
+    Flood,
+}
+
+impl Misuse {
+    fn of(error: &hyper::Error) -> Option<Self> {
+        if error.is_parse_too_large() {
+            return Some(Self::TooLarge);
+        }
+        if error.is_parse() {
+            return Some(Self::Malformed);
+        }
+        let error = h2_error(error).filter(|error| error.is_library() && error.is_go_away())?;
+        match error.reason() {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Some(Self::Flood),
+            Some(h2::Reason::NO_ERROR) | None => None,
+            Some(_) => Some(Self::Malformed),
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::TooLarge => "header limit",
+            Self::Malformed => "malformed request",
+            Self::Flood => "http/2 flood",
+        }
+    }
+}
+
 fn client_text(error: &hyper::Error) -> &'static str {
-    if error.is_parse_too_large() {
-        "the client sent more header bytes or fields than REMORA_PROXY_MAX_HEADER_BYTES and 100 fields allow"
-    } else if error.is_parse() {
-        "the client sent a malformed request"
-    } else {
-        "the client's connection failed"
+    match Misuse::of(error) {
+        Some(Misuse::TooLarge) => {
+            "the client sent more header bytes or fields than REMORA_PROXY_MAX_HEADER_BYTES and \
+             REMORA_PROXY_MAX_HEADERS allow"
+        }
+        Some(Misuse::Malformed) => "the client sent a malformed request",
+        Some(Misuse::Flood) => {
+            "the client reset streams or sent empty frames more often than HTTP/2's limits allow"
+        }
+        None => "the client's connection failed",
     }
 }
 

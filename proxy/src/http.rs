@@ -5,12 +5,15 @@ pub mod body;
 pub mod client;
 pub mod exchange;
 pub mod headers;
+pub mod portions;
 pub mod request;
 pub mod respond;
+pub mod talk;
 pub mod upgrade;
+pub mod upload;
 
 use crate::{
-    config::{Config, Http2Config},
+    config::{Config, HeaderList, Http2Config},
     fault::Fault,
     stream::Stream,
 };
@@ -22,10 +25,18 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use portions::{Portion, Portions};
 use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
-use tokio::sync::Notify;
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+use talk::{ClientIo, Talk};
+use tokio::{io::AsyncWriteExt, sync::Notify, time::timeout};
+use upload::Upload;
 
 /// What one HTTP/2 stream may have under way, and all streams of a connection together: a reader that stops must not
 /// stop the others, so one stream never has more than a small share of its connection.
@@ -33,24 +44,50 @@ pub const STREAM_WINDOW: u32 = 64 * 1024;
 /// See [`STREAM_WINDOW`].
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// How long a client that was told why its connection ends may take to hear it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How a connection is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     http2: Http2Config,
+    /// Of an HTTP/2 request that we answer ourselves.
+    header_list: HeaderList,
     max_header_bytes: usize,
+    max_headers: usize,
+    head_timeout: Duration,
+    body_timeout: Duration,
+    /// Whether the client may see why a connection ends.
+    informational: bool,
 }
 
 impl Settings {
-    pub fn inbound(config: &Config) -> Self {
-        Self::of(config, config.inbound.http2)
+    /// `meshed`: the client is a proxy of the mesh.
+    pub fn inbound(config: &Config, meshed: bool) -> Self {
+        Self::of(config, config.inbound.http2, meshed)
     }
 
     pub fn outbound(config: &Config) -> Self {
-        Self::of(config, config.outbound.http2)
+        Self::of(config, config.outbound.http2, config.outbound.informational_headers && !config.ingress_mode)
     }
 
-    fn of(config: &Config, http2: Http2Config) -> Self {
-        Self { http2, max_header_bytes: config.limits.max_header_bytes }
+    fn of(config: &Config, http2: Http2Config, informational: bool) -> Self {
+        let limits = &config.limits;
+        Self {
+            http2,
+            header_list: config.header_list(&http2),
+            max_header_bytes: limits.max_header_bytes,
+            max_headers: limits.max_headers,
+            head_timeout: limits.head_timeout,
+            body_timeout: limits.body_timeout,
+            informational,
+        }
+    }
+
+    /// A request with its body under watch. Of gRPC a client may stream whenever it has something to say.
+    fn watched(&self, request: Request<Incoming>, talk: Option<&Arc<Talk>>) -> Request<Body> {
+        let limit = (!exchange::is_grpc(request.headers())).then_some(self.body_timeout);
+        request.map(|body| Body::incoming(body).uploaded(|| Upload::new(limit, talk.cloned())))
     }
 }
 
@@ -64,22 +101,48 @@ pub async fn serve<S, F>(
     service: S,
 ) -> Result<(), Fault>
 where
-    S: Fn(Request<Incoming>) -> F + Send + 'static,
+    S: Fn(Request<Body>) -> F + Send + Unpin + 'static,
     F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
 {
-    let io = TokioIo::new(stream);
     // An answer that closes says so in its head to an HTTP/1 client, and hyper obeys; to HTTP/2 it is a GOAWAY.
     let closing = Arc::new(Notify::new());
     let served = match version {
         SessionProtocol::Http1 => {
-            let connection =
-                http1_builder(settings).serve_connection(io, service_fn(service)).with_upgrades();
-            until(connection, drain, &closing, http1::UpgradeableConnection::graceful_shutdown).await
+            let talk = Arc::new(Talk::default());
+            let io = TokioIo::new(ClientIo::new(stream, talk.clone()));
+            let speaking = talk.clone();
+            let service = service_fn(move |request| {
+                let turn = speaking.requested();
+                let answered = service(settings.watched(request, Some(&speaking)));
+                async move { Ok::<_, Fault>(answered.await?.map(|body| body.answering(turn))) }
+            });
+            let mut connection = http1_builder(settings).serve_connection(io, service).with_upgrades();
+            let serving = until(
+                &mut connection,
+                drain,
+                &closing,
+                || {},
+                |connection| {
+                    Pin::new(&mut **connection.get_mut()).graceful_shutdown();
+                },
+            );
+            tokio::select! {
+                biased;
+                served = serving => served,
+                () = talk.late(settings.head_timeout) => {
+                    let fault = Fault::HeadTimeout(settings.head_timeout);
+                    if let Some(parts) = connection.into_parts() {
+                        let answer = respond::unrequested(&fault, settings.informational);
+                        farewell(parts.io.into_inner(), answer.as_bytes()).await;
+                    }
+                    return Err(fault);
+                }
+            }
         }
         SessionProtocol::Http2 => {
             let asked = closing.clone();
             let service = service_fn(move |request| {
-                let (answered, asked) = (service(request), asked.clone());
+                let (answered, asked) = (service(settings.watched(request, None)), asked.clone());
                 async move {
                     let answer = answered.await;
                     if answer.as_ref().is_ok_and(respond::is_closing) {
@@ -88,8 +151,11 @@ where
                     answer
                 }
             });
+            let portion = Portion::default();
+            let io = TokioIo::new(Portions::new(stream, portion.clone()));
             let connection = http2_builder(settings).serve_connection(io, service);
-            until(connection, drain, &closing, http2::Connection::graceful_shutdown).await
+            let before = || portion.begin();
+            until(connection, drain, &closing, before, http2::Connection::graceful_shutdown).await
         }
     };
     served.map_err(|error| Fault::Client(Arc::new(error)))
@@ -99,13 +165,11 @@ fn http1_builder(settings: Settings) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .preserve_header_case(true)
-        // A client may say that it is done and still wait for the answer.
-        .half_close(true)
         .timer(TokioTimer::new())
+        .max_headers(settings.max_headers)
         .max_buf_size(settings.max_header_bytes.max(8192))
         .auto_date_header(false);
-    // hyper's limit of a head also ends idle keep-alive connections, which are the client's business; detection bounds
-    // the first head.
+    // What the conversation needs is in `talk`.
     builder.header_read_timeout(None::<Duration>);
     builder
 }
@@ -119,7 +183,7 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
         adaptive_flow_control,
         max_concurrent_streams,
         max_frame_size,
-        max_header_list_size,
+        max_header_list_size: _,
         max_pending_accept_reset_streams,
         max_send_buf_size,
     } = settings.http2;
@@ -140,8 +204,10 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
     if let Some(streams) = max_concurrent_streams {
         builder.max_concurrent_streams(streams);
     }
-    let bytes = u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX);
-    builder.max_header_list_size(max_header_list_size.unwrap_or(bytes));
+    // A list that is longer than allowed is answered and counted in `headers::check`; one that is much longer is
+    // never kept, and h2 answers it with 431 by itself.
+    let bytes = u32::try_from(settings.header_list.bytes).unwrap_or(u32::MAX);
+    builder.max_header_list_size(bytes.saturating_mul(2));
     if let Some(streams) = max_pending_accept_reset_streams {
         builder.max_pending_accept_reset_streams(streams);
     }
@@ -151,21 +217,40 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
     builder
 }
 
+/// Tells a client why its connection ends, if it listens.
+async fn farewell(mut io: ClientIo, answer: &[u8]) {
+    let said = async {
+        io.write_all(answer).await?;
+        io.shutdown().await
+    };
+    // Whoever does not listen is closed all the same.
+    let _ = timeout(FAREWELL, said).await;
+}
+
 /// Runs a connection; when the drain begins or an answer closes, tells the client to go elsewhere and finishes what is
-/// under way.
+/// under way. `before_poll` is called before each poll of the connection.
 async fn until<C: Future>(
     connection: C,
     drain: &Drain,
     closing: &Notify,
+    before_poll: impl Fn(),
     shut_down: impl FnOnce(Pin<&mut C>),
 ) -> C::Output {
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         biased;
-        ended = &mut connection => return ended,
+        ended = polled(connection.as_mut(), &before_poll) => return ended,
         () = drain.draining() => {}
         () = closing.notified() => {}
     }
     shut_down(connection.as_mut());
-    connection.await
+    polled(connection, &before_poll).await
+}
+
+async fn polled<C: Future>(mut connection: Pin<&mut C>, before_poll: &impl Fn()) -> C::Output {
+    poll_fn(|cx| {
+        before_poll();
+        connection.as_mut().poll(cx)
+    })
+    .await
 }

@@ -355,7 +355,8 @@ async fn http(
     let meter = proxy.metrics.inbound_tcp(&connection, &policy.current());
     let stream = stream.metered(Arc::new(meter.open()));
     let _open = proxy.metrics.inbound.serve(version.into());
-    let settings = http::Settings::inbound(&proxy.config);
+    let meshed = matches!(connection.peer, Peer::Tls { .. });
+    let settings = http::Settings::inbound(&proxy.config, meshed);
     let context = Arc::new(request::Inbound::new(worker.clone(), connection, policy));
     http::serve(stream, version, settings, &proxy.drain, move |request| {
         request::inbound(context.clone(), request)

@@ -7,9 +7,11 @@
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it. `demo` and `bench` are the stories of `make demo` and `make bench`.
+//! `shop`, `app` and `load` are what tests put on it; `origin`, `frames`, `attack` and `resources` are for bad input. `demo`
+//! and `bench` are the stories of `make demo` and `make bench`.
 
 pub mod app;
+pub mod attack;
 pub mod capture;
 pub mod check;
 pub mod load;
@@ -25,12 +27,15 @@ pub mod container;
 pub mod demo;
 pub mod dns;
 pub mod environment;
+pub mod frames;
 pub mod image;
 pub mod kubelet;
 pub mod life;
 pub mod mesh;
+pub mod origin;
 pub mod peer;
 pub mod probe;
+pub mod resources;
 pub mod sandbox;
 pub mod services;
 pub mod shop;

@@ -284,6 +284,9 @@ fn limits(env: &mut Env) -> Limits {
             65_536,
             parse::number_within(8_192, 1 << 20),
         ),
+        max_headers: env.or("REMORA_PROXY_MAX_HEADERS", 100, parse::number_within(1, 10_000)),
+        head_timeout: env.or("REMORA_PROXY_REQUEST_HEAD_TIMEOUT", 10 * SECOND, positive),
+        body_timeout: env.or("REMORA_PROXY_REQUEST_BODY_TIMEOUT", 300 * SECOND, positive),
     }
 }
 

@@ -1,6 +1,11 @@
 //! The one body type: what the proxy received, or a few bytes of its own, watched to its end.
 
-use super::exchange::Exchange;
+use super::{
+    exchange::Exchange,
+    headers,
+    talk::Answering,
+    upload::{BodyError, Fate, Upload},
+};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -14,6 +19,10 @@ use std::{
 pub struct Body {
     kind: Kind,
     exchange: Option<Box<Exchange>>,
+    /// Of a request's body.
+    upload: Option<Box<Upload>>,
+    /// Of an answer's body to an HTTP/1 client.
+    answering: Option<Answering>,
     /// Sizes of data frames.
     frames: Option<Histogram>,
 }
@@ -25,11 +34,34 @@ enum Kind {
 
 impl Body {
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, exchange: None, frames: None }
+        Self::of(Kind::Empty)
     }
 
     pub fn incoming(body: Incoming) -> Self {
-        Self { kind: Kind::Incoming(body), exchange: None, frames: None }
+        Self::of(Kind::Incoming(body))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, exchange: None, upload: None, answering: None, frames: None }
+    }
+
+    /// Watches how this body comes, if there is one.
+    pub fn uploaded(mut self, upload: impl FnOnce() -> Upload) -> Self {
+        if !http_body::Body::is_end_stream(&self) {
+            self.upload = Some(Box::new(upload()));
+        }
+        self
+    }
+
+    /// What will have become of this body.
+    pub fn fate(&self) -> Fate {
+        self.upload.as_ref().map(|upload| upload.fate()).unwrap_or_default()
+    }
+
+    /// Holds our turn in the conversation for as long as this body is not sent.
+    pub fn answering(mut self, answering: Answering) -> Self {
+        self.answering = Some(answering);
+        self
     }
 
     /// Records the sizes of this body's data frames.
@@ -47,17 +79,26 @@ impl Body {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let Kind::Incoming(body) = &mut this.kind else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let polled = Pin::new(body).poll_frame(cx);
+        let mut frame = match &mut this.upload {
+            Some(upload) => ready!(upload.watch(cx, polled)),
+            None => ready!(polled).map(|frame| frame.map_err(BodyError::Stream)),
+        };
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::strip_trailers(trailers);
+        }
         if let (Some(frames), Some(Ok(frame))) = (&this.frames, &frame)
             && let Some(data) = frame.data_ref()
         {
@@ -66,7 +107,9 @@ impl http_body::Body for Body {
         if let Some(exchange) = &mut this.exchange {
             match &frame {
                 Some(Ok(frame)) => exchange.frame(frame),
-                Some(Err(error)) => exchange.failed(error),
+                Some(Err(BodyError::Stream(error))) => exchange.failed(error),
+                // An answer's body is nobody's upload.
+                Some(Err(BodyError::Client(_))) => {}
                 None => exchange.ended(),
             }
         }

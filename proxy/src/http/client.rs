@@ -39,6 +39,8 @@ pub struct PoolLimits {
     pub max_idle: usize,
     /// Bytes of a message's head.
     pub max_header_bytes: usize,
+    /// Fields of an HTTP/1 message's head.
+    pub max_headers: usize,
 }
 
 impl PoolLimits {
@@ -60,8 +62,9 @@ pub struct Client {
 const MAX_STREAMS: usize = 100;
 /// HTTP/2 connections to one server from one worker.
 const MAX_HTTP2: usize = 32;
-/// An HTTP/2 connection without streams for so long (twice that at most) is closed.
-const HTTP2_IDLE: Duration = Duration::from_mins(1);
+/// An HTTP/2 connection without streams for so long (twice that at most) is closed: within a minute everything is as it
+/// was before a burst.
+const HTTP2_IDLE: Duration = Duration::from_secs(25);
 
 /// The HTTP/2 connections, and how the last attempt at one ended.
 #[derive(Default)]
@@ -220,6 +223,7 @@ impl Client {
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(self.limits.max_header_bytes.max(8192))
+            .max_headers(self.limits.max_headers)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Fault::Server(Arc::new(error)))?;
@@ -389,6 +393,7 @@ mod tests {
         max_age: Duration::from_mins(1),
         max_idle: 8,
         max_header_bytes: 8192,
+        max_headers: 100,
     };
 
     /// A client with one pooled connection, which its server closes when it reads the next request; further

@@ -1,5 +1,6 @@
 //! What the proxy adds to, strips from and restores in a message's head. Contract 1.9, 1.10, 4.9.
 
+use crate::{config::HeaderList, fault::Fault};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri,
 };
@@ -81,6 +82,17 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
     }
 }
 
+/// Removes from a trailer section what may not be said so late, because it was decided by what the head said (RFC 9110
+/// section 6.5.1): framing, routing, and what only proxies say.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let late: Vec<HeaderName> = trailers.keys().filter(|name| is_end_to_end(name)).cloned().collect();
+    for name in late {
+        trailers.remove(&name);
+    }
+    strip_hop_by_hop(trailers, false);
+    trailers.remove(header::TE);
+}
+
 /// Headers that a client cannot have removed by naming them in `Connection`: what was decided by them must arrive.
 fn is_end_to_end(name: &HeaderName) -> bool {
     #[cfg(planted)]
@@ -89,6 +101,62 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     }
     [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
         || name.as_str().starts_with("l5d-")
+}
+
+/// Refuses what the HTTP library accepts and we do not: see [`check_framing`] and [`check_list`].
+pub fn check<B>(request: &Request<B>, list: HeaderList) -> Result<(), Fault> {
+    check_framing(request)?;
+    check_list(request, list)
+}
+
+/// Refuses a request that two readers may read differently although hyper accepts it: a second Host (RFC 9112 section
+/// 3.2) or one that is not `:authority` (RFC 9113 section 8.3.1), and a transfer coding that nobody here undoes, `chunked`
+/// twice among them (RFC 9112 section 6.1).
+fn check_framing<B>(request: &Request<B>) -> Result<(), Fault> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Fault::Ambiguous("it has more than one Host"));
+    }
+    if request.version() == Version::HTTP_2 {
+        let same = match (request.uri().authority(), host) {
+            (Some(authority), Some(host)) => {
+                host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())
+            }
+            (_, None) | (None, _) => true,
+        };
+        return if same { Ok(()) } else { Err(Fault::Ambiguous("its Host is not its :authority")) };
+    }
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if !chunked || codings.next().is_some() {
+        return Err(Fault::Ambiguous("its Transfer-Encoding is not `chunked` and nothing else"));
+    }
+    Ok(())
+}
+
+/// What an HTTP/2 field counts beside its name and value, and how many pseudo-header fields a request has. RFC 9113
+/// section 6.5.2.
+const FIELD: usize = 32;
+const PSEUDO: usize = 4;
+
+/// Refuses an HTTP/2 request whose header list is longer than allowed. hyper bounds HTTP/1 heads by itself.
+fn check_list<B>(request: &Request<B>, limit: HeaderList) -> Result<(), Fault> {
+    if request.version() != Version::HTTP_2 {
+        return Ok(());
+    }
+    let uri = request.uri();
+    let target =
+        uri.path().len() + uri.query().map_or(0, str::len) + uri.authority().map_or(0, |a| a.as_str().len());
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+    let size = fields.sum::<usize>() + target + PSEUDO * FIELD;
+    let fields = request.headers().len();
+    if size > limit.bytes || fields > limit.fields {
+        Err(Fault::HeaderList { size, fields, limit })
+    } else {
+        Ok(())
+    }
 }
 
 /// Gives an HTTP/2 request that names its host in `Host` only (RFC 9113 section 8.3.1) the target that it lacks.
@@ -253,6 +321,50 @@ mod tests {
         *request.version_mut() = Version::HTTP_2;
         complete_authority(&mut request);
         assert_eq!(request.uri().to_string(), "http://web:80/a?b");
+    }
+
+    #[test]
+    fn what_two_readers_may_read_differently_is_refused() {
+        let framed = |fields: &[(&'static str, &'static str)]| {
+            let mut request = Request::new(());
+            *request.headers_mut() = fields
+                .iter()
+                .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .collect();
+            for (name, value) in fields.iter().skip(1) {
+                request.headers_mut().append(*name, HeaderValue::from_static(value));
+            }
+            check_framing(&request).is_ok()
+        };
+        assert!(framed(&[]) && framed(&[("host", "a")]) && framed(&[("transfer-encoding", "Chunked")]));
+        assert!(!framed(&[("transfer-encoding", "gzip, chunked")]));
+        assert!(!framed(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]));
+        assert!(!framed(&[("host", "a"), ("host", "a")]));
+    }
+
+    #[test]
+    fn a_trailer_says_nothing_about_framing_routing_or_the_client() {
+        let mut trailers = map(&[
+            ("content-length", "5"),
+            ("host", "other"),
+            ("l5d-client-id", "admin"),
+            ("te", "trailers"),
+            ("grpc-status", "0"),
+        ]);
+        strip_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["grpc-status"]);
+    }
+
+    #[test]
+    fn a_header_list_counts_every_field_with_32_bytes_more() {
+        let mut request = Request::builder().uri("http://web/").header("a", "b").body(()).unwrap();
+        let limit = |bytes, fields| HeaderList { bytes, fields };
+        assert!(check_list(&request, limit(0, 0)).is_ok(), "HTTP/1 is bounded elsewhere");
+        *request.version_mut() = Version::HTTP_2;
+        let size = 4 + 4 * 32 + 34;
+        assert!(check_list(&request, limit(size, 1)).is_ok());
+        assert!(matches!(check_list(&request, limit(size - 1, 1)), Err(Fault::HeaderList { .. })));
+        assert!(matches!(check_list(&request, limit(size, 0)), Err(Fault::HeaderList { .. })));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Inbound {
 }
 
 /// An inbound request, and its line in the access log.
-pub async fn inbound(context: Arc<Inbound>, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+pub async fn inbound(context: Arc<Inbound>, request: Request<Body>) -> Result<Response<Body>, Fault> {
     let started = clock::now();
     let Some(log) = &context.worker.proxy.access_log else {
         return authorized(&context, request, started).await;
@@ -82,7 +82,7 @@ pub async fn inbound(context: Arc<Inbound>, request: Request<Incoming>) -> Resul
 /// Authorises an inbound request and sends it to the application.
 async fn authorized(
     context: &Arc<Inbound>,
-    mut request: Request<Incoming>,
+    mut request: Request<Body>,
     started: Time,
 ) -> Result<Response<Body>, Fault> {
     let Inbound { worker, connection, policy, app, .. } = &**context;
@@ -90,6 +90,9 @@ async fn authorized(
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let asker = Asker::of(&request, meshed);
 
+    let config = &worker.proxy.config;
+    // What came is judged, not what is made of it.
+    let sound = headers::check(&request, config.header_list(&config.inbound.http2));
     let orig_proto = meshed.then(|| headers::undo_orig_proto(&mut request)).flatten();
     // From outside of the mesh nobody may steer this pod's own outbound proxy, should its application pass headers on.
     for name in [headers::ORIG_PROTO, headers::DST_OVERRIDE, headers::REQUIRE_ID] {
@@ -115,6 +118,10 @@ async fn authorized(
     if let Some(fault) = unfit(&request) {
         return Ok(answer(&fault, asker, &counted, started));
     }
+    if let Err(fault) = sound {
+        tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
+        return Ok(answer(&fault, asker, &counted, started));
+    }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     // Only this proxy says who the client is.
@@ -123,14 +130,15 @@ async fn authorized(
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
     }
 
-    let measured = |body| Body::incoming(body).measured(counted.request_frames());
-    let sent = app.client.send(&**app, request.map(measured)).await;
+    let fate = request.body().fate();
+    let sent = app.client.send(&**app, request.map(|body| body.measured(counted.request_frames()))).await;
     let (response, lease) = match sent {
         Ok(sent) => sent,
         Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
-            return failed(fault, asker, &counted, started, orig_proto.is_some());
+            return failed(fate.or(fault), asker, &counted, started, orig_proto.is_some());
         }
     };
+    fate.answered();
     let exchange = Exchange::of(&response, counted, started, lease);
     let mut response = respond_with(response, exchange, connect);
     match offered {
@@ -195,10 +203,7 @@ impl Outbound {
 }
 
 /// An outbound request.
-pub async fn outbound(
-    context: Arc<Outbound>,
-    mut request: Request<Incoming>,
-) -> Result<Response<Body>, Fault> {
+pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Result<Response<Body>, Fault> {
     let started = clock::now();
     let Outbound { worker, target, .. } = &*context;
     let config = &worker.proxy.config.outbound;
@@ -207,6 +212,11 @@ pub async fn outbound(
     headers::complete_authority(&mut request);
     let connect = request.method() == Method::CONNECT;
     if let Some(fault) = unfit(&request) {
+        return Ok(respond::respond(&fault, asker));
+    }
+    let header_list = worker.proxy.config.header_list(&config.http2);
+    if let Err(fault) = headers::check(&request, header_list) {
+        worker.proxy.metrics.outbound_http_fault(&fault);
         return Ok(respond::respond(&fault, asker));
     }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
@@ -223,7 +233,7 @@ pub async fn outbound(
         Ok((split, rule)) => {
             let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
             let frames = series.as_ref().map(|series| &series.frames);
-            let measured = request.map(|body| Body::incoming(body).measured(frames));
+            let measured = request.map(|body| body.measured(frames));
             let sent = send(split, required.as_ref(), measured).await;
             if let (Err(fault), Some(series)) = (&sent, &series) {
                 series.failed(fault.route_error(), started);
@@ -263,7 +273,7 @@ pub async fn outbound(
 }
 
 /// The rule that a request takes, and where it leads. A target without routes has one way for everything.
-fn route<'a>(plan: &'a Plan, request: &Request<Incoming>) -> Result<(&'a Split, Option<&'a Rule>), Fault> {
+fn route<'a>(plan: &'a Plan, request: &Request<Body>) -> Result<(&'a Split, Option<&'a Rule>), Fault> {
     let routes: &Routes = match (&plan.protocol, request.version()) {
         (PlanProtocol::Detect { http2, .. }, Version::HTTP_2) => http2,
         (PlanProtocol::Detect { http1, .. }, _) => http1,
@@ -301,6 +311,7 @@ async fn send(
 ) -> Result<Sent, Fault> {
     let LiveBackend { balancer, metrics, .. } = split.pick()?;
     let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
+    let fate = request.body().fate();
     loop {
         let except = failed.as_ref().map(|(endpoint, _)| endpoint);
         let endpoint = balancer.pick(except).await?;
@@ -325,6 +336,7 @@ async fn send(
         }
         match endpoint.client().send(&endpoint, request).await {
             Ok((response, lease)) => {
+                fate.answered();
                 let backend = metrics.clone().map(|metrics| (metrics, began));
                 let balanced = balancer.is_discovered();
                 return Ok(Sent { response, lease, in_flight, endpoint, balanced, backend });
@@ -335,6 +347,7 @@ async fn send(
                 failed = Some((endpoint, fault));
             }
             Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
+                let fault = fate.or(fault);
                 failed_at(&fault);
                 return Err(fault);
             }
@@ -365,7 +378,7 @@ fn respond_with(response: Response<Incoming>, mut exchange: Exchange, connect: b
 
 /// The one answer of a refused connection, for a client that has only the fault: it closes whatever the fault, since the
 /// next connection may find the cause gone.
-pub fn refuse(fault: &Fault, request: &Request<Incoming>, informational: bool) -> Response<Body> {
+pub fn refuse(fault: &Fault, request: &Request<Body>, informational: bool) -> Response<Body> {
     let mut response = respond::respond(fault, Asker::of(request, informational));
     respond::close(&mut response);
     response

@@ -57,6 +57,20 @@ pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
     response
 }
 
+/// The answer to an HTTP/1 client whose request never was one: bytes, since hyper has nothing to answer.
+pub fn unrequested(fault: &Fault, informational: bool) -> String {
+    let mut head =
+        format!("HTTP/1.1 {}\r\nconnection: close\r\ncontent-length: 0\r\n", fault.answer().status);
+    if informational {
+        for (name, value) in
+            [(headers::PROXY_ERROR, &*printable(&fault.to_string())), (headers::PROXY_CONNECTION, "close")]
+        {
+            head.extend([name.as_str(), ": ", value, "\r\n"]);
+        }
+    }
+    head + "\r\n"
+}
+
 /// The mark of an answer that ends its connection.
 #[derive(Clone, Copy)]
 struct Closing;
@@ -123,6 +137,19 @@ mod tests {
     fn a_stranger_is_not_told_why() {
         let response = answer(Version::HTTP_11, false, false);
         assert!(!response.headers().contains_key("l5d-proxy-error"));
+    }
+
+    #[test]
+    fn a_head_that_never_was_whole_gets_an_answer_in_bytes() {
+        let fault = Fault::HeadTimeout(std::time::Duration::from_secs(10));
+        let stranger = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(unrequested(&fault, false), stranger);
+        let told = unrequested(&fault, true);
+        assert!(
+            told.contains("\r\nl5d-proxy-error: the head of the request was not whole within "),
+            "{told}"
+        );
+        assert!(told.ends_with("\r\nl5d-proxy-connection: close\r\n\r\n"), "{told}");
     }
 
     fn answer(version: Version, grpc: bool, informational: bool) -> Response<Body> {

@@ -1,12 +1,9 @@
 //! Connections that stop being HTTP: after `101 Switching Protocols` or an accepted `CONNECT`, bytes are copied.
 
-use super::body::Body;
+use super::{body::Body, talk::ClientIo};
 use crate::{Proxy, fault::Fault, stream::Stream, tcp};
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    upgrade::{OnUpgrade, Upgraded},
-};
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use std::{future::Future, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,7 +16,7 @@ pub struct Offered {
 }
 
 /// Takes the client's half before the request is sent on.
-pub fn offered(request: &mut Request<Incoming>) -> Offered {
+pub fn offered(request: &mut Request<Body>) -> Offered {
     let client = hyper::upgrade::on(&mut *request);
     let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
@@ -68,8 +65,13 @@ impl Offered {
 
 /// The connection below, with what of it was read beyond the last head.
 fn stream(upgraded: Upgraded) -> Option<Stream> {
-    let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
-    let mut stream = parts.io.into_inner();
-    stream.put_back(parts.read_buf);
+    let (mut stream, read) = match upgraded.downcast::<TokioIo<ClientIo>>() {
+        Ok(client) => (client.io.into_inner().into_inner(), client.read_buf),
+        Err(upgraded) => {
+            let server = upgraded.downcast::<TokioIo<Stream>>().ok()?;
+            (server.io.into_inner(), server.read_buf)
+        }
+    };
+    stream.put_back(read);
     Some(stream)
 }

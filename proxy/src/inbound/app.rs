@@ -65,6 +65,7 @@ impl App {
                 max_age: config.limits.pool_max_age,
                 max_idle: config.limits.max_idle_per_endpoint,
                 max_header_bytes: config.limits.max_header_bytes,
+                max_headers: config.limits.max_headers,
             }),
             limit: config.inbound.connect_timeout,
             keepalive,

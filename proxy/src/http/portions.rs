@@ -1,0 +1,116 @@
+//! An HTTP/2 client's stream, read in portions: h2 unpacks everything that it can read before it hands out the first
+//! request, and a few bytes unpack to a multiple of them (RFC 7541). Between portions the requests so far are looked at,
+//! and those that are too large are let go.
+
+use crate::stream::Stream;
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes of a portion, and up to one read more: two frames of data, some hundred requests, or three megabytes of fields
+/// that were a byte each.
+const PORTION: usize = 32 * 1024;
+
+/// What is left of a portion.
+#[derive(Clone, Debug, Default)]
+pub struct Portion(Arc<AtomicUsize>);
+
+impl Portion {
+    /// Begins the next portion: before the connection is polled.
+    pub fn begin(&self) {
+        self.0.store(PORTION, Ordering::Relaxed);
+    }
+
+    /// Whether it is used up.
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    fn took(&self, bytes: usize) {
+        // One task reads and renews.
+        self.0.store(self.0.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+    }
+}
+
+/// The stream.
+pub struct Portions {
+    stream: Stream,
+    portion: Portion,
+}
+
+impl Portions {
+    pub fn new(stream: Stream, portion: Portion) -> Self {
+        Self { stream, portion }
+    }
+}
+
+impl AsyncRead for Portions {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.portion.is_over() {
+            // The rest waits until what was unpacked has been looked at.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        this.portion.took(buf.filled().len() - before);
+        polled
+    }
+}
+
+impl AsyncWrite for Portions {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn a_portion_is_read_and_the_rest_waits_for_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let portion = Portion::default();
+        let mut stream = Portions::new(Stream::plain(listener.accept().await.unwrap().0), portion.clone());
+        client.write_all(&vec![7; PORTION + 1]).await.unwrap();
+        portion.begin();
+        let mut taken = vec![0; PORTION];
+        stream.read_exact(&mut taken).await.unwrap();
+        let mut more = [0; 1];
+        assert!(futures_util::poll!(std::pin::pin!(stream.read(&mut more))).is_pending());
+        portion.begin();
+        assert_eq!(stream.read(&mut more).await.unwrap(), 1);
+    }
+}
