@@ -7,7 +7,7 @@
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it.
+//! `shop`, `app` and `load` are what tests put on it, `resources` what that costs.
 
 pub mod app;
 pub mod capture;
@@ -30,6 +30,7 @@ pub mod life;
 pub mod mesh;
 pub mod peer;
 pub mod probe;
+pub mod resources;
 pub mod sandbox;
 pub mod services;
 pub mod shop;
