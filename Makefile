@@ -5,7 +5,7 @@ REMORA_CACHE ?= $(HOME)/.cache/remora
 export CARGO_TARGET_DIR REMORA_CACHE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz build clean-run
+.PHONY: help demo test fuzz soak build clean-run
 
 help: ## explain the commands
 	@echo "Remora: a transparent mTLS sidecar mesh for Kubernetes."
@@ -23,6 +23,9 @@ test: ## install what is missing, then run every check and test of the workspace
 fuzz: ## search each fuzz target for T seconds (60)
 	@scripts/setup.sh fuzz
 	@T="$(or $(T),60)" scripts/fuzz.sh
+
+soak: ## run mixed traffic for MINUTES (30) while certificates are renewed. Needs root
+	@MINUTES="$(or $(MINUTES),30)" scripts/soak.sh
 
 build: ## build every binary in release
 	@scripts/setup.sh build

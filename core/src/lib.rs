@@ -3,7 +3,7 @@
 //!
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
-//! ([`balance`], [`ewma`]); when again ([`backoff`], [`cert`]).
+//! ([`balance`], [`ewma`]); when again ([`backoff`], [`cert`]); is there room ([`room`]).
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -21,5 +21,6 @@ pub mod identity;
 pub mod matching;
 pub mod policy;
 pub mod profile;
+pub mod room;
 pub mod route;
 pub mod time;

@@ -223,6 +223,8 @@ pub struct Limits {
     pub pool_max_age: Duration,
     /// Bytes of header accepted per message (`REMORA_PROXY_MAX_HEADER_BYTES`, 64 KiB).
     pub max_header_bytes: usize,
+    /// Bytes of memory that this process may use (`REMORA_PROXY_MEMORY_LIMIT`); `None`: as its control group says.
+    pub memory: Option<u64>,
 }
 
 impl Config {

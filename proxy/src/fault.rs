@@ -66,6 +66,8 @@ pub enum Fault {
     BadTarget(&'static str),
     #[error("too many requests wait for {0}")]
     Overloaded(Arc<str>),
+    #[error("the proxy is short of memory: {used} of {limit} MiB are in use (REMORA_PROXY_MEMORY_LIMIT); nothing new is begun")]
+    Memory { used: u64, limit: u64 },
 }
 
 /// An error that several readers may hold.
@@ -96,6 +98,7 @@ pub enum GrpcCode {
     DeadlineExceeded = 4,
     NotFound = 5,
     PermissionDenied = 7,
+    ResourceExhausted = 8,
     Aborted = 10,
     Internal = 13,
     Unavailable = 14,
@@ -130,7 +133,9 @@ impl Fault {
             | Self::EndpointTls { .. }
             | Self::Server(_)
             | Self::Io(_) => Blame::Server,
-            Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) => Blame::Mesh,
+            Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) | Self::Memory { .. } => {
+                Blame::Mesh
+            }
         }
     }
 
@@ -164,7 +169,7 @@ impl Fault {
             Self::EndpointTls { .. } => "endpoint tls",
             Self::NoCredentials => "no credentials",
             Self::BadTarget(_) => "bad target",
-            Self::Overloaded(_) => "loadshed",
+            Self::Overloaded(_) | Self::Memory { .. } => "loadshed",
         }
     }
 
@@ -172,7 +177,7 @@ impl Fault {
     pub fn route_error(&self) -> &'static str {
         match self {
             Self::NoEndpoint(_) => "FAIL_FAST",
-            Self::Overloaded(_) => "LOAD_SHED",
+            Self::Overloaded(_) | Self::Memory { .. } => "LOAD_SHED",
             Self::Server(error) => stream_error(error),
             Self::Io(_) => "IO",
             _ => "UNKNOWN",
@@ -214,6 +219,7 @@ impl Fault {
             | Self::Io(_)
             | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
+            Self::Memory { .. } => (S::SERVICE_UNAVAILABLE, G::ResourceExhausted, true),
         };
         Answer { status, grpc, close }
     }

@@ -169,3 +169,6 @@ async fn until<C: Future>(
     shut_down(connection.as_mut());
     connection.await
 }
+
+#[cfg(test)]
+mod tests;

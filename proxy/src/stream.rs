@@ -1,7 +1,10 @@
 //! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
 
 use bytes::{Buf, Bytes};
-use remora_runtime::tasks::{Drain, Guard};
+use remora_runtime::{
+    room,
+    tasks::{Drain, Guard},
+};
 use std::{
     io,
     pin::Pin,
@@ -29,6 +32,8 @@ pub struct Stream {
     io: Io,
     meter: Option<Arc<dyn Meter>>,
     attention: Option<Attention>,
+    /// Read also when memory is used up.
+    essential: bool,
 }
 
 /// Keeps a drain waiting for whoever has said something, and for nobody who is silent.
@@ -81,7 +86,7 @@ impl Stream {
     }
 
     fn new(io: Io) -> Self {
-        Self { head: Bytes::new(), io, meter: None, attention: None }
+        Self { head: Bytes::new(), io, meter: None, attention: None, essential: false }
     }
 
     /// Puts `bytes` before everything that has not been read yet.
@@ -102,6 +107,12 @@ impl Stream {
             meter.read(self.head.len());
         }
         self.meter = Some(meter);
+        self
+    }
+
+    /// Not cut off when memory is used up: whoever looks after this process is heard.
+    pub fn essential(mut self) -> Self {
+        self.essential = true;
         self
     }
 
@@ -150,6 +161,9 @@ impl AsyncRead for Stream {
             Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
         };
         let bytes = buf.filled().len() - before;
+        if !this.essential && let Err(full) = room::took(bytes) {
+            return Poll::Ready(Err(full));
+        }
         if let Some(attention) = &mut this.attention {
             attention.read(bytes, polled.is_pending());
         }

@@ -7,9 +7,10 @@
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it, `resources` what that costs.
+//! `shop`, `app` and `load` are what tests put on it, `arena` is where it is attacked, `resources` what that costs.
 
 pub mod app;
+pub mod arena;
 pub mod capture;
 pub mod check;
 pub mod load;
@@ -21,6 +22,7 @@ pub mod world;
 
 pub mod admit;
 pub mod container;
+pub mod controller;
 pub mod demo;
 pub mod dns;
 pub mod environment;
@@ -34,6 +36,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod services;
 pub mod shop;
+pub mod soak;
 pub mod status;
 pub mod supervise;
 pub mod volumes;
@@ -41,6 +44,7 @@ pub mod webhook;
 pub mod wire;
 
 pub use app::App;
+pub use arena::Arena;
 pub use load::{Load, Plan};
 pub use mesh::Mesh;
 pub use node::{Node, Options, PodRef};

@@ -282,6 +282,7 @@ fn limits(env: &mut Env) -> Limits {
             65_536,
             parse::number_within(8_192, 1 << 20),
         ),
+        memory: env.optional("REMORA_PROXY_MEMORY_LIMIT", parse::bytes),
     }
 }
 
