@@ -5,7 +5,7 @@ REMORA_CACHE ?= $(HOME)/.cache/remora
 export CARGO_TARGET_DIR REMORA_CACHE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-instructions fuzz build clean-run
+.PHONY: help demo test bench bench-instructions soak fuzz build clean-run
 
 help: ## explain the commands
 	@echo "Remora: a transparent mTLS sidecar mesh for Kubernetes."
@@ -31,6 +31,9 @@ bench-instructions: ## count each proxy's instructions and system calls per requ
 fuzz: ## search each fuzz target for T seconds (60)
 	@scripts/setup.sh fuzz
 	@T="$(or $(T),60)" scripts/fuzz.sh
+
+soak: ## run mixed traffic for MINUTES (30) while certificates are renewed. Needs root
+	@MINUTES="$(or $(MINUTES),30)" scripts/soak.sh
 
 build: ## build every binary in release
 	@scripts/setup.sh build

@@ -3,8 +3,8 @@
 //!
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
-//! ([`balance`], [`ewma`], [`pool`]); when again ([`backoff`], [`cert`]); how long is waited for ([`patience`]).
-//! [`mux`] is how many streams share a connection.
+//! ([`balance`], [`ewma`], [`pool`]); when again ([`backoff`], [`cert`]); how long is waited for ([`patience`]); is there
+//! room ([`room`]). [`mux`] is how many streams share a connection.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -27,5 +27,6 @@ pub mod patience;
 pub mod policy;
 pub mod pool;
 pub mod profile;
+pub mod room;
 pub mod route;
 pub mod time;

@@ -22,7 +22,13 @@ use remora_core::{
     policy::{self, Peer},
 };
 use remora_runtime::admin::Admin;
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fs::File,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -36,21 +42,34 @@ const IDLE: Duration = Duration::from_mins(1);
 /// Connections served at once; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 128;
 
+/// Descriptors kept for this port, so that it answers also when connections have taken all others.
+const SPARE: usize = 4;
+
 /// Serves the admin port until the process ends.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let spare = Arc::new(Spare::default());
+    let mut failing = false;
     loop {
+        spare.refill();
         // The semaphore is never closed.
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let (tcp, client) = match listener.accept().await {
+        let accepted = match listener.accept().await {
+            Err(error) if listen::is_out_of_descriptors(&error) && spare.give() => listener.accept().await,
+            accepted => accepted,
+        };
+        let (tcp, client) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                warn!(%error, "cannot accept admin connections; trying again");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "cannot accept admin connections; trying again, every 50 ms");
+                }
+                tokio::time::sleep(listen::ACCEPT_AGAIN).await;
                 continue;
             }
         };
-        let (proxy, admin) = (proxy.clone(), admin.clone());
+        failing = false;
+        let (proxy, admin, spare) = (proxy.clone(), admin.clone(), spare.clone());
         let tasks = proxy.tasks.clone();
         tasks.spawn("admin connection", async move {
             let _permit = permit;
@@ -60,7 +79,29 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) 
                 proxy.metrics.inbound_fault(&fault, target, &server);
                 debug!(%client, %fault, "an admin connection failed");
             }
+            // Its descriptor has just become free.
+            spare.refill();
         });
+    }
+}
+
+/// Descriptors held for nothing but to be given up in need.
+#[derive(Default)]
+struct Spare(Mutex<Vec<File>>);
+
+impl Spare {
+    /// Frees one, if there is one.
+    fn give(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().is_some()
+    }
+
+    /// Takes what is missing and can be had.
+    fn refill(&self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while held.len() < SPARE {
+            let Ok(file) = File::open("/dev/null") else { return };
+            held.push(file);
+        }
     }
 }
 
@@ -71,7 +112,7 @@ async fn connection(
     client: SocketAddr,
     target: SocketAddr,
 ) -> Result<(), Fault> {
-    let mut stream = Stream::plain(tcp);
+    let mut stream = Stream::plain(tcp).essential();
     let name = proxy.server_name().unwrap_or_default();
     let hello = tokio::time::timeout(IDLE, sniff::mesh_hello(&mut stream, name, DETECT, &Never)).await;
     let peer = match hello.map_err(|_elapsed| Fault::TlsDetectTimeout(IDLE))?? {
@@ -82,7 +123,7 @@ async fn connection(
             let handshakes = &proxy.metrics.handshakes;
             let meshed =
                 tls::terminate(&credentials, handshakes, tls::Door::Ordinary, stream, DETECT).await?;
-            stream = meshed.stream;
+            stream = meshed.stream.essential();
             meshed.peer
         }
     };

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use remora_core::{balance, endpoint::Endpoint, time::Time};
 use remora_runtime::clock;
 use std::{
+    collections::HashMap,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -20,6 +21,9 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 /// With no endpoint that accepts connections for so long, requests fail at once. Contract 4.5.
 const FAILFAST: Duration = Duration::from_secs(3);
+
+/// Endpoints made before the other tasks of the worker get their turn.
+const AT_ONCE: usize = 64;
 
 /// The endpoints of one destination, for one worker.
 pub struct Balancer {
@@ -108,17 +112,22 @@ impl Balancer {
         }
     }
 
-    fn update(&self, worker: &Arc<Worker>, ewma: (Duration, Duration), endpoints: &[Endpoint]) {
+    /// What did not change keeps its connections and its load. Thousands of new endpoints are made a few at a time, so
+    /// that the worker's connections get their turns.
+    async fn update(&self, worker: &Arc<Worker>, ewma: (Duration, Duration), wanted: &[Endpoint]) {
         let old = self.set.load_full();
-        let endpoints: Vec<_> = endpoints
-            .iter()
-            .map(|endpoint| {
-                // What did not change keeps its connections and its load.
-                let same = old.endpoints.iter().find(|live| live.endpoint() == endpoint);
-                same.cloned()
+        let known: HashMap<_, _> = old.endpoints.iter().map(|live| (live.endpoint().addr, live)).collect();
+        let mut endpoints = Vec::with_capacity(wanted.len());
+        for some in wanted.chunks(AT_ONCE) {
+            endpoints.extend(some.iter().map(|endpoint| {
+                let same = known.get(&endpoint.addr).filter(|live| live.endpoint() == endpoint);
+                same.map(|live| Arc::clone(live))
                     .unwrap_or_else(|| LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma))
-            })
-            .collect();
+            }));
+            if some.len() == AT_ONCE {
+                tokio::task::yield_now().await;
+            }
+        }
         let empty_since =
             if endpoints.is_empty() && old.endpoints.is_empty() { old.empty_since } else { clock::now() };
         self.set.store(Arc::new(Set { endpoints, empty_since }));
@@ -163,8 +172,8 @@ async fn follow(
         {
             let Some(balancer) = balancer.upgrade() else { return };
             match watch.latest() {
-                Known::Is(endpoints) => balancer.update(&worker, ewma, &endpoints),
-                Known::Absent(_) => balancer.update(&worker, ewma, &[]),
+                Known::Is(endpoints) => balancer.update(&worker, ewma, &endpoints).await,
+                Known::Absent(_) => balancer.update(&worker, ewma, &[]).await,
                 Known::Pending => {}
             }
         }

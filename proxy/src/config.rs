@@ -231,6 +231,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Waiting for a part of a request's body worth the name (`REMORA_PROXY_REQUEST_BODY_TIMEOUT`, 5 m).
     pub body_timeout: Duration,
+    /// Bytes of memory that this process may use (`REMORA_PROXY_MEMORY_LIMIT`); `None`: as its control group says.
+    pub memory: Option<u64>,
 }
 
 /// Bounds of an HTTP/2 request's header list.

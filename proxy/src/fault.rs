@@ -84,6 +84,8 @@ pub enum Fault {
     Overloaded(Arc<str>),
     #[error("a connection shared with another proxy ended: {0}")]
     Carrier(mux::Error),
+    #[error("the proxy is short of memory: {used} of {limit} MiB are in use (REMORA_PROXY_MEMORY_LIMIT); nothing new is begun")]
+    Memory { used: u64, limit: u64 },
 }
 
 /// An error that several readers may hold.
@@ -155,7 +157,9 @@ impl Fault {
             | Self::Server(_)
             | Self::Io(_)
             | Self::Carrier(_) => Blame::Server,
-            Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) => Blame::Mesh,
+            Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) | Self::Memory { .. } => {
+                Blame::Mesh
+            }
         }
     }
 
@@ -192,7 +196,7 @@ impl Fault {
             Self::EndpointTls { .. } => "endpoint tls",
             Self::NoCredentials => "no credentials",
             Self::BadTarget(_) => "bad target",
-            Self::Overloaded(_) => "loadshed",
+            Self::Overloaded(_) | Self::Memory { .. } => "loadshed",
             Self::Carrier(_) => "mux",
         }
     }
@@ -201,7 +205,7 @@ impl Fault {
     pub fn route_error(&self) -> &'static str {
         match self {
             Self::NoEndpoint(_) => "FAIL_FAST",
-            Self::Overloaded(_) => "LOAD_SHED",
+            Self::Overloaded(_) | Self::Memory { .. } => "LOAD_SHED",
             Self::Server(error) => stream_error(error),
             Self::Io(_) => "IO",
             _ => "UNKNOWN",
@@ -251,6 +255,7 @@ impl Fault {
             | Self::Carrier(_)
             | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
+            Self::Memory { .. } => (S::SERVICE_UNAVAILABLE, G::ResourceExhausted, true),
         };
         Answer { status, grpc, close }
     }

@@ -254,3 +254,6 @@ async fn polled<C: Future>(mut connection: Pin<&mut C>, before_poll: &impl Fn())
     })
     .await
 }
+
+#[cfg(test)]
+mod tests;

@@ -318,7 +318,7 @@ async fn opaque(
 
     let app = match spare {
         Some(app) => app,
-        None => match app::connect(worker, connection.target).await {
+        None => match app::for_bytes(worker, connection.target).await {
             Ok(app) => app,
             Err(fault) => {
                 // An orderly end without a byte would look like the application's answer.

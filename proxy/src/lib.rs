@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod mux;
 pub mod outbound;
 pub mod policy;
+pub mod process;
 pub mod run;
 pub mod sniff;
 pub mod state;
@@ -26,9 +27,12 @@ pub mod tls;
 
 use config::Config;
 use discover::{Discovery, target::Targets};
+use fault::Fault;
 use metrics::Metrics;
 use policy::Policies;
+use remora_core::room::Pressure;
 use remora_runtime::{
+    room,
     tasks::{Drain, Tasks},
     tls::Credentials,
 };
@@ -62,6 +66,15 @@ pub struct Worker {
 }
 
 impl Proxy {
+    /// Whether there is memory for something new. Pressure ends what is under way only when it is critical.
+    pub fn has_room(&self) -> Result<(), Fault> {
+        let Some(memory) = room::memory().filter(|memory| memory.pressure() >= Pressure::High) else {
+            return Ok(());
+        };
+        memory.refuse();
+        Err(Fault::Memory { used: memory.used() >> 20, limit: memory.limit() >> 20 })
+    }
+
     /// Whether an address is inside the cluster's networks, where the control plane must know it.
     pub fn in_cluster(&self, ip: IpAddr) -> bool {
         self.config.discovery.cluster_networks.iter().any(|net| net.contains(&ip))

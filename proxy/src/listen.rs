@@ -1,7 +1,7 @@
 //! Binds, accepts, limits, and says where a redirected connection was going.
 
 use crate::{config::SocketConfig, connect};
-use remora_runtime::tasks::Drain;
+use remora_runtime::{metrics::Counter, room, tasks::Drain};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
     io,
@@ -19,7 +19,7 @@ use tracing::warn;
 const BACKLOG: i32 = 4096;
 
 /// Wait after a failed accept (file descriptors exhausted): the connection stays in the backlog.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+pub const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// A connection as it arrives.
 pub struct Accepted {
@@ -30,6 +30,15 @@ pub struct Accepted {
     pub target: SocketAddr,
     /// Counts it among the connections served at once.
     pub permit: OwnedSemaphorePermit,
+}
+
+/// What accepting counts.
+#[derive(Clone, Debug)]
+pub struct Accepts {
+    /// Had to wait because as many are served as may be.
+    pub limited: Counter,
+    /// Could not be made.
+    pub failed: Counter,
 }
 
 /// Binds a listener; with `share`, several workers may bind the same address.
@@ -77,14 +86,15 @@ pub async fn accept(
     socket: SocketConfig,
     permits: Arc<Semaphore>,
     drain: Drain,
-    limited: impl Fn(),
+    counts: Accepts,
     serve: impl Fn(Accepted),
 ) {
     let draining = drain.draining();
     tokio::pin!(draining);
+    let mut failing = false;
     loop {
         if permits.available_permits() == 0 {
-            limited();
+            counts.limited.inc();
         }
         // Waits before accepting: what is beyond the bound stays in the kernel's backlog.
         let accepted = tokio::select! {
@@ -94,6 +104,12 @@ pub async fn accept(
         };
         match accepted {
             Ok((tcp, client, permit)) => {
+                failing = false;
+                if !has_room() {
+                    // A reset: nobody must take this for an answer.
+                    let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+                    continue;
+                }
                 let prepared =
                     connect::set_options(&tcp, socket.accept_keepalive, socket.accept_user_timeout)
                         .and_then(|()| original_destination(&tcp));
@@ -108,12 +124,32 @@ pub async fn accept(
                 }
             }
             Err(error) => {
-                warn!(%error, "cannot accept connections; trying again");
+                counts.failed.inc();
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "cannot accept connections; trying again, every 50 ms");
+                }
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
     }
 }
+
+/// What a connection takes before a byte of it is read, in bytes: roughly, and rather too much.
+const CONNECTION: usize = 8 * 1024;
+
+/// Whether memory is left to look at a connection at all. Where it is only short, the connection is served, and what
+/// speaks HTTP on it is told.
+fn has_room() -> bool {
+    room::took(CONNECTION).is_ok()
+}
+
+/// Whether the process or the machine has no descriptor left.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
 
 async fn next(
     listener: &TcpListener,

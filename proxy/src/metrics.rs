@@ -12,7 +12,7 @@ pub mod requests;
 pub mod routes;
 pub mod tcp;
 
-use crate::{fault::Fault, inbound::Connection};
+use crate::{fault::Fault, inbound::Connection, listen::Accepts};
 use detect::{Connections, Detect};
 use errors::Errors;
 use inbound::InboundFamilies;
@@ -58,9 +58,10 @@ pub struct Metrics {
     pub speculative_outbound: Counter,
     /// Speculative dials not made because too many are open.
     pub speculation_limited: Counter,
-    /// Accepts that had to wait because too many connections are served.
-    pub inbound_limited: Counter,
-    pub outbound_limited: Counter,
+    /// Endpoints of a destination beyond as many as one may have.
+    pub endpoints_refused: Counter,
+    pub inbound_accepts: Accepts,
+    pub outbound_accepts: Accepts,
     /// Upgraded connections being copied.
     pub upgraded: Gauge,
 }
@@ -148,14 +149,12 @@ impl Metrics {
                 "remora_speculative_dials_limited_total",
                 "Speculative dials not made because REMORA_PROXY_MAX_SPECULATIVE are open",
             ),
-            inbound_limited: registry.counter(
-                "remora_inbound_accepts_limited_total",
-                "Accepts that waited because REMORA_PROXY_MAX_CONNECTIONS are served",
+            endpoints_refused: registry.counter(
+                "remora_outbound_endpoints_refused_total",
+                "Endpoints not used because their destination has 10000 already",
             ),
-            outbound_limited: registry.counter(
-                "remora_outbound_accepts_limited_total",
-                "Accepts that waited because REMORA_PROXY_MAX_CONNECTIONS are served",
-            ),
+            inbound_accepts: accepts(registry, "inbound"),
+            outbound_accepts: accepts(registry, "outbound"),
             upgraded: registry
                 .gauge("remora_upgraded_connections", "Connections that stopped being HTTP and are copied"),
         }
@@ -289,5 +288,18 @@ impl Metrics {
             label("client_id", peer.identity().map_or("", |identity| identity.as_str())),
         ];
         self.transport_headers.get(labels).inc();
+    }
+}
+
+fn accepts(registry: &Registry, direction: &str) -> Accepts {
+    Accepts {
+        limited: registry.counter(
+            &format!("remora_{direction}_accepts_limited_total"),
+            "Accepts that waited because as many connections are served as settings and descriptors allow",
+        ),
+        failed: registry.counter(
+            &format!("remora_{direction}_accepts_failed_total"),
+            "Accepts that failed, as they do when descriptors are used up; each is tried again after 50 ms",
+        ),
     }
 }

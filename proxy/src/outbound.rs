@@ -46,6 +46,7 @@ async fn lookup(worker: &Arc<Worker>, client: SocketAddr, addr: SocketAddr) -> R
     if addr.ip().is_loopback() || addr == client || own && worker.proxy.is_own_address(addr.ip()) {
         return Err(Fault::Loop(addr));
     }
+    worker.proxy.has_room()?;
     let target = worker.targets.target(worker, addr)?;
     target.first_plan(worker).await?;
     Ok(target)

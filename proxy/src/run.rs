@@ -6,7 +6,7 @@ use crate::{
     discover::source::Sources,
     fault::{Blame, Fault},
     http::access_log,
-    inbound, listen, outbound, state,
+    inbound, listen, outbound, process, state,
 };
 use anyhow::{Context, Result};
 use remora_core::cert::RefreshBounds;
@@ -15,7 +15,7 @@ use remora_runtime::{
     certify::{Certifier, CertifierConfig, CertifyMetrics, GrpcCertify},
     control::{self, ClientAuth, ControlAddr, ControlMetrics, Resolver},
     log::LogHandle,
-    metrics::{ReadGauge, Registry},
+    metrics::Registry,
     tasks::{Drain, Tasks, shutdown_signal},
     tls::{Credentials, TrustBundle},
 };
@@ -38,26 +38,14 @@ const EXEMPTION: Duration = Duration::from_millis(200);
 const DOCUMENTATION_V6: [u16; 8] = [0x100, 0, 0, 0, 0, 0, 0, 1];
 
 /// Runs the proxy until it has been told to stop and has drained.
-pub fn run(config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result<()> {
+pub fn run(mut config: Config, env: Vec<(String, String)>, log: LogHandle) -> Result<()> {
     let listeners = Listeners::bind(&config)?;
     let control = runtime()?;
     let _entered = control.enter();
     let tasks = Tasks::new();
     let drain = Drain::new();
     let registry = Registry::new(config.metrics_retain);
-    registry.build_info(env!("CARGO_PKG_VERSION"), "remora");
-    let panicking = tasks.clone();
-    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    registry.register(
-        "remora_tasks_panicked",
-        "Tasks that panicked since the start; each ended alone",
-        ReadGauge::new(move || count(panicking.panicked())),
-    );
-    registry.register(
-        "remora_log_lines_dropped",
-        "Log lines that nobody took since the start",
-        ReadGauge::new(move || count(remora_runtime::log::dropped())),
-    );
+    process::prepare(&mut config, &registry, &tasks);
 
     let asked = ControlMetrics::register(&registry);
     let credentials = credentials(&config, &registry, &asked, &tasks)?;
@@ -213,7 +201,7 @@ fn work(worker: &Arc<Worker>, sockets: Sockets, mut ready: watch::Receiver<bool>
 fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
     let proxy = worker.proxy.clone();
     let inbound_socket = tokio::net::TcpListener::from_std(sockets.inbound)?;
-    let (for_limit, for_serve) = (proxy.clone(), worker.clone());
+    let for_serve = worker.clone();
     proxy.tasks.spawn(
         "accept inbound",
         listen::accept(
@@ -221,7 +209,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
             proxy.config.inbound.socket,
             proxy.inbound_permits.clone(),
             proxy.drain.clone(),
-            move || for_limit.metrics.inbound_limited.inc(),
+            proxy.metrics.inbound_accepts.clone(),
             move |accepted| {
                 let (client, target) = (accepted.client, accepted.target);
                 let served = inbound::serve(for_serve.clone(), accepted);
@@ -232,7 +220,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
     );
     for socket in sockets.outbound {
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        let (for_limit, for_serve) = (proxy.clone(), worker.clone());
+        let for_serve = worker.clone();
         proxy.tasks.spawn(
             "accept outbound",
             listen::accept(
@@ -240,7 +228,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
                 proxy.config.outbound.socket,
                 proxy.outbound_permits.clone(),
                 proxy.drain.clone(),
-                move || for_limit.metrics.outbound_limited.inc(),
+                proxy.metrics.outbound_accepts.clone(),
                 move |accepted| {
                     let (client, target) = (accepted.client, accepted.target);
                     let served = outbound::serve(for_serve.clone(), accepted);
@@ -300,10 +288,14 @@ fn assemble(
             control::channel(addr, auth(), resolver, asked).with_context(|| format!("the {what} address"))?;
         anyhow::Ok((channel, config.stream_limits(addr)))
     };
+    let limits = &config.limits;
+    let metrics =
+        crate::metrics::Metrics::register(registry, limits.metric_budget, config.outbound.hostname_labels);
     let sources = Sources {
         destination: channel("destination", &config.destination)?,
         policy: channel("policy", &config.policy)?,
         runtime: control.clone(),
+        endpoints_refused: metrics.endpoints_refused.clone(),
     };
     let policies = crate::policy::Policies::new(
         sources.policies(&config),
@@ -318,17 +310,12 @@ fn assemble(
     );
     let start = |format| access_log::Writer::start(format, dropped);
     let access_log = config.access_log.map(start).transpose().context("cannot start the access log")?;
-    let limits = &config.limits;
     Ok(Proxy {
         access_log,
         credentials,
         policies,
         discovery,
-        metrics: crate::metrics::Metrics::register(
-            registry,
-            limits.metric_budget,
-            config.outbound.hostname_labels,
-        ),
+        metrics,
         inbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         outbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         speculative_permits: Arc::new(Semaphore::new(limits.max_speculative)),

@@ -2,7 +2,10 @@
 
 use crate::mux::MuxStream;
 use bytes::{Buf, Bytes};
-use remora_runtime::tasks::{Drain, Guard};
+use remora_runtime::{
+    room,
+    tasks::{Drain, Guard},
+};
 use std::{
     io,
     pin::Pin,
@@ -30,6 +33,8 @@ pub struct Stream {
     io: Io,
     meter: Option<Arc<dyn Meter>>,
     attention: Option<Attention>,
+    /// Read also when memory is used up.
+    essential: bool,
 }
 
 /// Keeps a drain waiting for whoever has said something, and for nobody who is silent.
@@ -83,7 +88,7 @@ impl Stream {
     }
 
     fn new(io: Io) -> Self {
-        Self { head: Bytes::new(), io, meter: None, attention: None }
+        Self { head: Bytes::new(), io, meter: None, attention: None, essential: false }
     }
 
     pub fn mux(stream: MuxStream) -> Self {
@@ -108,6 +113,12 @@ impl Stream {
             meter.read(self.head.len());
         }
         self.meter = Some(meter);
+        self
+    }
+
+    /// Not cut off when memory is used up: whoever looks after this process is heard.
+    pub fn essential(mut self) -> Self {
+        self.essential = true;
         self
     }
 
@@ -174,6 +185,9 @@ impl AsyncRead for Stream {
             Io::Mux(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let bytes = buf.filled().len() - before;
+        if !this.essential && let Err(full) = room::took(bytes) {
+            return Poll::Ready(Err(full));
+        }
         if let Some(attention) = &mut this.attention {
             attention.read(bytes, polled.is_pending());
         }

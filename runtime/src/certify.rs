@@ -18,7 +18,7 @@ use crate::{
     clock,
     control::InvalidControlAddr,
     tasks::Tasks,
-    tls::{Credentials, CredentialsFault, KeyFault, Keypair, TrustBundle},
+    tls::{Credentials, CredentialsFault, KeyFault, Keypair, TlsFault, TrustBundle, peer_of_leaf},
 };
 use remora_core::{
     backoff::Backoff,
@@ -27,6 +27,7 @@ use remora_core::{
     time::UnixTime,
 };
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
+use rustls_pki_types::CertificateDer;
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 
@@ -36,7 +37,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest sleep between looks at the wall clock, which may jump.
 const NAP: Duration = Duration::from_mins(1);
 
-/// `valid_until` may lie this far in the past: our clock may be ahead of the authority's.
+/// By how much our clock may be ahead of the authority's, so that `valid_until` is past, or behind it, so that a
+/// certificate is not valid yet.
 const CLOCK_SKEW: Duration = Duration::from_mins(1);
 
 /// Before the first certificate: a pod should not wait long for an authority that is just starting.
@@ -224,19 +226,44 @@ impl<C: Certify> Certifier<C> {
 
     async fn ask(&mut self) {
         let attempt = timeout(ATTEMPT_TIMEOUT, self.attempt()).await;
-        match attempt.unwrap_or(Err(CertifyFault::Timeout)) {
+        let checked = match attempt.unwrap_or(Err(CertifyFault::Timeout)) {
+            Ok(issued) => {
+                self.begun(&issued).await;
+                self.check(issued)
+            }
+            Err(fault) => Err(fault),
+        };
+        match checked {
             Ok((credentials, expires)) => self.publish(credentials, expires),
             Err(fault) => self.failed(&fault),
         }
     }
 
-    async fn attempt(&self) -> Result<(Arc<Credentials>, UnixTime), CertifyFault> {
+    async fn attempt(&self) -> Result<IssuedCertificate, CertifyFault> {
         let request = CertificateRequest {
             identity: self.config.identity.clone(),
             csr: self.csr.clone(),
             current: self.authentication(),
         };
-        let issued = self.authority.certify(request).await?;
+        self.authority.certify(request).await
+    }
+
+    /// Waits for the beginning of a certificate of an authority whose clock is a little ahead of ours: the next one
+    /// would begin as late again.
+    async fn begun(&self, issued: &IssuedCertificate) {
+        let leaf = CertificateDer::from(issued.leaf.as_slice());
+        let Err(TlsFault::NotYetValid { ahead }) = peer_of_leaf(&leaf, self.now()) else { return };
+        let wait = Duration::from_secs(ahead);
+        if wait <= CLOCK_SKEW {
+            tracing::info!(
+                seconds = ahead,
+                "the certificate is not valid yet: identity's clock is ahead of this node's; waiting"
+            );
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn check(&self, issued: IssuedCertificate) -> Result<(Arc<Credentials>, UnixTime), CertifyFault> {
         let now = self.now();
         if issued.valid_until + CLOCK_SKEW <= now {
             return Err(CertifyFault::Past { ago: now.since(issued.valid_until).as_secs() });

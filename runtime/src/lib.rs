@@ -9,5 +9,6 @@ pub mod control;
 pub mod env;
 pub mod log;
 pub mod metrics;
+pub mod room;
 pub mod tasks;
 pub mod tls;

@@ -3,6 +3,7 @@
 //! Everything works across runtimes: a process has one current-thread runtime per worker and one more for the rest
 //! (design decision 2), and they drain together.
 
+use crate::metrics::Counter;
 use futures_util::FutureExt;
 use std::{
     collections::BTreeMap,
@@ -96,6 +97,15 @@ impl Drop for Counted {
             }
         }
     }
+}
+
+/// From now on every panic of this process is counted and logged with its place, also in a task that nobody waits for.
+pub fn count_panics(counter: Counter) {
+    std::panic::set_hook(Box::new(move |panic| {
+        counter.inc();
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(at, cause = panic_text(panic.payload()), "a panic; this is a bug in Remora");
+    }));
 }
 
 fn panic_text(cause: &(dyn std::any::Any + Send)) -> &str {

@@ -7,10 +7,11 @@
 //! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it; `origin`, `frames`, `attack` and `resources` are for bad input. `demo`
-//! and `bench` are the stories of `make demo` and `make bench`.
+//! `shop`, `app` and `load` are what tests put on it; `origin`, `frames`, `attack` and `arena` are for bad input, `resources`
+//! what that costs. `demo`, `bench` and `soak` are the stories of `make demo`, `make bench` and `make soak`.
 
 pub mod app;
+pub mod arena;
 pub mod attack;
 pub mod capture;
 pub mod check;
@@ -24,6 +25,7 @@ pub mod world;
 pub mod admit;
 pub mod bench;
 pub mod container;
+pub mod controller;
 pub mod demo;
 pub mod dns;
 pub mod environment;
@@ -39,6 +41,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod services;
 pub mod shop;
+pub mod soak;
 pub mod status;
 pub mod supervise;
 pub mod volumes;
@@ -46,6 +49,7 @@ pub mod webhook;
 pub mod wire;
 
 pub use app::App;
+pub use arena::Arena;
 pub use load::{Load, Plan};
 pub use mesh::Mesh;
 pub use node::{Node, Options, PodRef};

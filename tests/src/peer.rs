@@ -71,7 +71,19 @@ pub struct Certificate {
     key: PrivateKeyDer<'static>,
 }
 
+impl Certificate {
+    /// Of a chain, leaf first, and the leaf's key: whatever they are.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        Self { chain, key }
+    }
+}
+
 impl Authority {
+    /// Signs what a test makes by itself.
+    pub fn issuer(&self) -> &rcgen::Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
     /// A leaf for this DNS name, from an issuer of its own below this authority, as the CA of the mesh makes them.
     /// `until` (year, month, day) is its NotAfter.
     pub fn certify(&self, name: &str, until: (i32, u8, u8)) -> Result<Certificate> {

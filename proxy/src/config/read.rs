@@ -287,6 +287,7 @@ fn limits(env: &mut Env) -> Limits {
         max_headers: env.or("REMORA_PROXY_MAX_HEADERS", 100, parse::number_within(1, 10_000)),
         head_timeout: env.or("REMORA_PROXY_REQUEST_HEAD_TIMEOUT", 10 * SECOND, positive),
         body_timeout: env.or("REMORA_PROXY_REQUEST_BODY_TIMEOUT", 300 * SECOND, positive),
+        memory: env.optional("REMORA_PROXY_MEMORY_LIMIT", parse::bytes),
     }
 }
 

@@ -103,7 +103,7 @@ pub const GROUPS: &[Group] = &[
             "REMORA_PROXY_MUX" | "true" | "Share one connection among the streams to another proxy of ours; `false` opens one each"
             "REMORA_PROXY_SERVER_FIRST_DELAY" | "100ms" | "Silence of a client before its server is dialled to hear whether it speaks first"
             "REMORA_PROXY_MAX_SPECULATIVE" | "256" | "Such dials open at once"
-            "REMORA_PROXY_MAX_CONNECTIONS" | "8192" | "Connections served at once, per direction"
+            "REMORA_PROXY_MAX_CONNECTIONS" | "8192" | "Connections served at once, per direction; fewer where the process may not open as many descriptors"
         },
     },
     Group {
@@ -147,6 +147,7 @@ pub const GROUPS: &[Group] = &[
             "LINKERD2_PROXY_CORES_MIN" | "" | "Worker threads at least; wins over CORES"
             "LINKERD2_PROXY_CORES_MAX" | "" | "Worker threads at most"
             "LINKERD2_PROXY_CORES_MAX_RATIO" | "" | "Worker threads at most, as a share of the machine's; read when CORES_MAX is unset"
+            "REMORA_PROXY_MEMORY_LIMIT" | "" | "Memory that the proxy may use, such as 64Mi; unset: as its control group says; 0: no limit. From four fifths on nothing new is begun, from nine tenths on whoever sends is cut off"
             "LINKERD2_PROXY_SHUTDOWN_GRACE_PERIOD" | "2m" | "How long a drain may take"
             "LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED" | "false" | "POST /shutdown on the admin port answers loopback"
             "LINKERD2_PROXY_LOG" | "warn,linkerd=info,hickory=error" | "Log filter; the target `linkerd` means this proxy"

@@ -13,6 +13,7 @@ use remora_core::endpoint::Endpoint;
 use remora_runtime::{
     api::{self, destination::Update},
     control::{Client, Event, StreamLimits, subscribe},
+    metrics::Counter,
 };
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,10 @@ use tracing::{debug, info, warn};
 /// Ports of a pod that are watched at once; the default policy holds for further ones.
 const MAX_PORTS: usize = 2048;
 
+/// Endpoints of one destination; further ones are not used until others go. A hundred times what Kubernetes means one
+/// EndpointSlice to hold.
+const MAX_ENDPOINTS: usize = 10_000;
+
 /// After a refusal, until the next attempt.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -38,6 +43,8 @@ pub struct Sources {
     pub destination: (Client, StreamLimits),
     pub policy: (Client, StreamLimits),
     pub runtime: Handle,
+    /// Counts endpoints beyond [`MAX_ENDPOINTS`].
+    pub endpoints_refused: Counter,
 }
 
 impl Sources {
@@ -49,6 +56,7 @@ impl Sources {
         let (destination, limits) = self.destination.clone();
         let (profile_context, profile_channel) = (context.clone(), destination.clone());
         let (policy, policy_limits) = self.policy.clone();
+        let refused = self.endpoints_refused.clone();
         Discovery {
             profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
                 Box::pin(profile(profile_channel.clone(), profile_context.clone(), *addr, limits, sender))
@@ -57,7 +65,9 @@ impl Sources {
                 Box::pin(outbound_policy(policy.clone(), workload.clone(), *addr, policy_limits, sender))
             }),
             endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
-                Box::pin(endpoints(destination.clone(), context.clone(), authority.clone(), limits, sender))
+                let refused = refused.clone();
+                let of = (context.clone(), authority.clone());
+                Box::pin(endpoints(destination.clone(), of, limits, refused, sender))
             }),
         }
     }
@@ -131,6 +141,12 @@ async fn outbound_policy(
     let messages = || subscribe(limits, &open).boxed();
     let what = format!("the outbound policy of {addr}");
     follow(messages, &what, &sender, |message| {
+        // A protocol of another version, or none: what this means is not known, and so no reason to fail what is.
+        let unknown = message.protocol.as_ref().is_none_or(|protocol| protocol.kind.is_none());
+        if unknown && matches!(&*sender.borrow(), Known::Is(_)) {
+            warn!(what, "the control plane sent a protocol that is not known here; what was known stays");
+            return None;
+        }
         let converted = api::outbound::outbound_policy(message);
         noted(&what, &converted.ignored);
         Some(Policy { policy: converted.value, ignored: converted.ignored })
@@ -163,9 +179,9 @@ async fn server_policy(
 /// Endpoints come as differences; every new stream begins with the whole state.
 async fn endpoints(
     channel: Client,
-    context: Arc<str>,
-    authority: Arc<str>,
+    (context, authority): (Arc<str>, Arc<str>),
     limits: StreamLimits,
+    refused: Counter,
     sender: watch::Sender<Known<Vec<Endpoint>>>,
 ) {
     let request = GetDestination {
@@ -193,7 +209,11 @@ async fn endpoints(
                 of_stream = stream;
                 set.clear();
             }
-            apply(&mut set, converted.value);
+            let beyond = apply(&mut set, converted.value);
+            if beyond > 0 {
+                refused.inc_by(beyond);
+                warn!(what, beyond, most = MAX_ENDPOINTS, "more endpoints than one destination may have; they are not used");
+            }
             Some(set.values().cloned().collect())
         }
         Err(invalid) => {
@@ -208,10 +228,18 @@ fn client_opened(streams: &AtomicU64) -> u64 {
     streams.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-fn apply(set: &mut BTreeMap<SocketAddr, Endpoint>, update: Update) {
+/// How many endpoints did not fit.
+fn apply(set: &mut BTreeMap<SocketAddr, Endpoint>, update: Update) -> u64 {
+    let mut beyond = 0;
     match update {
         Update::Add(endpoints) => {
-            set.extend(endpoints.into_iter().map(|endpoint| (endpoint.addr, endpoint)));
+            for endpoint in endpoints {
+                if set.len() < MAX_ENDPOINTS || set.contains_key(&endpoint.addr) {
+                    set.insert(endpoint.addr, endpoint);
+                } else {
+                    beyond += 1;
+                }
+            }
         }
         Update::Remove(addrs) => {
             for addr in addrs {
@@ -220,6 +248,7 @@ fn apply(set: &mut BTreeMap<SocketAddr, Endpoint>, update: Update) {
         }
         Update::NoEndpoints { .. } => set.clear(),
     }
+    beyond
 }
 
 /// Publishes what `read` makes of the messages for as long as the lookup runs. What is known stays known whatever
@@ -301,6 +330,21 @@ fn noted(what: &str, ignored: &[Arc<str>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_destination_has_no_more_endpoints_than_it_may_and_known_ones_still_change() {
+        let mut set = BTreeMap::new();
+        let at = |n: usize| Endpoint::bare(([10, 0, (n >> 8) as u8, n as u8], 80).into());
+        let many = |from: usize, to: usize| Update::Add((from..to).map(at).collect());
+        assert_eq!(apply(&mut set, many(0, MAX_ENDPOINTS)), 0);
+        assert_eq!(apply(&mut set, many(MAX_ENDPOINTS - 1, MAX_ENDPOINTS + 5)), 5);
+        assert_eq!(set.len(), MAX_ENDPOINTS);
+        let heavier = Endpoint { weight: 7, ..at(0) };
+        assert_eq!(apply(&mut set, Update::Add(vec![heavier])), 0);
+        assert_eq!(set[&at(0).addr].weight, 7);
+        assert_eq!(apply(&mut set, Update::Remove(vec![at(0).addr])), 0);
+        assert_eq!(apply(&mut set, many(MAX_ENDPOINTS, MAX_ENDPOINTS + 1)), 0, "there is room again");
+    }
 
     #[test]
     fn a_controller_that_has_forgotten_takes_nothing_away() {

@@ -49,10 +49,13 @@ impl Writer {
     /// Starts the thread that writes.
     pub fn start(format: AccessLog, dropped: Counter) -> io::Result<Self> {
         let (lines, queue) = mpsc::sync_channel::<String>(QUEUE);
+        let lost = dropped.clone();
         let writing = move || {
             for line in queue {
-                // Nobody is left to tell when standard error is gone.
-                let _ = io::stderr().write_all(line.as_bytes());
+                // Standard error is gone, or its disk is full: nobody is left to tell.
+                if io::stderr().write_all(line.as_bytes()).is_err() {
+                    lost.inc();
+                }
             }
         };
         std::thread::Builder::new().name("access-log".into()).spawn(writing)?;

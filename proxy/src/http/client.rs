@@ -150,7 +150,8 @@ impl Client {
     ) -> Result<(Response<Incoming>, Lease), SendError> {
         let mut may_resend = true;
         loop {
-            let idle = self.take_idle();
+            // What was closed at the moment of its use is not tried twice: servers close many at once.
+            let idle = if may_resend { self.take_idle() } else { None };
             let pooled = idle.is_some();
             let (mut sender, born, refusable) = match idle {
                 Some(Pooled { connection, born, .. }) => (connection, born, false),

@@ -114,6 +114,9 @@ async fn authorized(
         }
     }
 
+    if let Err(fault) = worker.proxy.has_room() {
+        return Ok(answer(&fault, asker, &counted, started));
+    }
     let connect = request.method() == Method::CONNECT;
     if let Some(fault) = unfit(&request) {
         return Ok(answer(&fault, asker, &counted, started));
@@ -229,7 +232,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     let required = request.headers_mut().remove(headers::REQUIRE_ID);
 
     let plan = target.plan(worker);
-    let sent = match route(&plan, &request) {
+    let sent = match worker.proxy.has_room().and_then(|()| route(&plan, &request)) {
         Ok((split, rule)) => {
             let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
             let frames = series.as_ref().map(|series| &series.frames);

@@ -105,6 +105,12 @@ impl AppConnection {
     }
 }
 
+/// Dials the application for bytes, for which there must be room.
+pub async fn for_bytes(worker: &Worker, addr: SocketAddr) -> Result<AppConnection, Fault> {
+    worker.proxy.has_room()?;
+    connect(worker, addr).await
+}
+
 /// Dials the application.
 pub async fn connect(worker: &Worker, addr: SocketAddr) -> Result<AppConnection, Fault> {
     let stream = worker.apps.port(worker, addr).connect().await?;

@@ -4,7 +4,13 @@ use super::*;
 use crate::metrics::Registry;
 use crate::tls::tests::{Ca, dns, identity, leaf_params, unix};
 use rcgen::CertificateSigningRequestParams;
-use std::{collections::VecDeque, sync::Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use tokio::time::Instant;
 
 const NAME: &str = "web.shop.serviceaccount.identity.remora.cluster.local";
@@ -93,6 +99,73 @@ async fn answers_that_are_not_for_us_are_refused_and_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_certificate_that_begins_soon_is_waited_for_and_used() {
+    for ahead in [1, 30] {
+        let mut run = Run::with(None, [GrantsLater(ahead)]);
+        let began = run.clock.now_secs();
+        let credentials = run.published().await;
+        assert!(credentials.not_before().0.as_secs() <= run.clock.now_secs());
+        assert_eq!(run.clock.now_secs() - began, ahead, "as soon as it holds");
+        assert_eq!(run.asked().len(), 1, "nobody is asked for another that would begin as late");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_of_the_far_future_is_refused_and_asked_for_again() {
+    let mut run = Run::with(None, [GrantsLater(HOUR), Grants(HOUR)]);
+    run.published().await;
+    let asked = run.asked();
+    assert!(asked.len() == 2 && asked[1].at - asked[0].at <= 1, "{asked:?}");
+    assert!(run.metrics().contains(r#"control_identity_cert_refreshes_total{result="error"} 1"#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_begins_soon_leaves_the_current_certificate_in_use() {
+    let mut run = Run::with(None, [Grants(10 * HOUR), GrantsLater(30)]);
+    let first = run.published().await;
+    let asked = async {
+        while run.asked().len() < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(8 * HOUR), asked).await.unwrap();
+    assert_eq!(run.credentials.borrow().as_ref().map(|current| current.epoch()), Some(first.epoch()));
+    assert!(run.published().await.epoch() > first.epoch());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_that_the_wall_clock_jumps_ahead_brings_the_renewal_forward() {
+    let mut run = Run::with(None, [Grants(HOUR + 60), Grants(10 * HOUR)]);
+    let first = run.published().await;
+    run.clock.jump(i64::try_from(HOUR).unwrap());
+    let (jumped, second) = (Instant::now(), run.published().await);
+    assert!(second.epoch() > first.epoch());
+    assert!(jumped.elapsed() <= NAP + Duration::from_secs(1), "the clock is looked at once a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_that_the_wall_clock_jumps_beyond_the_certificate_withdraws_it_until_there_is_a_new_one() {
+    let mut run = Run::with(None, [Grants(HOUR), Refuses, Grants(10 * HOUR)]);
+    run.published().await;
+    run.clock.jump(i64::try_from(HOUR).unwrap());
+    run.credentials.changed().await.unwrap();
+    assert!(run.credentials.borrow_and_update().is_none());
+    run.published().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_that_the_wall_clock_jumps_back_neither_asks_in_a_loop_nor_takes_the_certificate_away() {
+    let mut run = Run::with(None, [Grants(10 * HOUR), Grants(10 * HOUR)]);
+    let first = run.published().await;
+    run.clock.jump(-i64::try_from(HOUR).unwrap());
+    tokio::time::sleep(Duration::from_secs(7 * HOUR)).await;
+    assert_eq!(run.asked().len(), 1, "70 % of it are over in an hour only");
+    assert_eq!(run.credentials.borrow().as_ref().map(|current| current.epoch()), Some(first.epoch()));
+    assert!(run.published().await.epoch() > first.epoch());
+    assert_eq!(run.asked().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_client_ends_when_nobody_listens() {
     let mut run = Run::with(None, [Grants(HOUR)]);
     run.published().await;
@@ -121,12 +194,14 @@ fn every_fault_says_what_to_do() {
 
 // Helpers.
 
-use Answer::{Ended, Garbage, Grants, GrantsTo, OtherKey, OtherRoot, Refuses, Stalls};
+use Answer::{Ended, Garbage, Grants, GrantsLater, GrantsTo, OtherKey, OtherRoot, Refuses, Stalls};
 
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     /// A good certificate of so many seconds.
     Grants(u64),
+    /// One of an hour that begins in so many seconds.
+    GrantsLater(u64),
     GrantsTo(&'static str),
     OtherKey,
     OtherRoot,
@@ -153,7 +228,7 @@ struct Run {
 
 impl Run {
     fn with(dir: Option<PathBuf>, script: impl IntoIterator<Item = Answer>) -> Self {
-        let clock = Arc::new(PausedClock { base: unix(), start: Instant::now() });
+        let clock = Arc::new(PausedClock { base: unix().into(), start: Instant::now() });
         let authority = Arc::new(Authority {
             ca: Ca::new(),
             script: Mutex::new(script.into_iter().collect()),
@@ -192,16 +267,21 @@ impl Run {
     }
 }
 
-/// The wall clock of a world whose time tokio may skip.
+/// The wall clock of a world whose time tokio may skip, and whose operator may set it.
 #[derive(Debug)]
 struct PausedClock {
-    base: u64,
+    base: AtomicU64,
     start: Instant,
 }
 
 impl PausedClock {
     fn now_secs(&self) -> u64 {
-        self.base + self.start.elapsed().as_secs()
+        self.base.load(Ordering::SeqCst) + self.start.elapsed().as_secs()
+    }
+
+    fn jump(&self, secs: i64) {
+        let jumped = self.base.load(Ordering::SeqCst).saturating_add_signed(secs);
+        self.base.store(jumped, Ordering::SeqCst);
     }
 }
 
@@ -227,6 +307,7 @@ impl Certify for Arc<Authority> {
         let other = || Keypair::generate().unwrap().csr_der(&identity(NAME)).unwrap();
         match answer {
             Grants(secs) => Ok(sign(&self.ca, &request.csr, NAME, at, at + secs)),
+            GrantsLater(ahead) => Ok(sign(&self.ca, &request.csr, NAME, at + ahead, at + ahead + HOUR)),
             GrantsTo(name) => Ok(sign(&self.ca, &request.csr, name, at, at + HOUR)),
             OtherKey => Ok(sign(&self.ca, &other(), NAME, at, at + HOUR)),
             OtherRoot => Ok(sign(&Ca::new(), &request.csr, NAME, at, at + HOUR)),

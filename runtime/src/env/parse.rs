@@ -84,6 +84,23 @@ pub fn duration(text: &str) -> Result<Duration, Invalid> {
     Ok(Duration::from_millis(millis))
 }
 
+/// A number of bytes, alone or with `Ki`, `Mi` or `Gi`, as Kubernetes writes quantities of memory.
+pub fn bytes(text: &str) -> Result<u64, Invalid> {
+    let expected = "a number of bytes, alone or followed by Ki, Mi or Gi";
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" => 0,
+        "Ki" => 10,
+        "Mi" => 20,
+        "Gi" => 30,
+        _ => return Err(Invalid::new(format!("{unit:?} is no unit"), expected)),
+    };
+    let number: u64 = number.parse().map_err(|_| Invalid::new("is no number, or too large", expected))?;
+    number.checked_mul(1 << shift).ok_or_else(|| Invalid::new("is too large", expected))
+}
+
 /// `true` or `false`.
 pub fn boolean(text: &str) -> Result<bool, Invalid> {
     match text.trim() {
@@ -267,6 +284,24 @@ mod tests {
             let read = duration(text);
             let read = read.as_ref().map(Duration::as_millis).map_err(|invalid| invalid.wrong.as_ref());
             assert_eq!(read, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_may_have_a_unit_of_kubernetes() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("67108864", Some(64 << 20)),
+            (" 64Mi ", Some(64 << 20)),
+            ("1Ki", Some(1024)),
+            ("2Gi", Some(2 << 30)),
+            ("64M", None),
+            ("64 Mi", None),
+            ("Mi", None),
+            ("-1", None),
+            ("18446744073709551615Ki", None),
+        ] {
+            assert_eq!(bytes(text).ok(), expected, "{text:?}");
         }
     }
 

@@ -247,6 +247,167 @@ async fn new_credentials_of_the_server_end_its_sessions() {
 }
 
 #[tokio::test]
+async fn a_session_from_before_the_bundle_changed_is_no_way_around_the_new_one() {
+    let (mesh, other) = (Mesh::new(), Mesh::new());
+    let config = mesh.client.client_config_for_endpoint(false);
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
+    // The server believes another root now; its own leaf comes from both, as while a root is replaced.
+    let issued = mesh.ca.issue(SERVER, mesh.clock.now() - 60, mesh.clock.now() + DAY);
+    let both = TrustBundle::from_pem(&format!("{}{}", mesh.bundle.pem(), other.bundle.pem())).unwrap();
+    let between = issued.credentials(SERVER, &both, &mesh.clock).unwrap();
+    let (kind, ..) = mesh.connect(&config, &between).await;
+    assert_eq!(kind, HandshakeKind::Full, "a session is proof of what was believed then");
+    let after = other.ca.credentials(SERVER, &other.bundle, &other.clock).unwrap();
+    let bundle = TrustBundle::from_pem(&format!("{}{}", mesh.bundle.pem(), other.bundle.pem())).unwrap();
+    let client = mesh.ca.credentials(CLIENT, &bundle, &mesh.clock).unwrap();
+    let config = client.client_config_for_endpoint(false);
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
+    let (_client, server) = handshake(config, after.server_config()).await;
+    assert_eq!(TlsFault::from(&server.unwrap_err()).label(), "untrusted");
+}
+
+#[tokio::test]
+async fn anothers_session_is_the_others_identity_whoever_resumes_it() {
+    let mesh = Mesh::new();
+    let config = mesh.client.client_config_for_endpoint(false);
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
+    // Mallory has the store with the session's secret, and a certificate of her own.
+    let mallory = "mallory.shop.serviceaccount.identity.remora.cluster.local";
+    let own = mesh.ca.credentials(mallory, &mesh.bundle, &mesh.clock).unwrap();
+    let mut stolen = (*own.client_config_for_endpoint(false)).clone();
+    stolen.resumption = config.resumption.clone();
+    stolen.client_auth_cert_resolver = config.client_auth_cert_resolver.clone();
+    let (kind, _, server_sees) = mesh.connect(&Arc::new(stolen), &mesh.server).await;
+    // What is stored is who proved it, not who says so: policy sees the same client as before, or a full handshake.
+    let expected = if kind == HandshakeKind::Resumed { CLIENT } else { mallory };
+    assert_eq!(server_sees.unwrap().unwrap().identity, identity(expected));
+}
+
+#[tokio::test]
+async fn a_session_of_another_server_is_none_here() {
+    let mesh = Mesh::new();
+    let config = mesh.client.client_config_for_endpoint(false);
+    assert_eq!(mesh.connect(&config, &mesh.server).await.0, HandshakeKind::Full);
+    // Under the same name, as two replicas are.
+    let sibling = mesh.ca.credentials(SERVER, &mesh.bundle, &mesh.clock).unwrap();
+    let (kind, _, server_sees) = mesh.connect(&config, &sibling).await;
+    assert_eq!((kind, server_sees.unwrap().unwrap().identity), (HandshakeKind::Full, identity(CLIENT)));
+}
+
+#[tokio::test]
+async fn early_data_is_neither_offered_nor_taken() {
+    let mesh = Mesh::new();
+    let config = mesh.client.client_config_for_endpoint(false);
+    assert!(!config.enable_early_data);
+    let mut eager = (*config).clone();
+    eager.enable_early_data = true;
+    let eager = Arc::new(eager);
+    assert_eq!(mesh.connect(&eager, &mesh.server).await.0, HandshakeKind::Full);
+    let mut again = rustls::ClientConnection::new(eager, server_name(SERVER).unwrap()).unwrap();
+    assert!(again.early_data().is_none(), "the ticket allows early data");
+    assert_eq!(mesh.server.server_config().max_early_data_size, 0);
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_an_hour_means_a_full_handshake() {
+    let mesh = Mesh::new();
+    // Valid for long, so that only the ticket's age is in question.
+    let long = |name: &str| mesh.ca.issue(name, mesh.clock.now() - 2 * 3600, mesh.clock.now() + DAY);
+    let server = long(SERVER).credentials(SERVER, &mesh.bundle, &mesh.clock).unwrap();
+    let client = long(CLIENT).credentials(CLIENT, &mesh.bundle, &mesh.clock).unwrap();
+    let config = client.client_config_for_endpoint(false);
+    assert_eq!(mesh.connect(&config, &server).await.0, HandshakeKind::Full);
+    mesh.clock.back(3600);
+    assert_eq!(mesh.connect(&config, &server).await.0, HandshakeKind::Full);
+}
+
+// Chains that no authority of ours makes.
+
+#[tokio::test]
+async fn a_client_that_shows_an_authoritys_certificate_is_refused() {
+    let mesh = Mesh::new();
+    let shown = mesh.shown(|ca| {
+        let key = KeyPair::generate().unwrap();
+        let params = authority_params("an intermediate");
+        (vec![params.signed_by(&key, &ca.issuer).unwrap().der().clone()], key)
+    });
+    let (_client, server) = handshake(shown, mesh.server.server_config()).await;
+    // By the chain's verification, or by who reads the leaf afterwards.
+    let refused = match server {
+        Err(fault) => TlsFault::from(&fault),
+        Ok(server) => peer(server.get_ref().1, mesh.clock.unix()).unwrap_err(),
+    };
+    assert!(["untrusted", "authority"].contains(&refused.label()), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_chain_of_a_hundred_is_refused() {
+    let mesh = Mesh::new();
+    let shown = mesh.shown(|ca| {
+        let mut chain = Vec::new();
+        let mut above: Option<Issuer<'static, KeyPair>> = None;
+        for n in 0..99 {
+            let (key, params) = (KeyPair::generate().unwrap(), authority_params(&format!("authority {n}")));
+            let issuer = above.as_ref().unwrap_or(&ca.issuer);
+            chain.insert(0, params.signed_by(&key, issuer).unwrap().der().clone());
+            above = Some(Issuer::new(params, key));
+        }
+        let key = KeyPair::generate().unwrap();
+        let leaf = leaf_params(&[dns(CLIENT)], 0, mesh.clock.now() + DAY);
+        chain.insert(0, leaf.signed_by(&key, &above.unwrap()).unwrap().der().clone());
+        (chain, key)
+    });
+    let (_client, server) = handshake(shown, mesh.server.server_config()).await;
+    assert_eq!(TlsFault::from(&server.unwrap_err()).label(), "untrusted");
+}
+
+#[tokio::test]
+async fn authorities_that_all_have_the_same_name_do_not_make_the_search_for_a_path_endless() {
+    let mesh = Mesh::new();
+    // Each could have signed each: a search without a budget tries every order of them.
+    let shown = mesh.shown(|_| {
+        let keys: Vec<KeyPair> = (0..60).map(|_| KeyPair::generate().unwrap()).collect();
+        let params = authority_params("the same name");
+        let issuers: Vec<_> = keys.into_iter().map(|key| Issuer::new(params.clone(), key)).collect();
+        let certificates = issuers.iter().enumerate().map(|(n, issuer)| {
+            let above = &issuers[(n + 1) % issuers.len()];
+            params.signed_by(issuer.key(), above).unwrap().der().clone()
+        });
+        let key = KeyPair::generate().unwrap();
+        let leaf = leaf_params(&[dns(CLIENT)], 0, mesh.clock.now() + DAY);
+        let leaf = leaf.signed_by(&key, &issuers[0]).unwrap().der().clone();
+        (std::iter::once(leaf).chain(certificates).collect(), key)
+    });
+    let (_client, server) = handshake(shown, mesh.server.server_config()).await;
+    assert_eq!(TlsFault::from(&server.unwrap_err()).label(), "untrusted");
+}
+
+#[tokio::test]
+async fn a_client_whose_names_are_none_of_ours_has_no_identity() {
+    let mesh = Mesh::new();
+    for names in [
+        vec![dns("*.shop.serviceaccount.identity.remora.cluster.local")],
+        vec![dns("web.shop.serviceaccount.identity.remora.cluster.local\0.evil.example")],
+        vec![SanType::IpAddress([10, 0, 0, 1].into())],
+        Vec::new(),
+    ] {
+        let shown = mesh.shown(|ca| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = leaf_params(&names, 0, mesh.clock.now() + DAY);
+            // The subject is nobody's name here, whatever it says.
+            params.distinguished_name.push(DnType::CommonName, SERVER);
+            (vec![params.signed_by(&key, &ca.issuer).unwrap().der().clone()], key)
+        });
+        let (_client, server) = handshake(shown, mesh.server.server_config()).await;
+        let refused = match server {
+            Err(fault) => TlsFault::from(&fault),
+            Ok(server) => peer(server.get_ref().1, mesh.clock.unix()).unwrap_err(),
+        };
+        assert!(["no_identity", "untrusted", "unreadable"].contains(&refused.label()), "{names:?}: {refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn sessions_of_an_ordinary_port_are_none_on_the_direct_one() {
     let mesh = Mesh::new();
     let config = mesh.client.client_config_for_endpoint(true);
@@ -414,6 +575,14 @@ impl Mesh {
         Self { clock, ca, bundle, server, client }
     }
 
+    /// A client that shows a chain of its own making, and has the key of its leaf.
+    fn shown(&self, make: impl FnOnce(&Ca) -> (Vec<CertificateDer<'static>>, KeyPair)) -> Arc<ClientConfig> {
+        let (chain, key) = make(&self.ca);
+        let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = client_builder(&self.bundle, Arc::new(self.clock.clone())).unwrap();
+        Arc::new(config.with_client_auth_cert(chain, key).unwrap())
+    }
+
     async fn pair(&self) -> (client::TlsStream<DuplexStream>, server::TlsStream<DuplexStream>) {
         let (client, server) =
             handshake(self.client.client_config_for_endpoint(false), self.server.server_config()).await;
@@ -446,6 +615,10 @@ impl Clock {
 
     fn unix(&self) -> UnixTime {
         UnixTime::from_secs(self.now())
+    }
+
+    fn back(&self, secs: u64) {
+        self.0.fetch_sub(secs, Ordering::SeqCst);
     }
 
     fn advance(&self, secs: u64) {
@@ -534,6 +707,14 @@ pub(crate) fn leaf_params(names: &[SanType], not_before: u64, not_after: u64) ->
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn authority_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params
 }
 

@@ -1,0 +1,83 @@
+//! A panic in a request ends that request, or its connection, and nothing else; it is counted.
+
+use super::*;
+use crate::config::Http2Config;
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use remora_runtime::metrics::{Counter, Registry};
+use std::sync::OnceLock;
+use tokio::net::{TcpListener, TcpStream};
+
+#[tokio::test]
+async fn a_panic_in_one_connection_is_counted_and_others_are_served() {
+    let before = panics().get();
+    let to = serving(SessionProtocol::Http1).await;
+    let mut clumsy = http1(to).await;
+    let mut other = http1(to).await;
+    assert_eq!(status(other.send_request(get("/")).await), 200);
+    assert!(clumsy.send_request(get("/panic")).await.is_err(), "its own connection ends");
+    assert_eq!(status(other.send_request(get("/")).await), 200);
+    assert_eq!(status(http1(to).await.send_request(get("/")).await), 200);
+    assert!(panics().get() > before);
+}
+
+#[tokio::test]
+async fn a_panic_in_one_stream_is_counted_and_the_connections_other_streams_are_served() {
+    let before = panics().get();
+    let to = serving(SessionProtocol::Http2).await;
+    let tcp = TcpStream::connect(to).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp)).await.unwrap();
+    tokio::spawn(connection);
+    assert!(sender.send_request(get("http://web/panic")).await.is_err(), "the stream is reset");
+    assert_eq!(status(sender.send_request(get("http://web/")).await), 200);
+    assert!(panics().get() > before);
+}
+
+/// The hook is one for the process, and so is its counter.
+fn panics() -> &'static Counter {
+    static PANICS: OnceLock<Counter> = OnceLock::new();
+    PANICS.get_or_init(|| {
+        let counter = Registry::default().counter("remora_panics_total", "as in the process");
+        remora_runtime::tasks::count_panics(counter.clone());
+        counter
+    })
+}
+
+async fn serving(version: SessionProtocol) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let settings = Settings { http2: Http2Config::default(), max_header_bytes: 8192 };
+    let (tasks, drain) = (remora_runtime::tasks::Tasks::new(), Drain::new());
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let drain = drain.clone();
+            tasks.spawn("connection", async move {
+                // The clients say how it ended.
+                let _ = serve(Stream::plain(tcp), version, settings, &drain, clumsy).await;
+            });
+        }
+    });
+    address
+}
+
+async fn clumsy(request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+    assert!(request.uri().path() != "/panic", "as a test must");
+    Ok(Response::new(Body::empty()))
+}
+
+async fn http1(to: std::net::SocketAddr) -> hyper::client::conn::http1::SendRequest<Empty<Bytes>> {
+    let tcp = TcpStream::connect(to).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn get(uri: &str) -> Request<Empty<Bytes>> {
+    Request::get(uri).header("host", "web").body(Empty::new()).unwrap()
+}
+
+fn status(answer: hyper::Result<Response<Incoming>>) -> u16 {
+    answer.unwrap().status().as_u16()
+}

@@ -1,0 +1,426 @@
+//! Peers that break off, stop, or show what no authority of ours made: their own connections end, and no other.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use remora_tests::app::BEGUN;
+use remora_tests::arena::{self, Arena, crowd, reset, served};
+use remora_tests::peer::{self, ALPN, Certificate, End, Session, header};
+use remora_tests::shop::{self, PATIENCE, SHOP, identity};
+use remora_tests::wire::{LIMIT, count, listen, read_response, read_until};
+use remora_tests::{Mesh, check, resources};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+
+/// How often each phase is broken off.
+const TIMES: usize = 20;
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: peers\r\n\r\n";
+
+static MESH: LazyLock<Mesh> = LazyLock::new(|| {
+    let mesh = Mesh::start().unwrap();
+    let manifests = [
+        shop::NAMESPACE.to_owned(),
+        arena::manifests("resets", &[], &[]),
+        arena::manifests("breaks", &[], &[]),
+        arena::manifests("halves", &[], &[]),
+        arena::manifests("closes", &[], &[]),
+        arena::manifests("shown", &[], &[]),
+        shop::service("breaker", 80, "7000"),
+        shop::idle("breaker", &[]),
+        shop::service("closer", 80, "7000"),
+        shop::idle("closer", &[]),
+        shop::service("echo", 80, "7000"),
+        shop::idle("echo", &[]),
+    ];
+    mesh.apply(&manifests.concat()).unwrap();
+    mesh.wait_ready(PATIENCE).unwrap();
+    mesh
+});
+
+#[test]
+fn a_client_that_resets_at_any_point_ends_its_own_connection_alone() {
+    if !check::can_run() {
+        return;
+    }
+    let arena = Arena::enter(&MESH, "resets").unwrap();
+    let (client, target) = (arena.client().unwrap(), arena.target().unwrap());
+    let ledgers = arena.ledgers().unwrap();
+    let load = arena.bystanders(2, 2).unwrap();
+    arena.goes_on(&load).unwrap();
+
+    let phases: [&[u8]; 9] = [
+        b"",
+        b"G",
+        b"GET / HTTP/1.1\r\nHost: pe",
+        b"POST / HTTP/1.1\r\nHost: peers\r\nContent-Length: 100\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: peers\r\nContent-Length: 100\r\n\r\nhalf of it",
+        b"POST / HTTP/1.1\r\nHost: peers\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0",
+        b"*1\r\n$4\r\nPI",
+        // Half a ClientHello.
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+    ];
+    let (inside, outside) = (arena.service().unwrap(), target.at(arena::PORT).unwrap());
+    for phase in phases {
+        for mut streams in [
+            client.enter(|| crowd(inside, TIMES)).unwrap().unwrap(),
+            MESH.enter(|| crowd(outside, TIMES)).unwrap().unwrap(),
+        ] {
+            assert_eq!(say(&mut streams, phase), TIMES);
+            reset(streams);
+        }
+    }
+    // With an answer under way, and as a stream of bytes that was HTTP.
+    let began = b"GET /hold HTTP/1.1\r\nHost: peers\r\n\r\n";
+    let upgraded = b"GET / HTTP/1.1\r\nHost: peers\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    for (ask, until) in [(&began[..], BEGUN.as_bytes()), (&upgraded[..], &b"\r\n\r\n"[..])] {
+        let mut streams = client.enter(|| crowd(inside, TIMES)).unwrap().unwrap();
+        say(&mut streams, ask);
+        for stream in &mut streams {
+            let seen = read_some(stream, until);
+            assert!(seen.starts_with(b"HTTP/1.1 "), "{seen:?}");
+        }
+        reset(streams);
+    }
+    arena.goes_on(&load).unwrap();
+    // To the proxy's own port: within the handshake, after it, within the header, after it.
+    let own = MESH.certify(&identity("stranger")).unwrap();
+    let config = peer::client(MESH.root(), Some(&own), &[ALPN]).unwrap();
+    let direct = target.at(4143).unwrap();
+    let whole = header(arena::PORT, "", Session::Http1);
+    for taken in [0, 10, whole.len()] {
+        let streams = MESH.enter(|| crowd(direct, TIMES)).unwrap().unwrap();
+        let runtime = runtime();
+        let handshaken = runtime.block_on(async {
+            let mut handshaken = Vec::new();
+            for stream in streams {
+                let mut tls = peer::handshake(stream, &identity("resets"), config.clone()).await.unwrap();
+                tls.write_all(&whole[..taken]).await.unwrap();
+                tls.flush().await.unwrap();
+                handshaken.push(tls);
+            }
+            handshaken
+        });
+        for tls in &handshaken {
+            rustix::net::sockopt::set_socket_linger(tls.get_ref().0, Some(Duration::ZERO)).unwrap();
+        }
+        drop(handshaken);
+    }
+    arena.goes_on(&load).unwrap();
+    served(load).unwrap();
+    settle(&ledgers);
+}
+
+#[test]
+fn a_server_that_resets_at_any_point_is_told_of_or_followed_by_its_reset_and_nobody_waits_for_ever() {
+    if !check::can_run() {
+        return;
+    }
+    let arena = Arena::enter(&MESH, "breaks").unwrap();
+    let client = arena.client().unwrap();
+    let ledgers = arena.ledgers().unwrap();
+    let load = arena.bystanders(2, 2).unwrap();
+    arena.goes_on(&load).unwrap();
+    let listener = listen(&MESH.pod(SHOP, "breaker").unwrap(), 7000).unwrap();
+    let phase = AtomicUsize::new(0);
+    let to = SocketAddr::new(shop::cluster_ip(&MESH, "breaker").unwrap(), 80);
+    let phases: [Option<&[u8]>; 5] = [
+        None,
+        Some(b""),
+        Some(b"HTTP/1.1 200 OK\r\nContent-Le"),
+        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"),
+        Some(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it"),
+    ];
+    let quit = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let quitting = Quit(&quit);
+        scope.spawn(|| {
+            while !quit.load(Ordering::Relaxed) {
+                let Ok((mut stream, _)) = listener.accept() else { continue };
+                if let Some(said) = phases[phase.load(Ordering::Relaxed)] {
+                    // The client may have gone: a head that is not whole is as good as any.
+                    let _ = peer::read_head(&mut stream);
+                    let _ = stream.write_all(said);
+                }
+                reset(vec![stream]);
+            }
+        });
+        for (nth, said) in phases.iter().enumerate() {
+            phase.store(nth, Ordering::Relaxed);
+            for _ in 0..TIMES {
+                let mut stream = client.enter(|| crowd(to, 1)).unwrap().unwrap().pop().unwrap();
+                stream.write_all(GET).unwrap();
+                let End::Closed(answer) = peer::end_of(&mut stream) else { panic!("{said:?}: it is left waiting") };
+                let answer = String::from_utf8_lossy(&answer);
+                // What was not begun is told; what was, cannot be told any more.
+                match said {
+                    Some(said) if said.ends_with(b"\n") || said.ends_with(b"it") => {
+                        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 200 "), "{answer}");
+                    }
+                    _ => assert!(answer.starts_with("HTTP/1.1 502 "), "{said:?}: {answer}"),
+                }
+            }
+        }
+        drop(quitting);
+        // Wakes the server.
+        let _ = client.enter(|| crowd(to, 1));
+    });
+    arena.goes_on(&load).unwrap();
+    served(load).unwrap();
+    settle(&ledgers);
+}
+
+#[test]
+fn whoever_ends_one_way_only_still_gets_or_gives_the_other() {
+    if !check::can_run() {
+        return;
+    }
+    let arena = Arena::enter(&MESH, "halves").unwrap();
+    let client = arena.client().unwrap();
+    let ledgers = arena.ledgers().unwrap();
+    let load = arena.bystanders(2, 2).unwrap();
+    peer::echo(MESH.pod(SHOP, "echo").unwrap().listen(7000).unwrap());
+    let echo = SocketAddr::new(shop::cluster_ip(&MESH, "echo").unwrap(), 80);
+    for _ in 0..TIMES {
+        // A client that has asked, and says that it asks no more.
+        let mut asked = one(&client, arena.service().unwrap());
+        asked.write_all(GET).unwrap();
+        asked.shutdown(Shutdown::Write).unwrap();
+        let (head, body) = read_response(&mut asked).unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 ") && body == b"halves\n", "{head}");
+        // Bytes: what was said comes back after the end of it.
+        let mut bytes = one(&client, echo);
+        bytes.write_all(b"*1\r\n$4\r\nPING\r\n").unwrap();
+        bytes.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(peer::end_of(&mut bytes), End::Closed(b"*1\r\n$4\r\nPING\r\n".to_vec()));
+        // A request that will never be whole.
+        let mut half = one(&client, arena.service().unwrap());
+        half.write_all(b"GET / HTTP/1.1\r\nHost: pe").unwrap();
+        half.shutdown(Shutdown::Write).unwrap();
+        assert!(matches!(peer::end_of(&mut half), End::Closed(_)), "it is waited for");
+    }
+    served(load).unwrap();
+    settle(&ledgers);
+}
+
+#[test]
+fn a_server_that_closes_idle_connections_at_the_moment_of_their_use_costs_no_idempotent_request() {
+    if !check::can_run() {
+        return;
+    }
+    const REQUESTS: usize = 600;
+    const CLIENTS: usize = 4;
+    let arena = Arena::enter(&MESH, "closes").unwrap();
+    let client = arena.client().unwrap();
+    let ledgers = arena.ledgers().unwrap();
+    let load = arena.bystanders(2, 2).unwrap();
+    let listener = listen(&MESH.pod(SHOP, "closer").unwrap(), 7000).unwrap();
+    let to = SocketAddr::new(shop::cluster_ip(&MESH, "closer").unwrap(), 80);
+    let (served_by, quit) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let quitting = Quit(&quit);
+        scope.spawn(|| {
+            while !quit.load(Ordering::Relaxed) {
+                let Ok((mut stream, _)) = listener.accept() else { continue };
+                let nth = served_by.fetch_add(1, Ordering::Relaxed);
+                scope.spawn(move || closes_soon(&mut stream, nth));
+            }
+        });
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let mut stream = one(&client, to);
+                scope.spawn(move || {
+                    for nth in 0..REQUESTS {
+                        stream.write_all(GET).unwrap();
+                        let (head, _) = read_response(&mut stream).unwrap();
+                        assert!(head.starts_with("HTTP/1.1 200 "), "request {nth}: {head}");
+                    }
+                })
+            })
+            .collect();
+        let failed = clients.into_iter().filter_map(|client| client.join().err()).count();
+        drop(quitting);
+        drop(one(&client, to).write_all(GET));
+        assert_eq!(failed, 0);
+    });
+    assert!(served_by.into_inner() > 100, "it hardly closed any");
+    served(load).unwrap();
+    settle(&ledgers);
+}
+
+#[test]
+fn certificates_that_no_authority_of_ours_makes_get_nobody_in() {
+    if !check::can_run() {
+        return;
+    }
+    let arena = Arena::enter(&MESH, "shown").unwrap();
+    let target = arena.target().unwrap();
+    let ledgers = arena.ledgers().unwrap();
+    let load = arena.bystanders(2, 2).unwrap();
+    arena.goes_on(&load).unwrap();
+    let good = MESH.certify(&identity("friend")).unwrap();
+    let runtime = runtime();
+    let name = identity("shown");
+    // Dials the proxy's own port, announces HTTP/1 and asks.
+    let ask = |certificate: &Certificate| -> String {
+        let config = peer::client(MESH.root(), Some(certificate), &[ALPN]).unwrap();
+        let tcp = MESH.dial(target.at(4143).unwrap()).unwrap();
+        runtime.block_on(async {
+            let asking = async {
+                let mut tls = peer::handshake(tcp, &name, config).await?;
+                tls.write_all(&[&header(arena::PORT, "", Session::Http1)[..], GET].concat()).await?;
+                let mut answer = Vec::new();
+                let mut buffer = bytes::BytesMut::new();
+                while !answer.ends_with(b"\r\n\r\nshown\n") {
+                    use tokio::io::AsyncReadExt as _;
+                    if tls.read_buf(&mut buffer).await? == 0 {
+                        break;
+                    }
+                    answer.extend(buffer.split());
+                }
+                std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+            };
+            tokio::time::timeout(LIMIT, asking).await.unwrap().unwrap_or_default()
+        })
+    };
+    assert!(ask(&good).starts_with("HTTP/1.1 200 "), "this is how a good one is answered");
+    let before = failures(&target);
+    for (what, certificate) in bad_certificates() {
+        assert_eq!(ask(&certificate), "", "{what}");
+    }
+    let counted = || failures(&target) >= before + bad_certificates().len() as f64;
+    MESH.wait_until("each to be counted", PATIENCE, counted).unwrap();
+    assert!(ask(&good).starts_with("HTTP/1.1 200 "));
+    served(load).unwrap();
+    settle(&ledgers);
+}
+
+/// Inbound connections that were refused for their certificate, or its absence.
+fn failures(target: &remora_tests::PodRef<'_>) -> f64 {
+    let refused = |error| count(target, "inbound_tcp_errors_total", &[("error", error)]).unwrap();
+    refused("client tls") + refused("identity required")
+}
+
+fn bad_certificates() -> Vec<(&'static str, Certificate)> {
+    let root = MESH.root();
+    let below = |params: &CertificateParams, key: &KeyPair, issuer: &Issuer<'static, KeyPair>| {
+        params.signed_by(key, issuer).unwrap().der().clone()
+    };
+    let leaf = |names: &[SanType]| {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = names.to_vec();
+        params.distinguished_name.push(DnType::CommonName, identity("friend"));
+        params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+        params
+    };
+    let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+    let alone = |params: &CertificateParams| {
+        let key = KeyPair::generate().unwrap();
+        certificate(vec![below(params, &key, root.issuer())], &key)
+    };
+    let mut authority = leaf(&[dns(&identity("friend"))]);
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let mut past = leaf(&[dns(&identity("friend"))]);
+    past.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    vec![
+        ("a wildcard", alone(&leaf(&[dns(&format!("*.{}", identity("friend")))]))),
+        ("a NUL in a name", alone(&leaf(&[dns(&format!("{}\0.evil.example", identity("friend")))]))),
+        ("a common name alone", alone(&leaf(&[]))),
+        ("an address", alone(&leaf(&[SanType::IpAddress([10, 0, 0, 1].into())]))),
+        ("an authority's own", alone(&authority)),
+        ("one that has expired", alone(&past)),
+        ("a chain of a hundred", chain_of_a_hundred(&leaf(&[dns(&identity("friend"))]))),
+    ]
+}
+
+fn chain_of_a_hundred(leaf: &CertificateParams) -> Certificate {
+    let mut chain: Vec<CertificateDer<'static>> = Vec::new();
+    let mut issuer: Option<Issuer<'static, KeyPair>> = None;
+    for nth in 0..99 {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("authority {nth}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let above = issuer.as_ref().unwrap_or(MESH.root().issuer());
+        chain.insert(0, params.signed_by(&key, above).unwrap().der().clone());
+        issuer = Some(Issuer::new(params, key));
+    }
+    let key = KeyPair::generate().unwrap();
+    chain.insert(0, leaf.signed_by(&key, &issuer.unwrap()).unwrap().der().clone());
+    certificate(chain, &key)
+}
+
+fn certificate(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Certificate {
+    Certificate::new(chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+}
+
+/// Answers requests and closes a moment after an answer: between at once and 2 ms, another moment each time.
+fn closes_soon(stream: &mut TcpStream, nth: usize) {
+    stream.set_nodelay(true).unwrap();
+    for round in 0.. {
+        let pause = Duration::from_micros(((nth * 7 + round * 13) % 20) as u64 * 100);
+        stream.set_read_timeout(Some(pause.max(Duration::from_micros(1)))).unwrap();
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut byte) {
+                Ok(1) => head.extend(byte),
+                // Nothing for that moment: it is closed, whatever is on its way.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) && head.is_empty() && round > 0 => return,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+        if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends a server's thread, also when the test has failed.
+struct Quit<'a>(&'a AtomicBool);
+
+impl Drop for Quit<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn one(from: &remora_tests::PodRef<'_>, to: SocketAddr) -> TcpStream {
+    remora_tests::wire::connect(from, to).unwrap()
+}
+
+fn say(streams: &mut [TcpStream], what: &[u8]) -> usize {
+    arena::say(streams, what)
+}
+
+fn read_some(stream: &mut TcpStream, until: &[u8]) -> Vec<u8> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut seen = read_until(stream, b"\r\n\r\n").unwrap();
+    if until != b"\r\n\r\n" {
+        // The body is chunked: its end is no line of its own.
+        while !seen.windows(until.len()).any(|window| window == until) {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            seen.extend(byte);
+        }
+    }
+    seen
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[track_caller]
+fn settle(ledgers: &[resources::Ledger<'_>]) {
+    for ledger in ledgers {
+        ledger.settle().unwrap();
+    }
+}
