@@ -21,9 +21,9 @@ pub mod header;
 pub mod identity;
 pub mod matching;
 pub mod mux;
+pub mod patience;
 #[cfg(planted)]
 pub mod planted;
-pub mod patience;
 pub mod policy;
 pub mod pool;
 pub mod profile;

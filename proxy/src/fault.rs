@@ -84,7 +84,9 @@ pub enum Fault {
     Overloaded(Arc<str>),
     #[error("a connection shared with another proxy ended: {0}")]
     Carrier(mux::Error),
-    #[error("the proxy is short of memory: {used} of {limit} MiB are in use (REMORA_PROXY_MEMORY_LIMIT); nothing new is begun")]
+    #[error(
+        "the proxy is short of memory: {used} of {limit} MiB are in use (REMORA_PROXY_MEMORY_LIMIT); nothing new is begun"
+    )]
     Memory { used: u64, limit: u64 },
 }
 

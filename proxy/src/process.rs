@@ -22,7 +22,8 @@ pub fn prepare(config: &mut Config, registry: &Registry, tasks: &Tasks) {
     let help = "Log lines that nobody took since the start";
     gauge(registry, "remora_log_lines_dropped", help, log::dropped);
     descriptors(config);
-    let limit = config.limits.memory.map_or_else(room::cgroup_memory, |said| Some(said).filter(|said| *said > 0));
+    let limit =
+        config.limits.memory.map_or_else(room::cgroup_memory, |said| Some(said).filter(|said| *said > 0));
     if let Some(limit) = limit {
         memory(registry, tasks, room::limit_memory(limit));
     }
@@ -34,7 +35,9 @@ fn descriptors(config: &mut Config) {
     config.limits.max_connections = remora_core::room::connections(wanted, descriptors);
     if config.limits.max_connections < wanted {
         info!(
-            wanted, served = config.limits.max_connections, descriptors,
+            wanted,
+            served = config.limits.max_connections,
+            descriptors,
             "fewer connections are served at once than REMORA_PROXY_MAX_CONNECTIONS says: the process may not open \
              descriptors for more"
         );

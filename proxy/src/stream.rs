@@ -185,7 +185,9 @@ impl AsyncRead for Stream {
             Io::Mux(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let bytes = buf.filled().len() - before;
-        if !this.essential && let Err(full) = room::took(bytes) {
+        if !this.essential
+            && let Err(full) = room::took(bytes)
+        {
             return Poll::Ready(Err(full));
         }
         if let Some(attention) = &mut this.attention {

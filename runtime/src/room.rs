@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         OnceLock,
-        atomic::{AtomicU64, AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -232,6 +232,10 @@ mod tests {
         assert_eq!(found("4:memory:/pod1\n0::/\n"), Some(64 << 20));
         assert_eq!(found("4:cpu,memory:/pod2\n"), None);
         write("memory.max", "67108864\n");
-        assert_eq!(found("0::/the/name/outside\n"), Some(64 << 20), "the root of a container's mount is its group");
+        assert_eq!(
+            found("0::/the/name/outside\n"),
+            Some(64 << 20),
+            "the root of a container's mount is its group"
+        );
     }
 }

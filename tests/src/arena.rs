@@ -34,7 +34,8 @@ fn client_of(name: &str) -> String {
 
 /// The annotation that gives a proxy further environment.
 pub fn env(variables: &[(&str, &str)]) -> (&'static str, String) {
-    let list: Vec<Value> = variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let list: Vec<Value> =
+        variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     ("config.linkerd.io/proxy-additional-env", Value::from(list).to_string())
 }
 
@@ -195,5 +196,6 @@ pub fn usage(pod: &PodRef<'_>) -> Result<Usage> {
 /// The limit cannot be set.
 pub fn many_descriptors() -> Result<()> {
     let now = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).context("RLIMIT_NOFILE")
+    setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })
+        .context("RLIMIT_NOFILE")
 }

@@ -222,7 +222,8 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, state: Arc<State>)
                 async move { Ok::<_, Infallible>(answer(&state, request).await) }
             });
             let mut cuts = state.cuts.subscribe();
-            let serving = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service);
+            let serving =
+                http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(tls), service);
             tokio::select! {
                 // The proxy says how it ended, if that matters.
                 _ = serving => {}

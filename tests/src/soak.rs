@@ -58,7 +58,8 @@ pub fn run(minutes: u64, mut tell: impl FnMut(&str)) -> Result<bool> {
     let pods = ["web-0", "kit", "bytes", "client"].map(|name| mesh.pod(SHOP, name));
     let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
     let from = pods.last().context("no client")?;
-    let service = |name: &str, port| Ok::<_, anyhow::Error>(SocketAddr::new(shop::cluster_ip(&mesh, name)?, port));
+    let service =
+        |name: &str, port| Ok::<_, anyhow::Error>(SocketAddr::new(shop::cluster_ip(&mesh, name)?, port));
     let requests = Load::start(from, shop::web_load(&mesh)?)?;
     let kit = service("kit", 8080)?;
     let plan = Plan { target: kit, host: "kit:8080".into(), path: "/status/200".into(), kept: 2, fresh: 1 };
@@ -155,12 +156,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(
-        from: &PodRef<'_>,
-        to: SocketAddr,
-        work: fn(std::net::TcpStream) -> Result<()>,
-    ) -> Result<Self> {
-        let (stop, done, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    fn start(from: &PodRef<'_>, to: SocketAddr, work: fn(std::net::TcpStream) -> Result<()>) -> Result<Self> {
+        let (stop, done, failed) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let (stopped, counted, lost) = (stop.clone(), done.clone(), failed.clone());
         let sandbox = from.sandbox()?;
         connect(from, to)?;

@@ -40,7 +40,8 @@ fn a_control_plane_that_is_frozen_for_a_minute_is_not_missed_by_whom_is_known() 
     let ledgers = arena.ledgers().unwrap();
     let load = arena.bystanders(2, 2).unwrap();
     arena.goes_on(&load).unwrap();
-    let [destination, identity] = ["remora-destination", "remora-identity"].map(|name| mesh.pod("remora", name).unwrap());
+    let [destination, identity] =
+        ["remora-destination", "remora-identity"].map(|name| mesh.pod("remora", name).unwrap());
     destination.signal("destination", Signal::STOP).unwrap();
     identity.signal("identity", Signal::STOP).unwrap();
     let (began, dialled) = (Instant::now(), connections(&client));
@@ -125,7 +126,8 @@ fn a_hundred_thousand_endpoints_are_as_many_as_a_destination_may_have() {
     let mut asking = client.dial(service("huge")).unwrap();
     std::io::Write::write_all(&mut asking, b"GET / HTTP/1.1\r\nHost: huge\r\n\r\n").unwrap();
     let authority = authority("huge");
-    let followed = || stage.controller.times().keys().any(|asked| asked.method == "Get" && asked.about == authority);
+    let followed =
+        || stage.controller.times().keys().any(|asked| asked.method == "Get" && asked.about == authority);
     MESH.wait_until("the destination to be followed", PATIENCE, followed).unwrap();
     for batch in 0..ENDPOINTS / AT_ONCE {
         let nth = |n: usize| {
@@ -366,7 +368,11 @@ fn nonsense() -> Vec<(&'static str, &'static str, Bytes)> {
         ("a protocol of another version", "Watch", controller::encode(&unknown).unwrap()),
         ("an identity of no kind that is known", "Get", added(no_strategy)),
         ("no address", "Get", added(dst::WeightedAddr::default())),
-        ("a port that is none", "Get", added(dst::WeightedAddr { addr: Some(no_port), ..Default::default() })),
+        (
+            "a port that is none",
+            "Get",
+            added(dst::WeightedAddr { addr: Some(no_port), ..Default::default() }),
+        ),
     ]
 }
 

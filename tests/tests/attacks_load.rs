@@ -181,7 +181,10 @@ fn without_a_descriptor_left_accepting_waits_without_spinning_and_the_admin_port
     assert!(rate < 25.0, "{rate} attempts a second");
     arena.goes_on(&load).unwrap();
     let warning = "cannot accept connections; trying again";
-    assert!((1..5).contains(&MESH.logs(&target, PROXY).matches(warning).count()), "it is said, and not each time");
+    assert!(
+        (1..5).contains(&MESH.logs(&target, PROXY).matches(warning).count()),
+        "it is said, and not each time"
+    );
 
     limit(before);
     for stream in many {
@@ -300,7 +303,10 @@ fn a_hundred_thousand_names_make_no_more_series_than_the_budget() {
         let largest = families.iter().max_by_key(|(_, series)| **series).unwrap();
         assert!(*largest.1 >= BUDGET, "{}: they are no labels at all: {largest:?}", pod.name);
         assert!(*largest.1 <= BUDGET + 1, "{}: {largest:?}", pod.name);
-        assert!(count(pod, "remora_metrics_folded_total", &[]).unwrap() > 1000.0, "what was folded is counted");
+        assert!(
+            count(pod, "remora_metrics_folded_total", &[]).unwrap() > 1000.0,
+            "what was folded is counted"
+        );
     }
     served(load).unwrap();
     // The series stay for a while, which is what the budget is about.
@@ -440,7 +446,8 @@ fn flood(to: SocketAddr) -> Told {
 }
 
 fn is_named(head: &http::HeaderMap) -> bool {
-    head.get("l5d-proxy-error").is_some_and(|why| why.to_str().is_ok_and(|why| why.contains("short of memory")))
+    head.get("l5d-proxy-error")
+        .is_some_and(|why| why.to_str().is_ok_and(|why| why.contains("short of memory")))
 }
 
 /// Writes until nothing is taken any more.
@@ -457,7 +464,9 @@ fn held_back(streams: &mut [TcpStream], most: usize) {
             }
             match stream.write(&piece[..left]) {
                 Ok(taken) => sent += taken,
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break true,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    break true;
+                }
                 Err(error) => panic!("after {sent} bytes: {error}"),
             }
         };
@@ -511,4 +520,3 @@ fn families(samples: &Samples) -> BTreeMap<String, usize> {
     }
     families
 }
-

@@ -154,7 +154,9 @@ fn a_server_that_resets_at_any_point_is_told_of_or_followed_by_its_reset_and_nob
             for _ in 0..TIMES {
                 let mut stream = client.enter(|| crowd(to, 1)).unwrap().unwrap().pop().unwrap();
                 stream.write_all(GET).unwrap();
-                let End::Closed(answer) = peer::end_of(&mut stream) else { panic!("{said:?}: it is left waiting") };
+                let End::Closed(answer) = peer::end_of(&mut stream) else {
+                    panic!("{said:?}: it is left waiting")
+                };
                 let answer = String::from_utf8_lossy(&answer);
                 // What was not begun is told; what was, cannot be told any more.
                 match said {
@@ -372,7 +374,13 @@ fn closes_soon(stream: &mut TcpStream, nth: usize) {
             match stream.read(&mut byte) {
                 Ok(1) => head.extend(byte),
                 // Nothing for that moment: it is closed, whatever is on its way.
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) && head.is_empty() && round > 0 => return,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+                        && head.is_empty()
+                        && round > 0 =>
+                {
+                    return;
+                }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Ok(_) | Err(_) => return,
             }

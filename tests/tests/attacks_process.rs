@@ -49,12 +49,16 @@ fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
     for restarts in 1..=3 {
         let said = MESH.logs(&target, PROXY).len();
         target.signal(PROXY, Signal::KILL).unwrap();
-        let back = || target.restarts(PROXY) == restarts && target.is_ready() && target.admin_get("/ready").is_ok();
+        let back =
+            || target.restarts(PROXY) == restarts && target.is_ready() && target.admin_get("/ready").is_ok();
         MESH.wait_until("the proxy to be back", PATIENCE, back).unwrap();
         let log = MESH.logs(&target, PROXY);
         let log = log.get(said..).unwrap();
         let at = |what: &str| {
-            let line = log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what:?} in {log}"));
+            let line = log
+                .lines()
+                .find(|line| line.contains(what))
+                .unwrap_or_else(|| panic!("no {what:?} in {log}"));
             seconds_of_day(line)
         };
         let (certified, ready) = (at("certificate in use"), at(": ready inbound"));
@@ -115,8 +119,10 @@ fn what_is_under_way_when_a_proxy_is_told_to_stop_is_finished_downloads_among_it
     drop(socket);
     drop(download);
     for pod in [&target, &files] {
-        MESH.wait_until("the proxy to end and be back", PATIENCE, || pod.restarts(PROXY) == 1 && pod.is_ready())
-            .unwrap();
+        MESH.wait_until("the proxy to end and be back", PATIENCE, || {
+            pod.restarts(PROXY) == 1 && pod.is_ready()
+        })
+        .unwrap();
         assert_eq!(pod.last_exit(PROXY), Some(0), "{}", MESH.logs(pod, PROXY));
     }
     served(others).unwrap();
@@ -161,7 +167,8 @@ fn a_log_without_room_costs_lines_that_are_counted_and_no_request() {
     }
     let donor = MESH.pod(SHOP, "donor").unwrap();
     // A disk that is full, and a pipe that nobody empties: as descriptor 3 the shell holds its reading end.
-    let pipe = format!("mkfifo {SCRATCH}/pipe && exec 3<>{SCRATCH}/pipe && exec {BINARY} >{SCRATCH}/pipe 2>&1");
+    let pipe =
+        format!("mkfifo {SCRATCH}/pipe && exec 3<>{SCRATCH}/pipe && exec {BINARY} >{SCRATCH}/pipe 2>&1");
     let disk = format!("exec {BINARY} >/dev/full 2>&1");
     for (name, script) in [("full-disk", &disk), ("full-pipe", &pipe)] {
         let pod = altered(&donor, name, |proxy| proxy["command"] = json!(["sh", "-c", script])).unwrap();
@@ -172,8 +179,12 @@ fn a_log_without_room_costs_lines_that_are_counted_and_no_request() {
         let ledgers = arena.ledgers().unwrap();
         let load = arena.bystanders(2, 2).unwrap();
         let dropped = |what: &str| count(&target, what, &[]).unwrap();
-        let both = || dropped("remora_log_lines_dropped") > 100.0 && dropped("remora_access_log_lines_dropped_total") > 100.0;
-        MESH.wait_until("lines to be dropped and counted", PATIENCE, || both() || load.tally().failed > 0).unwrap();
+        let both = || {
+            dropped("remora_log_lines_dropped") > 100.0
+                && dropped("remora_access_log_lines_dropped_total") > 100.0
+        };
+        MESH.wait_until("lines to be dropped and counted", PATIENCE, || both() || load.tally().failed > 0)
+            .unwrap();
         arena.goes_on(&load).unwrap();
         served(load).unwrap();
         for ledger in &ledgers {
@@ -188,4 +199,3 @@ fn seconds_of_day(line: &str) -> f64 {
     let time = line.split_once('T').and_then(|(_, rest)| rest.split_once('Z')).unwrap().0;
     time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
 }
-

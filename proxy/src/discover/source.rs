@@ -212,7 +212,12 @@ async fn endpoints(
             let beyond = apply(&mut set, converted.value);
             if beyond > 0 {
                 refused.inc_by(beyond);
-                warn!(what, beyond, most = MAX_ENDPOINTS, "more endpoints than one destination may have; they are not used");
+                warn!(
+                    what,
+                    beyond,
+                    most = MAX_ENDPOINTS,
+                    "more endpoints than one destination may have; they are not used"
+                );
             }
             Some(set.values().cloned().collect())
         }

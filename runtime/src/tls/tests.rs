@@ -403,7 +403,10 @@ async fn a_client_whose_names_are_none_of_ours_has_no_identity() {
             Err(fault) => TlsFault::from(&fault),
             Ok(server) => peer(server.get_ref().1, mesh.clock.unix()).unwrap_err(),
         };
-        assert!(["no_identity", "untrusted", "unreadable"].contains(&refused.label()), "{names:?}: {refused:?}");
+        assert!(
+            ["no_identity", "untrusted", "unreadable"].contains(&refused.label()),
+            "{names:?}: {refused:?}"
+        );
     }
 }
 
