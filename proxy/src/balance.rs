@@ -121,8 +121,10 @@ impl Balancer {
         for some in wanted.chunks(AT_ONCE) {
             endpoints.extend(some.iter().map(|endpoint| {
                 let same = known.get(&endpoint.addr).filter(|live| live.endpoint() == endpoint);
-                same.map(|live| Arc::clone(live))
-                    .unwrap_or_else(|| LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma))
+                same.map_or_else(
+                    || LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma),
+                    |live| Arc::clone(live),
+                )
             }));
             if some.len() == AT_ONCE {
                 tokio::task::yield_now().await;

@@ -157,13 +157,34 @@ impl Stream {
         matches!(self.io, Io::Mux(_))
     }
 
+    /// The socket below, or the stream of a carrier.
+    fn below(&self) -> Result<&TcpStream, &MuxStream> {
+        match &self.io {
+            Io::Plain(tcp) => Ok(tcp),
+            Io::Server(tls) => Ok(&tls.get_ref().0.tcp),
+            Io::Client(tls) => Ok(tls.get_ref().0),
+            Io::Mux(stream) => Err(stream),
+        }
+    }
+
+    /// Has the other end asked from time to time whether it is there. Of a carrier's streams that is the carrier's part.
+    pub fn probe(&self, keepalive: &socket2::TcpKeepalive) -> io::Result<()> {
+        self.below().map_or(Ok(()), |tcp| socket2::SockRef::from(tcp).set_tcp_keepalive(keepalive))
+    }
+
+    /// Why the connection has failed, if it has, without reading from it.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        match self.below() {
+            Ok(tcp) => tcp.take_error(),
+            Err(stream) => Ok(stream.error()),
+        }
+    }
+
     /// Makes the close of this connection a reset: the peer must not take it for an orderly end.
     pub fn reset_on_close(&self) {
-        let tcp = match &self.io {
-            Io::Plain(tcp) => tcp,
-            Io::Server(tls) => &tls.get_ref().0.tcp,
-            Io::Client(tls) => tls.get_ref().0,
-            Io::Mux(stream) => return stream.reset_on_close(),
+        let tcp = match self.below() {
+            Ok(tcp) => tcp,
+            Err(stream) => return stream.reset_on_close(),
         };
         // A socket that cannot be asked to linger is closed as it is; there is nobody to tell.
         let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));

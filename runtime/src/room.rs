@@ -29,8 +29,7 @@ pub fn descriptors() -> Option<u64> {
     let now = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: now.maximum, maximum: now.maximum };
     // What cannot be raised stays as it is.
-    let current = if setrlimit(Resource::Nofile, raised).is_ok() { now.maximum } else { now.current };
-    current
+    if setrlimit(Resource::Nofile, raised).is_ok() { now.maximum } else { now.current }
 }
 
 /// The memory that this process's control group may use, in bytes, of either version; `None` where nothing limits it.

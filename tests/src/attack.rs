@@ -40,7 +40,7 @@ impl<'a> Scene<'a> {
         let app = App::start(&victim, OTHERS, "others")?;
         let bystander = mesh.pod(shop::SHOP, BYSTANDER)?;
         let plan = |kept, fresh| Plan {
-            target: std::net::SocketAddr::new(victim.ip().unwrap_or([0, 0, 0, 0].into()), OTHERS),
+            target: std::net::SocketAddr::new(victim.ip().unwrap_or_else(|_| [0, 0, 0, 0].into()), OTHERS),
             host: "web".into(),
             path: "/".into(),
             kept,

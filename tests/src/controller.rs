@@ -238,7 +238,8 @@ type Body = BoxBody<Bytes, Infallible>;
 async fn answer(state: &State, request: Request<Incoming>) -> Response<Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     let path = request.uri().path().to_owned();
-    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body =
+        request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let about = about(&path, body.get(5..).unwrap_or_default()).unwrap_or_default();
     let asked = Asked { method, about };
     lock(&state.asked).entry(asked.clone()).or_default().push(Instant::now());
@@ -246,7 +247,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Body> {
     let script = lock(&state.script).clone();
     let reply = script(&asked);
     tokio::time::sleep(reply.after).await;
-    let said = futures_util::stream::iter(reply.messages.into_iter().map(framed));
+    let said = futures_util::stream::iter(reply.messages.into_iter().map(|message| framed(&message)));
     let then = futures_util::stream::unfold((pushed, Some(reply.then)), move |(mut pushed, then)| {
         let asked = asked.clone();
         async move {
@@ -255,7 +256,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Body> {
                 Then::Hold => loop {
                     match pushed.recv().await {
                         Ok((about, message)) if about == asked => {
-                            return Some((framed(message), (pushed, Some(Then::Hold))));
+                            return Some((framed(&message), (pushed, Some(Then::Hold))));
                         }
                         Ok(_) => {}
                         // Behind, or over.
@@ -272,11 +273,11 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Body> {
 }
 
 /// Five bytes of framing, uncompressed, and the message.
-fn framed(message: Bytes) -> Frame<Bytes> {
+fn framed(message: &Bytes) -> Frame<Bytes> {
     let mut frame = BytesMut::with_capacity(message.len() + 5);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    frame.extend_from_slice(&message);
+    frame.extend_from_slice(message);
     Frame::data(frame.freeze())
 }
 
@@ -336,7 +337,7 @@ pub fn balanced(authority: &str) -> Result<Bytes> {
         let first = distribution::FirstAvailable { backends: vec![one] };
         let backends = Some(Distribution { kind: Some(distribution::Kind::FirstAvailable(first)) });
         let rule = Rule { backends, ..Default::default() };
-        outbound::OpaqueRoute { metadata: Some(named("bytes")), rules: vec![rule], ..Default::default() }
+        outbound::OpaqueRoute { metadata: Some(named("bytes")), rules: vec![rule] }
     };
     let detect = Detect {
         timeout: None,
@@ -346,7 +347,7 @@ pub fn balanced(authority: &str) -> Result<Bytes> {
     };
     let protocol = Some(outbound::ProxyProtocol { kind: Some(Kind::Detect(detect)) });
     let metadata = Some(named("scripted"));
-    encode(&outbound::OutboundPolicy { metadata, protocol, ..Default::default() })
+    encode(&outbound::OutboundPolicy { metadata, protocol })
 }
 
 /// Endpoints to add, without identity.

@@ -9,7 +9,7 @@ use crate::node::{Node, PodRef};
 /// Processor time in `/proc` is counted in hundredths of a second (`USER_HZ`), on every architecture.
 const TICK: Duration = Duration::from_millis(10);
 /// How long a proxy may take to be as it was.
-pub const SETTLE: Duration = Duration::from_secs(60);
+pub const SETTLE: Duration = Duration::from_mins(1);
 /// What it may be larger by then: in tenths of what it was.
 const MOST_RSS: u64 = 13;
 /// What an attack may cost its target, as a multiple of what it costs the attacker.

@@ -8,7 +8,7 @@
 use crate::stream::Stream;
 use remora_core::patience::Turn;
 use remora_runtime::clock;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::TcpKeepalive;
 use std::{
     future::{Future, poll_fn},
     io,
@@ -27,6 +27,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const LOOK: Duration = Duration::from_secs(5);
 /// Probes without an answer before it counts as gone.
 const PROBES: u32 = 3;
+
+/// Ends when a time has come.
+type Timer = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What is known of the client of one connection, shared by its stream, its requests' bodies and its server.
 #[derive(Default)]
@@ -61,7 +64,7 @@ impl Talk {
     /// Ends when a head took longer than `limit`. Belongs into the task of the connection, after its server: whatever is
     /// read wakes that.
     pub async fn late(&self, limit: Duration) {
-        let mut timer: Option<(_, Pin<Box<dyn Future<Output = ()> + Send>>)> = None;
+        let mut timer: Option<(_, Timer)> = None;
         poll_fn(|cx| {
             let Some(since) = self.turn().since() else {
                 timer = None;
@@ -114,18 +117,17 @@ impl ClientIo {
     /// Waits for a client that said no more and is being answered: an error when it has gone.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let looking = match &mut self.looking {
-                Some(looking) => looking,
-                None => {
-                    let probes = TcpKeepalive::new().with_time(LOOK).with_interval(LOOK).with_retries(PROBES);
-                    // Without probes a client that has gone is noticed when it is answered.
-                    let _ = SockRef::from(self.stream.tcp()).set_tcp_keepalive(&probes);
-                    self.talk.end();
-                    self.looking.insert(Box::pin(tokio::time::sleep(LOOK)))
-                }
+            let looking = if let Some(looking) = &mut self.looking {
+                looking
+            } else {
+                let probes = TcpKeepalive::new().with_time(LOOK).with_interval(LOOK).with_retries(PROBES);
+                // Without probes a client that has gone is noticed when it is answered.
+                let _ = self.stream.probe(&probes);
+                self.talk.end();
+                self.looking.insert(Box::pin(tokio::time::sleep(LOOK)))
             };
             ready!(looking.as_mut().poll(cx));
-            if let Some(error) = self.stream.tcp().take_error()? {
+            if let Some(error) = self.stream.take_error()? {
                 return Poll::Ready(Err(error));
             }
             looking.as_mut().reset(tokio::time::Instant::now() + LOOK);
@@ -218,7 +220,7 @@ mod tests {
     async fn a_reset_is_seen_while_the_answer_is_awaited() {
         let (client, mut io, talk) = pair().await;
         let _answering = talk.requested();
-        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
         assert!(io.read(&mut [0; 1]).await.is_err());
     }

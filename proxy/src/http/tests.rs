@@ -48,7 +48,15 @@ fn panics() -> &'static Counter {
 async fn serving(version: SessionProtocol) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let settings = Settings { http2: Http2Config::default(), max_header_bytes: 8192 };
+    let settings = Settings {
+        http2: Http2Config::default(),
+        header_list: HeaderList { bytes: 8192, fields: 100 },
+        max_header_bytes: 8192,
+        max_headers: 100,
+        head_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(10),
+        informational: false,
+    };
     let (tasks, drain) = (remora_runtime::tasks::Tasks::new(), Drain::new());
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
@@ -62,7 +70,7 @@ async fn serving(version: SessionProtocol) -> std::net::SocketAddr {
     address
 }
 
-async fn clumsy(request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+async fn clumsy(request: Request<Body>) -> Result<Response<Body>, Fault> {
     assert!(request.uri().path() != "/panic", "as a test must");
     Ok(Response::new(Body::empty()))
 }

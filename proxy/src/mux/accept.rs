@@ -104,7 +104,7 @@ fn admit(worker: &Worker, standing: &mut Standing) -> Result<OwnedSemaphorePermi
     let credentials = proxy.credentials.borrow().clone().ok_or(Refusal::NoCredentials)?;
     standing.holds(credentials.bundle(), clock::unix_now())?;
     proxy.inbound_permits.clone().try_acquire_owned().map_err(|_| {
-        proxy.metrics.inbound_limited.inc();
+        proxy.metrics.inbound_accepts.limited.inc();
         Refusal::Limit
     })
 }

@@ -269,6 +269,11 @@ impl MuxStream {
         refused
     }
 
+    /// How it ended before its time, if it has.
+    pub fn error(&self) -> Option<io::Error> {
+        self.carrier.lock().why(self.id)
+    }
+
     /// Makes the close of this stream a reset.
     pub fn reset_on_close(&self) {
         self.reset.store(true, Ordering::Relaxed);
