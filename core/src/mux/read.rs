@@ -38,6 +38,7 @@ impl Session {
                 return Chunk::Wait;
             }
             stream.end_read = true;
+            stream.is_readable = false;
             self.settle(slot);
             return Chunk::End;
         }
