@@ -15,14 +15,14 @@ pub enum Pressure {
 /// Descriptors that connections leave to listeners, the control plane, the admin port and files.
 pub const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// The pressure at `used` of `limit` bytes: high from four fifths, critical from nine tenths. Without a limit
+/// The pressure at `used` of `limit` bytes: high from seven tenths, critical from 85 hundredths. Without a limit
 /// (`limit` 0) there is none.
 pub fn pressure(used: u64, limit: u64) -> Pressure {
-    let reaches = |tenths: u64| u128::from(used) * 10 >= u128::from(limit) * u128::from(tenths);
+    let reaches = |percent: u64| u128::from(used) * 100 >= u128::from(limit) * u128::from(percent);
     match limit {
         0 => Pressure::Low,
-        _ if reaches(9) => Pressure::Critical,
-        _ if reaches(8) => Pressure::High,
+        _ if reaches(85) => Pressure::Critical,
+        _ if reaches(70) => Pressure::High,
         _ => Pressure::Low,
     }
 }
@@ -46,10 +46,10 @@ mod tests {
     fn pressure_rises_in_two_steps() {
         for (used, limit, expected) in [
             (0, 100, Pressure::Low),
-            (79, 100, Pressure::Low),
-            (80, 100, Pressure::High),
-            (89, 100, Pressure::High),
-            (90, 100, Pressure::Critical),
+            (69, 100, Pressure::Low),
+            (70, 100, Pressure::High),
+            (84, 100, Pressure::High),
+            (85, 100, Pressure::Critical),
             (200, 100, Pressure::Critical),
             (u64::MAX, u64::MAX, Pressure::Critical),
             (u64::MAX, 0, Pressure::Low),

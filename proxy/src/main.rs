@@ -4,8 +4,8 @@ use remora_proxy::{config::Config, run};
 use remora_runtime::{env::Env, log};
 use std::process::ExitCode;
 
-// Memory goes back to the system after a burst, on every architecture, also when nothing is left to do: by threads of
-// the allocator's own.
+// Memory goes back to the system after a burst, on every architecture, also when nothing is left to do: by a thread of
+// the allocator's own. How soon is in .cargo/config.toml.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

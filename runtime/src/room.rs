@@ -1,7 +1,7 @@
 //! What the machine leaves a process: descriptors and memory, and whether there is room for more.
 //!
-//! Memory is looked at as work comes in, not by a timer alone: whoever reads says how much, and after each MiB the
-//! resident set is looked at again. So what was let in between two looks is bounded, however fast it came.
+//! Memory is looked at as work comes in, not by a timer alone: whoever reads says how much, and after each share of the
+//! limit the resident set is looked at again. So what was let in between two looks is bounded, however fast it came.
 
 use remora_core::room::{Pressure, pressure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -15,8 +15,8 @@ use std::{
     time::Duration,
 };
 
-/// Bytes read by the process between two looks at its memory.
-const EVERY: u64 = 1 << 20;
+/// What may be read between two looks, as a share of the limit: 256 KiB of 64 MiB.
+const SHARE: u64 = 256;
 
 /// Between two looks when nothing is read: after a burst, memory goes back to the system in seconds.
 pub const AGAIN: Duration = Duration::from_millis(250);
@@ -126,7 +126,7 @@ impl Memory {
     /// [`took`].
     fn took(&self, bytes: usize) -> io::Result<()> {
         let bytes = bytes as u64;
-        if self.unlooked.fetch_add(bytes, Relaxed).saturating_add(bytes) >= EVERY {
+        if self.unlooked.fetch_add(bytes, Relaxed).saturating_add(bytes) >= self.limit / SHARE {
             self.look();
         }
         if bytes > 0 && self.pressure() == Pressure::Critical {

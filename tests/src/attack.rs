@@ -84,6 +84,31 @@ impl<'a> Scene<'a> {
         Ok(cost)
     }
 
+    /// [`attack`](Self::attack) for what a replay of prepared bytes costs its sender next to nothing: its processor time
+    /// per byte is held against that of ordinary requests of the same victim instead.
+    ///
+    /// # Errors
+    /// Whatever was not so, with the attack's name.
+    pub fn replay(
+        &self,
+        name: &str,
+        ordinary: impl FnOnce() -> Result<u64>,
+        attack: impl FnOnce() -> Result<u64>,
+    ) -> Result<Cost> {
+        let known = self.ledger.attack(ordinary).context("ordinary requests")?;
+        let hostile = Duration::from_micros(1);
+        self.load.take();
+        let cost = self.ledger.attack(attack).with_context(|| name.to_owned())?;
+        let tally = self.load.tally();
+        ensure!(tally.failed == 0, "{name}: others were not served: {:#?}", tally.failures);
+        let per_byte =
+            |cost: &Cost| cost.target_cpu.max(hostile).as_secs_f64() / cost.attacker_bytes.max(1) as f64;
+        let dear = per_byte(&cost) > per_byte(&known);
+        ensure!(!dear, "{name}: a byte costs more than one of an ordinary request: {cost:?}, {known:?}");
+        cost.check_memory().with_context(|| name.to_owned())?;
+        Ok(cost)
+    }
+
     /// A counter of the victim.
     pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         self.victim.metrics().map_or(0, |samples| samples.count(name, labels))

@@ -134,6 +134,12 @@ impl Cost {
             self.target_cpu <= FREE_CPU || cpu <= AMPLIFICATION,
             "CPU is amplified {cpu:.1} times: {self:?}"
         );
+        self.check_memory()
+    }
+
+    /// # Errors
+    /// It cost the target more than [`AMPLIFICATION`] times the memory that it cost the attacker.
+    pub fn check_memory(&self) -> Result<()> {
         let memory = self.target_bytes as f64 / self.attacker_bytes.max(1) as f64;
         let free = self.target_bytes <= FREE_BYTES;
         ensure!(free || memory <= AMPLIFICATION, "memory is amplified {memory:.1} times: {self:?}");
@@ -147,14 +153,14 @@ mod tests {
 
     #[test]
     fn a_process_sees_itself() {
-        let own = Usage::of(std::process::id() as i32).unwrap();
+        let own = Usage::of(std::process::id().cast_signed()).unwrap();
         assert!(own.fds >= 3 && own.rss > 1 << 20, "{own:?}");
         let before = thread_cpu().unwrap();
         let mut work = 0_u64;
         while thread_cpu().unwrap() < before + 3 * TICK {
             work = std::hint::black_box(work + 1);
         }
-        assert!(cpu(std::process::id() as i32).unwrap() >= 3 * TICK);
+        assert!(cpu(std::process::id().cast_signed()).unwrap() >= 3 * TICK);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! A control plane that is dead, frozen, slow or out of its mind: what is known keeps serving, it is asked at most once a
 //! second, and what is not known gets its answer in time. What it says is scripted (`controller`), in Linkerd's API.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(
+    clippy::items_after_statements,
+    clippy::unwrap_used,
+    reason = "a test says what it expects where it stands"
+)]
 
 use bytes::Bytes;
 use linkerd2_proxy_api::{destination as dst, net, outbound};
@@ -14,7 +18,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a frozen control plane stays frozen.
-const FROZEN: Duration = Duration::from_secs(60);
+const FROZEN: Duration = Duration::from_mins(1);
 /// The bound of a first lookup (design decision 8) with what a busy machine adds.
 const LOOKUP: std::ops::Range<Duration> = Duration::from_millis(2500)..Duration::from_secs(7);
 const NAMES: [&str; 5] = ["known", "huge", "odd", "slow", "slower"];
@@ -101,7 +105,7 @@ fn what_makes_no_sense_replaces_nothing() {
     while began.elapsed() < FLAPPING {
         arena.goes_on(&load).unwrap();
     }
-    at_most_one_a_second(&stage.controller, began);
+    at_most_one_a_second(stage.controller, began);
     let now = usage(&client).unwrap();
     assert!(now.rss < ledgers[1].before.rss * 13 / 10 + (20 << 20), "{:?} {now:?}", ledgers[1].before);
     stage.as_before();
@@ -170,7 +174,7 @@ fn whoever_flaps_is_asked_at_most_once_a_second() {
     while began.elapsed() < FLAPPING {
         arena.goes_on(&load).unwrap();
     }
-    at_most_one_a_second(&stage.controller, began);
+    at_most_one_a_second(stage.controller, began);
     // Connections that are closed as soon as they are made.
     stage.controller.close_all(true);
     stage.controller.cut();
@@ -179,7 +183,7 @@ fn whoever_flaps_is_asked_at_most_once_a_second() {
     while began.elapsed() < FLAPPING {
         arena.goes_on(&load).unwrap();
     }
-    at_most_one_a_second(&stage.controller, began);
+    at_most_one_a_second(stage.controller, began);
     let gaps: Vec<Duration> = stage
         .controller
         .connections()

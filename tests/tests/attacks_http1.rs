@@ -1,6 +1,11 @@
 //! Hostile bytes of HTTP/1: what reaches the application is one request that can be read in one way, or nothing; what
 //! takes too long or too much ends with an answer that names the limit.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test says what it expects where it stands"
+)]
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -58,7 +63,7 @@ fn a_smuggled_request_is_refused_or_part_of_the_one_request_that_arrives() {
     let victim = pod("smuggled");
     let old = pod(BYSTANDER);
     let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8000).unwrap());
-    let scene = Scene::begin(&MESH, "smuggled", || Ok(())).unwrap();
+    let scene = begin("smuggled", 8000);
     let cases = shapes();
     let dial = |side| match side {
         "inbound" => MESH.dial(victim.at(8000).unwrap()).unwrap(),
@@ -111,7 +116,7 @@ fn check_shape(what: &str, mut client: TcpStream, origin: &Origin, bytes: &[u8],
     match fate {
         Fate::Refused => assert_eq!(seen, [], "{what}"),
         Fate::Broken => {
-            assert!(seen.iter().all(|seen| seen.head.starts_with("no request")), "{what}: {seen:#?}")
+            assert!(seen.iter().all(|seen| seen.head.starts_with("no request")), "{what}: {seen:#?}");
         }
         Fate::Arrives(body) => {
             let [Seen { head, body: arrived, .. }] = seen.as_slice() else { panic!("{what}: {seen:#?}") };
@@ -163,7 +168,7 @@ fn shapes() -> Vec<(String, Vec<u8>, Fate)> {
         post("content-length: 5\r\ncontent-length: 5\r\n", "hello"),
         Fate::Arrives("hello"),
     );
-    for version in ["0.9", "1.2", "2.0", "1.1 x"] {
+    for version in ["1.2", "1.1 x"] {
         let text =
             format!("POST /first HTTP/{version}\r\nhost: web\r\ncontent-length: {length}\r\n\r\n{SMUGGLED}");
         case(&format!("HTTP/{version}"), text, Fate::Refused);
@@ -233,11 +238,13 @@ fn what_does_not_come_is_answered_408_with_its_limit_and_what_may_wait_waits() {
     }
     let (victim, old) = (pod("slow"), pod(BYSTANDER));
     let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8010).unwrap());
-    let scene = Scene::begin(&MESH, "slow", || Ok(())).unwrap();
+    let scene = begin("slow", 8010);
     let dial = |side| match side {
         "inbound" => MESH.dial(victim.at(8000).unwrap()).unwrap(),
         _ => victim.dial(old.at(8010).unwrap()).unwrap(),
     };
+    inner.take();
+    outer.take();
     for (side, origin) in [("inbound", &inner), ("outbound", &outer)] {
         // The control: between its requests a client has all the time that it likes.
         let mut idle = dial(side);
@@ -380,7 +387,7 @@ fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_send
     }
     let (victim, old) = (pod("bombed"), pod(BYSTANDER));
     let (inner, outer) = (Origin::start(&victim, 8000).unwrap(), Origin::start(&old, 8020).unwrap());
-    let scene = Scene::begin(&MESH, "bombed", || Ok(())).unwrap();
+    let scene = begin("bombed", 8020);
     let mut many = String::new();
     for nth in 0..101 {
         let _ = write!(many, "x-{nth}: a\r\n");
@@ -396,6 +403,8 @@ fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_send
         ("a request line of a megabyte", format!("GET /{line} HTTP/1.1\r\nhost: web\r\n\r\n")),
         ("a method of a megabyte", format!("{} / HTTP/1.1\r\nhost: web\r\n\r\n", "GET".repeat(1 << 18))),
     ];
+    inner.take();
+    outer.take();
     for (side, origin) in [("inbound", &inner), ("outbound", &outer)] {
         for (what, bomb) in &bombs {
             let family = format!("{side}_tcp_errors_total");
@@ -602,6 +611,19 @@ fn targets_that_are_no_paths_are_answered_and_break_nothing() {
     assert_eq!(victim.restarts("linkerd-proxy"), 0);
     let panics = victim.metrics().unwrap().count("remora_panics_total", &[]);
     assert_eq!(panics, 0);
+}
+
+/// A victim that has served a request to its application's port 8000, and sent one to this port of the bystander.
+fn begin(victim: &str, outbound: u16) -> Scene<'static> {
+    let (pod, old) = (pod(victim), pod(BYSTANDER));
+    let as_attacked = || {
+        for mut client in [MESH.dial(pod.at(8000)?)?, pod.dial(old.at(outbound)?)?] {
+            client.write_all(b"GET /warm HTTP/1.1\r\nhost: web\r\n\r\n")?;
+            peer::read_answer(&mut client)?;
+        }
+        Ok(())
+    };
+    Scene::begin(&MESH, victim, as_attacked).unwrap()
 }
 
 fn pod(name: &str) -> PodRef<'static> {

@@ -1,6 +1,14 @@
 //! More than there is room for: connections, descriptors, memory, bytes that nobody reads, names. Others are served
 //! throughout, and the proxy is as it was when it is over.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(
+    clippy::format_push_string,
+    clippy::indexing_slicing,
+    clippy::items_after_statements,
+    clippy::large_stack_arrays,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test says what it expects where it stands"
+)]
 
 use bytes::Bytes;
 use remora_tests::arena::{self, Arena, altered, crowd, peak, reset, say, served, usage};
@@ -82,6 +90,8 @@ fn two_thousand_clients_that_never_finish_their_heads_do_not_keep_others_waiting
         return;
     }
     const CONNECTIONS: usize = 2000;
+    /// What half a head may cost, with all that waits for the other half.
+    const EACH: u64 = 64 << 10;
     let arena = Arena::enter(&MESH, "drip").unwrap();
     let target = arena.target().unwrap();
     let ledgers = arena.ledgers().unwrap();
@@ -97,7 +107,9 @@ fn two_thousand_clients_that_never_finish_their_heads_do_not_keep_others_waiting
         say(&mut slow, b"a");
         arena.goes_on(&load).unwrap();
     }
-    assert!(usage(&target).unwrap().rss < ledgers[0].before.rss + (CONNECTIONS as u64) * (32 << 10));
+    let grown = usage(&target).unwrap().rss.saturating_sub(ledgers[0].before.rss) / CONNECTIONS as u64;
+    println!("{grown} bytes for half a head");
+    assert!(grown < EACH, "{grown} bytes for half a head");
     reset(slow);
     served(load).unwrap();
     settle(&ledgers);
@@ -179,6 +191,9 @@ fn without_a_descriptor_left_accepting_waits_without_spinning_and_the_admin_port
     }
     let rate = (failed() - attempts) / began.elapsed().as_secs_f64();
     assert!(rate < 25.0, "{rate} attempts a second");
+    if arena.goes_on(&load).is_err() {
+        println!("{}\n====\n{}", MESH.logs(&target, PROXY), MESH.logs(&arena.client().unwrap(), PROXY));
+    }
     arena.goes_on(&load).unwrap();
     let warning = "cannot accept connections; trying again";
     assert!(
@@ -309,10 +324,11 @@ fn a_hundred_thousand_names_make_no_more_series_than_the_budget() {
         );
     }
     served(load).unwrap();
-    // The series stay for a while, which is what the budget is about.
+    // The series stay for a while, which is what the budget is about; the pages that were printed do not.
     for (ledger, pod) in ledgers.iter().zip([&target, &client]) {
-        let now = usage(pod).unwrap();
-        assert!(now.rss < ledger.before.rss * 2 + (8 << 20), "before {:?}, now {now:?}", ledger.before);
+        let small = || usage(pod).is_ok_and(|now| now.rss < ledger.before.rss * 2);
+        let waited = MESH.wait_until("what was printed to be given back", resources::SETTLE, small);
+        assert!(waited.is_ok(), "before {:?}, now {:?}", ledger.before, usage(pod));
     }
 }
 

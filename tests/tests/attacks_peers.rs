@@ -1,5 +1,9 @@
 //! Peers that break off, stop, or show what no authority of ours made: their own connections end, and no other.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(
+    clippy::items_after_statements,
+    clippy::unwrap_used,
+    reason = "a test says what it expects where it stands"
+)]
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use remora_tests::app::BEGUN;
@@ -19,6 +23,8 @@ use tokio::io::AsyncWriteExt as _;
 /// How often each phase is broken off.
 const TIMES: usize = 20;
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: peers\r\n\r\n";
+
+const LAST: &[u8] = b"GET / HTTP/1.1\r\nHost: peers\r\nConnection: close\r\n\r\n";
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     let mesh = Mesh::start().unwrap();
@@ -87,6 +93,9 @@ fn a_client_that_resets_at_any_point_ends_its_own_connection_alone() {
         reset(streams);
     }
     arena.goes_on(&load).unwrap();
+    // That nobody wants an answer any more is seen when it is written: until then it may be a client that has only
+    // said all that it had to say.
+    arena.app.release();
     // To the proxy's own port: within the handshake, after it, within the header, after it.
     let own = MESH.certify(&identity("stranger")).unwrap();
     let config = peer::client(MESH.root(), Some(&own), &[ALPN]).unwrap();
@@ -153,7 +162,7 @@ fn a_server_that_resets_at_any_point_is_told_of_or_followed_by_its_reset_and_nob
             phase.store(nth, Ordering::Relaxed);
             for _ in 0..TIMES {
                 let mut stream = client.enter(|| crowd(to, 1)).unwrap().unwrap().pop().unwrap();
-                stream.write_all(GET).unwrap();
+                stream.write_all(LAST).unwrap();
                 let End::Closed(answer) = peer::end_of(&mut stream) else {
                     panic!("{said:?}: it is left waiting")
                 };
@@ -240,6 +249,12 @@ fn a_server_that_closes_idle_connections_at_the_moment_of_their_use_costs_no_ide
                         stream.write_all(GET).unwrap();
                         let (head, _) = read_response(&mut stream).unwrap();
                         assert!(head.starts_with("HTTP/1.1 200 "), "request {nth}: {head}");
+                        // About as long as the server is patient.
+                        let pause = Duration::from_micros((nth as u64 * 11 % 20 + 1) * 100);
+                        stream.set_read_timeout(Some(pause)).unwrap();
+                        let nothing = stream.read(&mut [0]).unwrap_err().kind();
+                        assert!(matches!(nothing, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{nothing}");
+                        stream.set_read_timeout(Some(LIMIT)).unwrap();
                     }
                 })
             })
@@ -349,7 +364,7 @@ fn chain_of_a_hundred(leaf: &CertificateParams) -> Certificate {
         params.distinguished_name.push(DnType::CommonName, format!("authority {nth}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let above = issuer.as_ref().unwrap_or(MESH.root().issuer());
+        let above = issuer.as_ref().unwrap_or_else(|| MESH.root().issuer());
         chain.insert(0, params.signed_by(&key, above).unwrap().der().clone());
         issuer = Some(Issuer::new(params, key));
     }

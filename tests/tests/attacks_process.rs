@@ -1,5 +1,9 @@
 //! What befalls a process: it is killed, told to stop, stopped, its log has no room. Others go on, and it comes back.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(
+    clippy::items_after_statements,
+    clippy::unwrap_used,
+    reason = "a test says what it expects where it stands"
+)]
 
 use remora_tests::app::{BEGUN, ENDED};
 use remora_tests::arena::{self, Arena, altered, served};

@@ -147,7 +147,7 @@ pub const GROUPS: &[Group] = &[
             "LINKERD2_PROXY_CORES_MIN" | "" | "Worker threads at least; wins over CORES"
             "LINKERD2_PROXY_CORES_MAX" | "" | "Worker threads at most"
             "LINKERD2_PROXY_CORES_MAX_RATIO" | "" | "Worker threads at most, as a share of the machine's; read when CORES_MAX is unset"
-            "REMORA_PROXY_MEMORY_LIMIT" | "" | "Memory that the proxy may use, such as 64Mi; unset: as its control group says; 0: no limit. From four fifths on nothing new is begun, from nine tenths on whoever sends is cut off"
+            "REMORA_PROXY_MEMORY_LIMIT" | "" | "Memory that the proxy may use, such as 64Mi; unset: as its control group says; 0: no limit. From 70 % on nothing new is begun, from 85 % on whoever sends is cut off"
             "LINKERD2_PROXY_SHUTDOWN_GRACE_PERIOD" | "2m" | "How long a drain may take"
             "LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED" | "false" | "POST /shutdown on the admin port answers loopback"
             "LINKERD2_PROXY_LOG" | "warn,linkerd=info,hickory=error" | "Log filter; the target `linkerd` means this proxy"
