@@ -43,7 +43,7 @@ pub struct Sources {
     pub destination: (Client, StreamLimits),
     pub policy: (Client, StreamLimits),
     pub runtime: Handle,
-    /// Counts endpoints beyond [`MAX_ENDPOINTS`].
+    /// Counts endpoints beyond `MAX_ENDPOINTS`.
     pub endpoints_refused: Counter,
 }
 
