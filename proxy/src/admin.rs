@@ -151,7 +151,7 @@ async fn respond(
     let server = proxy.policies.port(proxy.config.admin.listen.port()).current();
     // The kubelet has no identity, and policy may come later than its first probe.
     let probe = matches!(request.uri().path(), "/live" | "/ready");
-    let view = crate::http::request::View(&request);
+    let view = crate::http::view::View(&request);
     let ip = connection.client.ip();
     match policy::authorize_http(&server, ip, &connection.peer, &view) {
         Err(refusal) if !probe => {

@@ -11,6 +11,7 @@ pub mod respond;
 pub mod talk;
 pub mod upgrade;
 pub mod upload;
+pub mod view;
 
 use crate::{
     config::{Config, HeaderList, Http2Config},

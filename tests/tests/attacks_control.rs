@@ -26,6 +26,7 @@ const NAMES: [&str; 5] = ["known", "huge", "odd", "slow", "slower"];
 const FLAPPING: Duration = Duration::from_secs(8);
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_control -- --ignored"]
 fn a_control_plane_that_is_frozen_for_a_minute_is_not_missed_by_whom_is_known() {
     if !check::can_run() {
         return;
@@ -80,6 +81,7 @@ fn a_control_plane_that_is_frozen_for_a_minute_is_not_missed_by_whom_is_known() 
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_control -- --ignored"]
 fn what_makes_no_sense_replaces_nothing() {
     if !check::can_run() {
         return;
@@ -114,6 +116,7 @@ fn what_makes_no_sense_replaces_nothing() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_control -- --ignored"]
 fn a_hundred_thousand_endpoints_are_as_many_as_a_destination_may_have() {
     if !check::can_run() {
         return;
@@ -156,6 +159,7 @@ fn a_hundred_thousand_endpoints_are_as_many_as_a_destination_may_have() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_control -- --ignored"]
 fn whoever_flaps_is_asked_at_most_once_a_second() {
     if !check::can_run() {
         return;
@@ -198,6 +202,7 @@ fn whoever_flaps_is_asked_at_most_once_a_second() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_control -- --ignored"]
 fn whoever_contradicts_itself_is_believed_at_last() {
     if !check::can_run() {
         return;
@@ -237,6 +242,7 @@ fn whoever_contradicts_itself_is_believed_at_last() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_control -- --ignored"]
 fn whoever_is_slow_is_waited_for_within_the_deadline_and_no_longer() {
     if !check::can_run() {
         return;

@@ -129,6 +129,7 @@ fn begin<'a>(victim: &str, _app: &App) -> Scene<'a> {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn a_flood_of_frames_that_carry_nothing_ends_or_costs_less_than_it_costs_the_flooder() {
     if !check::can_run() {
         return;
@@ -201,6 +202,7 @@ fn a_flood_of_frames_that_carry_nothing_ends_or_costs_less_than_it_costs_the_flo
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn streams_that_are_reset_as_fast_as_they_are_opened_end_their_connection() {
     if !check::can_run() {
         return;
@@ -268,6 +270,7 @@ fn streams_that_are_reset_as_fast_as_they_are_opened_end_their_connection() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
     if !check::can_run() {
         return;
@@ -362,6 +365,7 @@ fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn an_http2_message_that_contradicts_itself_reaches_nobody() {
     if !check::can_run() {
         return;
@@ -570,6 +574,7 @@ fn contradictions() -> Vec<(&'static str, Contradiction)> {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn an_answer_of_a_server_that_floods_or_goes_away_leaves_nothing_behind() {
     if !check::can_run() {
         return;

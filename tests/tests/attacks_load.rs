@@ -58,6 +58,7 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
 });
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn eight_thousand_idle_connections_cost_little_and_nobody_notices() {
     if !check::can_run() {
         return;
@@ -85,6 +86,7 @@ fn eight_thousand_idle_connections_cost_little_and_nobody_notices() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn two_thousand_clients_that_never_finish_their_heads_do_not_keep_others_waiting() {
     if !check::can_run() {
         return;
@@ -116,6 +118,7 @@ fn two_thousand_clients_that_never_finish_their_heads_do_not_keep_others_waiting
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn a_proxy_with_256_descriptors_serves_as_many_as_it_can_and_the_rest_when_they_are_gone() {
     if !check::can_run() {
         return;
@@ -156,6 +159,7 @@ fn a_proxy_with_256_descriptors_serves_as_many_as_it_can_and_the_rest_when_they_
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn without_a_descriptor_left_accepting_waits_without_spinning_and_the_admin_port_answers() {
     if !check::can_run() {
         return;
@@ -210,6 +214,7 @@ fn without_a_descriptor_left_accepting_waits_without_spinning_and_the_admin_port
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn a_proxy_short_of_memory_says_so_to_whoever_wants_more_and_is_not_killed() {
     if !check::can_run() {
         return;
@@ -250,6 +255,7 @@ fn a_proxy_short_of_memory_says_so_to_whoever_wants_more_and_is_not_killed() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn what_nobody_reads_is_held_back_at_its_sender() {
     if !check::can_run() {
         return;
@@ -297,6 +303,7 @@ fn what_nobody_reads_is_held_back_at_its_sender() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_load -- --ignored"]
 fn a_hundred_thousand_names_make_no_more_series_than_the_budget() {
     if !check::can_run() {
         return;

@@ -42,6 +42,7 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
 });
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_process -- --ignored"]
 fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
     if !check::can_run() {
         return;
@@ -77,6 +78,7 @@ fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_process -- --ignored"]
 fn what_is_under_way_when_a_proxy_is_told_to_stop_is_finished_downloads_among_it() {
     if !check::can_run() {
         return;
@@ -133,6 +135,7 @@ fn what_is_under_way_when_a_proxy_is_told_to_stop_is_finished_downloads_among_it
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_process -- --ignored"]
 fn a_peer_that_hangs_is_passed_over_and_taken_again_when_it_is_back() {
     if !check::can_run() {
         return;
@@ -165,6 +168,7 @@ fn a_peer_that_hangs_is_passed_over_and_taken_again_when_it_is_back() {
 }
 
 #[test]
+#[ignore = "not proved beside carriers yet: cargo test --test attacks_process -- --ignored"]
 fn a_log_without_room_costs_lines_that_are_counted_and_no_request() {
     if !check::can_run() {
         return;

@@ -103,7 +103,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
         || name.as_str().starts_with("l5d-")
 }
 
-/// Refuses what the HTTP library accepts and we do not: see [`check_framing`] and [`check_list`].
+/// Refuses what the HTTP library accepts and we do not: see `check_framing` and `check_list`.
 pub fn check<B>(request: &Request<B>, list: HeaderList) -> Result<(), Fault> {
     check_framing(request)?;
     check_list(request, list)

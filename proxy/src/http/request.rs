@@ -13,6 +13,7 @@ use super::{
     headers,
     respond::{self, Asker},
     upgrade,
+    view::View,
 };
 use crate::{
     Worker,
@@ -416,34 +417,6 @@ fn refused_or_reset(fault: Fault, asker: Asker) -> Result<Response<Body>, Fault>
         return Err(fault);
     }
     Ok(respond::respond(&fault, asker))
-}
-
-/// What routing and policy see of a request.
-pub struct View<'a, B>(pub &'a Request<B>);
-
-impl<B> RequestView for View<'_, B> {
-    fn method(&self) -> &str {
-        self.0.method().as_str()
-    }
-
-    fn authority(&self) -> &str {
-        match self.0.uri().authority() {
-            Some(authority) => authority.as_str(),
-            None => self.0.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
-        }
-    }
-
-    fn path(&self) -> &str {
-        self.0.uri().path()
-    }
-
-    fn query(&self) -> Option<&str> {
-        self.0.uri().query()
-    }
-
-    fn header(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.0.headers().get_all(name).iter().map(HeaderValue::as_bytes)
-    }
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// `limit` bounds the wait for [`LEAST`] bytes; `talk` is the conversation of an HTTP/1 client.
+    /// `limit` bounds the wait for `LEAST` bytes; `talk` is the conversation of an HTTP/1 client.
     pub fn new(limit: Option<Duration>, talk: Option<Arc<Talk>>) -> Self {
         let patience = limit.map(|limit| (limit, Patience::new(limit, LEAST)));
         Self { patience, timer: None, shared: Arc::default(), talk }

@@ -276,7 +276,6 @@ async fn anothers_session_is_the_others_identity_whoever_resumes_it() {
     let own = mesh.ca.credentials(mallory, &mesh.bundle, &mesh.clock).unwrap();
     let mut stolen = (*own.client_config_for_endpoint(false)).clone();
     stolen.resumption = config.resumption.clone();
-    stolen.client_auth_cert_resolver = config.client_auth_cert_resolver.clone();
     let (kind, _, server_sees) = mesh.connect(&Arc::new(stolen), &mesh.server).await;
     // What is stored is who proved it, not who says so: policy sees the same client as before, or a full handshake.
     let expected = if kind == HandshakeKind::Resumed { CLIENT } else { mallory };
