@@ -3,8 +3,10 @@
 //! Webhooks are registered by applying a `MutatingWebhookConfiguration`, as in a cluster.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -28,6 +30,13 @@ use crate::world::{Name, kind, name, selects};
 /// Bytes of a webhook's answer that are read at most.
 const ANSWER_BYTES: usize = 8 << 20;
 
+/// How often an object is sent to a webhook that does not answer. The API server asks once; the controllers that create
+/// pods create them again.
+const TRIES: usize = 3;
+
+/// What is being waited for while a webhook is asked, in order.
+const PHASES: [&str; 3] = ["connecting", "shaking hands by TLS", "waiting for the answer"];
+
 /// Sends an object that is being created through every webhook that wants it; returns what they make of it.
 ///
 /// # Errors
@@ -36,9 +45,14 @@ pub async fn review(kubelet: &Kubelet, resource: &str, mut object: Value) -> Res
     for webhook in wanted(kubelet, resource, &object) {
         let limit = webhook.timeout_seconds.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(10);
         let limit = Duration::from_secs(limit);
-        let asking = ask(kubelet, &webhook, resource, &object);
-        let asked = tokio::time::timeout(limit, asking).await;
-        match asked.unwrap_or_else(|_| Err(anyhow!("no answer within {limit:?}"))) {
+        let mut asked = ask_in_time(kubelet, &webhook, resource, &object, limit).await;
+        for _ in 1..TRIES {
+            let Err(error) = asked.as_ref().map_err(|error| error.downcast_ref::<Silent>()) else { break };
+            let Some(silent) = error else { break };
+            kubelet.note(&format!("webhook {}: {silent}; asking again", webhook.name));
+            asked = ask_in_time(kubelet, &webhook, resource, &object, limit).await;
+        }
+        match asked {
             Ok(answer) => object = decide(&webhook.name, object, &answer)?,
             Err(error) if webhook.failure_policy.as_deref() == Some("Ignore") => {
                 kubelet.note(&format!("webhook {} is passed over: {error:#}", webhook.name));
@@ -47,6 +61,36 @@ pub async fn review(kubelet: &Kubelet, resource: &str, mut object: Value) -> Res
         }
     }
     Ok(object)
+}
+
+/// A webhook that let its time go by.
+#[derive(Debug)]
+struct Silent {
+    limit: Duration,
+    phase: &'static str,
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "no answer within {:?}, while {}", self.limit, self.phase)
+    }
+}
+
+impl std::error::Error for Silent {}
+
+async fn ask_in_time(
+    kubelet: &Kubelet,
+    webhook: &MutatingWebhook,
+    resource: &str,
+    object: &Value,
+    limit: Duration,
+) -> Result<Value> {
+    let phase = AtomicUsize::new(0);
+    let asked = tokio::time::timeout(limit, ask(kubelet, webhook, resource, object, &phase)).await;
+    asked.unwrap_or_else(|_| {
+        let phase = PHASES.get(phase.into_inner()).copied().unwrap_or_default();
+        Err(Silent { limit, phase }.into())
+    })
 }
 
 fn wanted(kubelet: &Kubelet, resource: &str, object: &Value) -> Vec<MutatingWebhook> {
@@ -79,7 +123,13 @@ fn wanted(kubelet: &Kubelet, resource: &str, object: &Value) -> Vec<MutatingWebh
 }
 
 /// The response of an `AdmissionReview`.
-async fn ask(kubelet: &Kubelet, webhook: &MutatingWebhook, resource: &str, object: &Value) -> Result<Value> {
+async fn ask(
+    kubelet: &Kubelet,
+    webhook: &MutatingWebhook,
+    resource: &str,
+    object: &Value,
+    phase: &AtomicUsize,
+) -> Result<Value> {
     let client = &webhook.client_config;
     let service = client.service.as_ref().context("clientConfig names no service")?;
     let port = service.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
@@ -103,8 +153,10 @@ async fn ask(kubelet: &Kubelet, webhook: &MutatingWebhook, resource: &str, objec
     let address = SocketAddr::new(ip, port);
     let stream =
         TcpStream::connect(address).await.with_context(|| format!("connecting to {host} ({address})"))?;
+    phase.store(1, Ordering::Relaxed);
     let server = ServerName::try_from(host.clone())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.context("TLS")?;
+    phase.store(2, Ordering::Relaxed);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let uid = unique_id()?;
