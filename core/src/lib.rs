@@ -4,7 +4,7 @@
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
 //! ([`balance`], [`ewma`], [`pool`]); when again ([`backoff`], [`cert`]); how long is waited for ([`patience`]); is there
-//! room ([`room`]). [`mux`] is how many streams share a connection.
+//! room ([`room`]). [`mux`] is how many streams share a connection, [`http1`] how messages do.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -18,6 +18,7 @@ pub mod detect;
 pub mod endpoint;
 pub mod ewma;
 pub mod header;
+pub mod http1;
 pub mod identity;
 pub mod matching;
 pub mod mux;

@@ -65,19 +65,29 @@ impl<C> Pool<C> {
         self.idle.is_empty()
     }
 
-    /// Takes out the connection that was used last of those that are ready, and drops what must not be used any more.
-    /// The last one used is the least likely to be closed by its server this very moment, and the others grow old.
+    /// Takes out the connection that was used last of those that are ready, and drops what must not be used any more, as
+    /// far as it had to be looked at. The last one used is the least likely to be closed by its server this very moment, and the others grow old.
     pub fn take(
         &mut self,
         now: Time,
         bounds: &PoolBounds,
-        condition: impl Fn(&C) -> Condition,
+        mut condition: impl FnMut(&mut C) -> Condition,
     ) -> Option<Pooled<C>> {
-        self.sweep(now, bounds, &condition);
-        let ready = self.idle.iter().rposition(|one| condition(&one.connection) == Condition::Ready)?;
-        #[cfg(planted)]
-        let ready = if planted::makes(planted::Mistake::OldestFirst) { 0 } else { ready };
-        Some(self.idle.remove(ready))
+        self.idle.retain(|one| is_usable(one, Condition::Ready, now, bounds));
+        let mut at = self.idle.len();
+        while let Some(one) = at.checked_sub(1).and_then(|last| self.idle.get_mut(last)) {
+            at -= 1;
+            match condition(&mut one.connection) {
+                Condition::Ready => {
+                    #[cfg(planted)]
+                    let at = if planted::makes(planted::Mistake::OldestFirst) { 0 } else { at };
+                    return Some(self.idle.remove(at));
+                }
+                Condition::Busy => {}
+                Condition::Ended => drop(self.idle.remove(at)),
+            }
+        }
+        None
     }
 
     /// Keeps a connection for later, if it may be used again and there is room. `condition` is its own.
@@ -96,8 +106,11 @@ impl<C> Pool<C> {
     }
 
     /// Drops what must not be used any more.
-    pub fn sweep(&mut self, now: Time, bounds: &PoolBounds, condition: impl Fn(&C) -> Condition) {
-        self.idle.retain(|one| is_usable(one, condition(&one.connection), now, bounds));
+    pub fn sweep(&mut self, now: Time, bounds: &PoolBounds, mut condition: impl FnMut(&mut C) -> Condition) {
+        self.idle.retain_mut(|one| {
+            let condition = condition(&mut one.connection);
+            is_usable(one, condition, now, bounds)
+        });
         if self.idle.is_empty() {
             self.idle.shrink_to_fit();
         }
@@ -214,7 +227,7 @@ mod tests {
         for (connection, since) in kept {
             pool.put_back(*connection, Busy, at(0), at(*since), &BOUNDS);
         }
-        let found = pool.take(at(now), &BOUNDS, |connection| conditions[connection - 1]);
+        let found = pool.take(at(now), &BOUNDS, |connection| conditions[*connection - 1]);
         assert_eq!(found.map(|one| one.connection), taken);
         assert_eq!(pool.iter().map(|one| one.connection).collect::<Vec<_>>(), left);
     }

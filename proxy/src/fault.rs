@@ -3,7 +3,7 @@
 //! One type for the whole data path. Every question about a fault is a total function beside it, so that the log line,
 //! the metric's label and the response header cannot disagree. Contract 4.8.
 
-use crate::{config::HeaderList, mux::StreamEnded};
+use crate::{config::HeaderList, http1, mux::StreamEnded};
 use remora_core::{header, mux, policy::Denial};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ pub enum Fault {
     #[error("the client closed or reset the connection: {0}")]
     ClientGone(Shared<io::Error>),
     #[error("{}: {}", client_text(.0), .0)]
-    Client(Shared<hyper::Error>),
+    Client(HttpError),
     #[error("no whole ClientHello came within {0:?}, and nothing else")]
     TlsDetectTimeout(Duration),
     #[error("policy admits the client at most for a request, and it said nothing for {0:?}")]
@@ -75,7 +75,9 @@ pub enum Fault {
     #[error("this proxy has no certificate yet")]
     NoCredentials,
     #[error("the server failed: {0}")]
-    Server(#[source] Shared<hyper::Error>),
+    Server(#[source] HttpError),
+    #[error("the answer broke off: {0}")]
+    Answer(Arc<str>),
     #[error("the connection to the server broke: {0}")]
     Io(Shared<io::Error>),
     #[error("the request's target is not valid: {0}")]
@@ -92,6 +94,38 @@ pub enum Fault {
 
 /// An error that several readers may hold.
 pub type Shared<E> = Arc<E>;
+
+/// How an exchange of HTTP messages broke.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum HttpError {
+    #[error(transparent)]
+    Http1(#[from] http1::Error),
+    #[error(transparent)]
+    Http2(Shared<hyper::Error>),
+}
+
+impl From<hyper::Error> for HttpError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Http2(Arc::new(error))
+    }
+}
+
+impl HttpError {
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Http1(error) => error.io().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut),
+            Self::Http2(error) => error.is_timeout(),
+        }
+    }
+
+    /// The HTTP/2 error among the causes.
+    fn h2(&self) -> Option<&h2::Error> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(error) => h2_error(error),
+        }
+    }
+}
 
 /// Who has to act for a fault to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +191,7 @@ impl Fault {
             | Self::ConnectTimeout { .. }
             | Self::EndpointTls { .. }
             | Self::Server(_)
+            | Self::Answer(_)
             | Self::Io(_)
             | Self::Carrier(_) => Blame::Server,
             Self::FirstLookup { .. } | Self::NoCredentials | Self::Overloaded(_) | Self::Memory { .. } => {
@@ -178,6 +213,7 @@ impl Fault {
             | Self::Io(_)
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
+            | Self::Answer(_)
             | Self::Server(_) => "i/o",
             Self::TlsDetectTimeout(_) => "tls detection timeout",
             Self::Silence(_) => "detection timeout",
@@ -219,6 +255,12 @@ impl Fault {
         use GrpcCode as G;
         use http::StatusCode as S;
         let (status, grpc, close) = match self {
+            Self::Client(HttpError::Http1(http1::Error::TooLarge)) => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, G::ResourceExhausted, true)
+            }
+            Self::Client(HttpError::Http1(http1::Error::LongTarget)) => {
+                (S::URI_TOO_LONG, G::ResourceExhausted, true)
+            }
             Self::ClientGone(_)
             | Self::Client(_)
             | Self::TlsDetectTimeout(_)
@@ -253,6 +295,7 @@ impl Fault {
             Self::Connect { .. }
             | Self::EndpointTls { .. }
             | Self::Server(_)
+            | Self::Answer(_)
             | Self::Io(_)
             | Self::Carrier(_)
             | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
@@ -266,7 +309,7 @@ impl Fault {
     /// code.
     pub fn is_reset(&self) -> bool {
         let Self::Server(error) = self else { return false };
-        h2_error(error).is_some_and(h2::Error::is_reset)
+        error.h2().is_some_and(h2::Error::is_reset)
     }
 
     /// Whether an inbound connection was refused before it was known what it is: it is counted as opened and closed, like
@@ -290,22 +333,15 @@ impl Fault {
 
     /// Whether the other proxy said for certain that nothing of a request was processed: it may be sent again, whatever
     /// it asks for.
-    pub fn is_unprocessed(error: &hyper::Error) -> bool {
-        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-        while let Some(error) = source {
-            let ended = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            if let Some(StreamEnded(ended)) = ended.and_then(|inner| inner.downcast_ref()) {
-                return ended.is_unprocessed();
-            }
-            source = error.source();
-        }
-        false
+    pub fn is_unprocessed(error: &http1::Error) -> bool {
+        let ended = error.io().and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref());
+        ended.is_some_and(|StreamEnded(ended)| ended.is_unprocessed())
     }
 
     /// Whether it is only a connection that ended early, of which there is nothing to tell.
     pub fn is_early_end(&self) -> bool {
         match self {
-            Self::ClientGone(_) | Self::Io(_) | Self::Carrier(mux::Error::Lost) => true,
+            Self::ClientGone(_) | Self::Answer(_) | Self::Io(_) | Self::Carrier(mux::Error::Lost) => true,
             Self::Client(error) => Misuse::of(error).is_none(),
             _ => false,
         }
@@ -318,7 +354,12 @@ impl Fault {
 }
 
 /// How an HTTP stream broke, in the words of the typed route families.
-pub fn stream_error(error: &hyper::Error) -> &'static str {
+pub fn stream_error(error: &HttpError) -> &'static str {
+    let error = match error {
+        HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return "IO",
+        HttpError::Http1(_) => return "UNKNOWN",
+        HttpError::Http2(error) => error,
+    };
     let Some(error) = h2_error(error) else { return "UNKNOWN" };
     match error.reason() {
         Some(h2::Reason::CANCEL) if error.is_reset() => "CANCEL",
@@ -343,7 +384,7 @@ fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
     None
 }
 
-/// What a client did that hyper or h2 have answered by themselves: with 400, 414 or 431, or by ending the connection.
+/// What a client did that is no request: it was answered with 400, 414 or 431, or its connection was ended.
 #[derive(Clone, Copy)]
 enum Misuse {
     TooLarge,
@@ -352,13 +393,15 @@ enum Misuse {
 }
 
 impl Misuse {
-    fn of(error: &hyper::Error) -> Option<Self> {
-        if error.is_parse_too_large() {
-            return Some(Self::TooLarge);
-        }
-        if error.is_parse() {
-            return Some(Self::Malformed);
-        }
+    fn of(error: &HttpError) -> Option<Self> {
+        let error = match error {
+            HttpError::Http1(http1::Error::TooLarge | http1::Error::LongTarget) => {
+                return Some(Self::TooLarge);
+            }
+            HttpError::Http1(http1::Error::Malformed(_)) => return Some(Self::Malformed),
+            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut | http1::Error::Interim) => return None,
+            HttpError::Http2(error) => error,
+        };
         let error = h2_error(error).filter(|error| error.is_library() && error.is_go_away())?;
         match error.reason() {
             Some(h2::Reason::ENHANCE_YOUR_CALM) => Some(Self::Flood),
@@ -376,7 +419,7 @@ impl Misuse {
     }
 }
 
-fn client_text(error: &hyper::Error) -> &'static str {
+fn client_text(error: &HttpError) -> &'static str {
     match Misuse::of(error) {
         Some(Misuse::TooLarge) => {
             "the client sent more header bytes or fields than REMORA_PROXY_MAX_HEADER_BYTES and \

@@ -8,7 +8,6 @@ pub mod headers;
 pub mod portions;
 pub mod request;
 pub mod respond;
-pub mod talk;
 pub mod upgrade;
 pub mod upload;
 pub mod view;
@@ -16,15 +15,12 @@ pub mod view;
 use crate::{
     config::{Config, HeaderList, Http2Config},
     fault::Fault,
+    http1,
     stream::Stream,
 };
 use body::Body;
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use portions::{Portion, Portions};
 use remora_core::header::SessionProtocol;
@@ -35,8 +31,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use talk::{ClientIo, Talk};
-use tokio::{io::AsyncWriteExt, sync::Notify, time::timeout};
+use tokio::sync::Notify;
 use upload::Upload;
 
 /// What one HTTP/2 stream may have under way, and all streams of a connection together: a reader that stops must not
@@ -44,9 +39,6 @@ use upload::Upload;
 pub const STREAM_WINDOW: u32 = 64 * 1024;
 /// See [`STREAM_WINDOW`].
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-
-/// How long a client that was told why its connection ends may take to hear it.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How a connection is served.
 #[derive(Clone, Copy, Debug)]
@@ -86,9 +78,17 @@ impl Settings {
     }
 
     /// A request with its body under watch. Of gRPC a client may stream whenever it has something to say.
-    fn watched(&self, request: Request<Incoming>, talk: Option<&Arc<Talk>>) -> Request<Body> {
+    fn watched(&self, request: Request<Body>) -> Request<Body> {
         let limit = (!exchange::is_grpc(request.headers())).then_some(self.body_timeout);
-        request.map(|body| Body::incoming(body).uploaded(|| Upload::new(limit, talk.cloned())))
+        request.map(|body| body.uploaded(|| Upload::new(limit)))
+    }
+
+    fn http1(&self) -> http1::serve::Settings {
+        http1::serve::Settings {
+            limits: http1::Limits { head_bytes: self.max_header_bytes, fields: self.max_headers },
+            head_timeout: self.head_timeout,
+            informational: self.informational,
+        }
     }
 }
 
@@ -105,74 +105,30 @@ where
     S: Fn(Request<Body>) -> F + Send + Unpin + 'static,
     F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
 {
-    // An answer that closes says so in its head to an HTTP/1 client, and hyper obeys; to HTTP/2 it is a GOAWAY.
+    if version == SessionProtocol::Http1 {
+        let service = |request| service(settings.watched(request));
+        return http1::serve::serve(stream, settings.http1(), drain, service).await;
+    }
+    // An answer that closes says so in its head to an HTTP/1 client; to HTTP/2 it is a GOAWAY.
     let closing = Arc::new(Notify::new());
-    let served = match version {
-        SessionProtocol::Http1 => {
-            let talk = Arc::new(Talk::default());
-            let io = TokioIo::new(ClientIo::new(stream, talk.clone()));
-            let speaking = talk.clone();
-            let service = service_fn(move |request| {
-                let turn = speaking.requested();
-                let answered = service(settings.watched(request, Some(&speaking)));
-                async move { Ok::<_, Fault>(answered.await?.map(|body| body.answering(turn))) }
-            });
-            let mut connection = http1_builder(settings).serve_connection(io, service).with_upgrades();
-            let serving = until(
-                &mut connection,
-                drain,
-                &closing,
-                || {},
-                |connection| {
-                    Pin::new(&mut **connection.get_mut()).graceful_shutdown();
-                },
-            );
-            tokio::select! {
-                biased;
-                served = serving => served,
-                () = talk.late(settings.head_timeout) => {
-                    let fault = Fault::HeadTimeout(settings.head_timeout);
-                    if let Some(parts) = connection.into_parts() {
-                        let answer = respond::unrequested(&fault, settings.informational);
-                        farewell(parts.io.into_inner(), answer.as_bytes()).await;
-                    }
-                    return Err(fault);
-                }
+    let asked = closing.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let request = request.map(|body| Body::http2(body, None));
+        let (answered, asked) = (service(settings.watched(request)), asked.clone());
+        async move {
+            let answer = answered.await;
+            if answer.as_ref().is_ok_and(respond::is_closing) {
+                asked.notify_one();
             }
+            answer
         }
-        SessionProtocol::Http2 => {
-            let asked = closing.clone();
-            let service = service_fn(move |request| {
-                let (answered, asked) = (service(settings.watched(request, None)), asked.clone());
-                async move {
-                    let answer = answered.await;
-                    if answer.as_ref().is_ok_and(respond::is_closing) {
-                        asked.notify_one();
-                    }
-                    answer
-                }
-            });
-            let portion = Portion::default();
-            let io = TokioIo::new(Portions::new(stream, portion.clone()));
-            let connection = http2_builder(settings).serve_connection(io, service);
-            let before = || portion.begin();
-            until(connection, drain, &closing, before, http2::Connection::graceful_shutdown).await
-        }
-    };
-    served.map_err(|error| Fault::Client(Arc::new(error)))
-}
-
-fn http1_builder(settings: Settings) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .preserve_header_case(true)
-        .timer(TokioTimer::new())
-        .max_headers(settings.max_headers)
-        .max_buf_size(settings.max_header_bytes.max(8192))
-        .auto_date_header(false);
-    // What the conversation needs is in `talk`.
-    builder.header_read_timeout(None::<Duration>);
-    builder
+    });
+    let portion = Portion::default();
+    let io = TokioIo::new(Portions::new(stream, portion.clone()));
+    let connection = http2_builder(settings).serve_connection(io, service);
+    let before = || portion.begin();
+    let served = until(connection, drain, &closing, before, http2::Connection::graceful_shutdown).await;
+    served.map_err(|error| Fault::Client(error.into()))
 }
 
 fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
@@ -216,16 +172,6 @@ fn http2_builder(settings: Settings) -> http2::Builder<TokioExecutor> {
         builder.max_send_buf_size(bytes);
     }
     builder
-}
-
-/// Tells a client why its connection ends, if it listens.
-async fn farewell(mut io: ClientIo, answer: &[u8]) {
-    let said = async {
-        io.write_all(answer).await?;
-        io.shutdown().await
-    };
-    // Whoever does not listen is closed all the same.
-    let _ = timeout(FAREWELL, said).await;
 }
 
 /// Runs a connection; when the drain begins or an answer closes, tells the client to go elsewhere and finishes what is

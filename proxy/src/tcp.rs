@@ -1,12 +1,11 @@
 //! Copies bytes both ways until both sides have ended; half-closes travel; nothing is held for an idle connection.
 
 use crate::fault::Fault;
-use crate::stream::Stream;
+use crate::{scratch, stream::Stream};
 use bytes::{Buf, Bytes};
 #[cfg(planted)]
 use remora_core::planted;
 use std::{
-    cell::RefCell,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -15,16 +14,8 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes read at once. One buffer per worker thread, not per connection: what was read is written before anything else
-/// runs on the thread, and only what the peer does not take is kept.
-const SCRATCH: usize = 64 * 1024;
-
 /// Reads of one direction in one poll before the other connections of the worker get their turn.
 const READS_PER_POLL: usize = 8;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
-}
 
 /// Copies until both directions have ended, one fails, or `stop` says that the connection may not go on.
 ///
@@ -174,7 +165,7 @@ impl Direction {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        BUFFER.with_borrow_mut(|scratch| {
+        scratch::with(|scratch| {
             let mut buf = ReadBuf::new(scratch);
             ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
             let mut rest = buf.filled();

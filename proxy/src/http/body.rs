@@ -3,15 +3,20 @@
 use super::{
     exchange::Exchange,
     headers,
-    talk::Answering,
     upload::{BodyError, Fate, Upload},
 };
+use crate::{
+    fault::HttpError,
+    http1::{self, head::Spelling},
+    stream::Stream,
+};
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use remora_runtime::metrics::Histogram;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -21,28 +26,87 @@ pub struct Body {
     exchange: Option<Box<Exchange>>,
     /// Of a request's body.
     upload: Option<Box<Upload>>,
-    /// Of an answer's body to an HTTP/1 client.
-    answering: Option<Answering>,
     /// Sizes of data frames.
     frames: Option<Histogram>,
+    /// Of the names in the message's head, if it came over HTTP/1.
+    pub spelling: Spelling,
 }
 
 enum Kind {
-    Empty,
-    Incoming(Incoming),
+    Absent,
+    /// Over HTTP/2, and of an answer what counts its stream among its connection's.
+    Http2 {
+        body: Incoming,
+        _stream: Option<Arc<()>>,
+    },
+    /// Of a request over HTTP/1.
+    Request(http1::body::Request),
+    /// Of an answer over HTTP/1.
+    Answer(Box<http1::body::Answer>),
 }
 
 impl Body {
-    pub fn empty() -> Self {
-        Self::of(Kind::Empty)
+    /// No body, or one without a byte.
+    pub fn absent() -> Self {
+        Self::of(Kind::Absent)
     }
 
-    pub fn incoming(body: Incoming) -> Self {
-        Self::of(Kind::Incoming(body))
+    /// `stream` is held for as long as the body.
+    pub fn http2(body: Incoming, stream: Option<Arc<()>>) -> Self {
+        Self::of(Kind::Http2 { body, _stream: stream })
+    }
+
+    pub fn request(body: http1::body::Request) -> Self {
+        Self::of(Kind::Request(body))
+    }
+
+    pub fn answer(body: Box<http1::body::Answer>) -> Self {
+        Self::of(Kind::Answer(body))
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, exchange: None, upload: None, answering: None, frames: None }
+        Self { kind, exchange: None, upload: None, frames: None, spelling: Spelling::Lower }
+    }
+
+    /// Notes how the names in the message's head were written.
+    pub fn spelled(mut self, spelling: Spelling) -> Self {
+        self.spelling = spelling;
+        self
+    }
+
+    /// Whether there is none.
+    pub fn is_absent(&self) -> bool {
+        match &self.kind {
+            Kind::Absent => true,
+            Kind::Http2 { body, .. } => body.is_end_stream(),
+            Kind::Request(_) | Kind::Answer(_) => false,
+        }
+    }
+
+    /// Its bytes that are still to come, where that is known.
+    pub fn length(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Absent => Some(0),
+            Kind::Http2 { body, .. } => body.size_hint().exact(),
+            Kind::Request(body) => body.left(),
+            Kind::Answer(body) => body.left(),
+        }
+    }
+
+    /// Sends the rest of the request that this is the answer to; ready when there is none.
+    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.kind {
+            Kind::Answer(body) => body.poll_finish(cx),
+            Kind::Absent | Kind::Http2 { .. } | Kind::Request(_) => Poll::Ready(()),
+        }
+    }
+
+    /// The connection below an answer after which there are no messages any more.
+    pub fn take_stream(&mut self) -> Option<Stream> {
+        match std::mem::replace(&mut self.kind, Kind::Absent) {
+            Kind::Answer(body) => body.into_stream(),
+            Kind::Absent | Kind::Http2 { .. } | Kind::Request(_) => None,
+        }
     }
 
     /// Watches how this body comes, if there is one.
@@ -56,12 +120,6 @@ impl Body {
     /// What will have become of this body.
     pub fn fate(&self) -> Fate {
         self.upload.as_ref().map(|upload| upload.fate()).unwrap_or_default()
-    }
-
-    /// Holds our turn in the conversation for as long as this body is not sent.
-    pub fn answering(mut self, answering: Answering) -> Self {
-        self.answering = Some(answering);
-        self
     }
 
     /// Records the sizes of this body's data frames.
@@ -86,10 +144,12 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let Kind::Incoming(body) = &mut this.kind else {
-            return Poll::Ready(None);
+        let polled = match &mut this.kind {
+            Kind::Absent => return Poll::Ready(None),
+            Kind::Http2 { body, .. } => Pin::new(body).poll_frame(cx).map_err(HttpError::from),
+            Kind::Request(body) => body.poll_frame(cx).map_err(HttpError::from),
+            Kind::Answer(body) => body.poll_frame(cx).map_err(HttpError::from),
         };
-        let polled = Pin::new(body).poll_frame(cx);
         let mut frame = match &mut this.upload {
             Some(upload) => ready!(upload.watch(cx, polled)),
             None => ready!(polled).map(|frame| frame.map_err(BodyError::Stream)),
@@ -118,15 +178,19 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Empty => true,
-            Kind::Incoming(body) => body.is_end_stream(),
+            Kind::Absent => true,
+            Kind::Http2 { body, .. } => body.is_end_stream(),
+            Kind::Request(body) => body.is_over(),
+            Kind::Answer(body) => body.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Incoming(body) => body.size_hint(),
+            Kind::Http2 { body, .. } => body.size_hint(),
+            Kind::Absent | Kind::Request(_) | Kind::Answer(_) => {
+                self.length().map_or_else(SizeHint::new, SizeHint::with_exact)
+            }
         }
     }
 }

@@ -4,12 +4,17 @@
 //! the caller may try elsewhere.
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, body::Body};
-use crate::{fault::Fault, stream::Stream};
-use http::{Request, Response, Version};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
+use crate::{
+    fault::{Fault, HttpError},
+    http1::{
+        Limits,
+        body::Home,
+        exchange::{Broken, Connection},
+    },
+    stream::Stream,
 };
+use http::{Request, Response, Version};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use remora_core::{
     header::SessionProtocol,
@@ -77,17 +82,13 @@ struct Slot {
 
 #[derive(Default)]
 struct Pool {
-    idle: pool::Pool<http1::SendRequest<Body>>,
+    idle: pool::Pool<Connection>,
     /// A task closes what is idle too long.
     swept: bool,
 }
 
-fn condition(sender: &http1::SendRequest<Body>) -> Condition {
-    match (sender.is_closed(), sender.is_ready()) {
-        (true, _) => Condition::Ended,
-        (false, true) => Condition::Ready,
-        (false, false) => Condition::Busy,
-    }
+fn condition(connection: &mut Connection) -> Condition {
+    if connection.is_idle() { Condition::Ready } else { Condition::Ended }
 }
 
 struct Http2 {
@@ -103,14 +104,6 @@ impl Http2 {
     fn streams(&self) -> usize {
         Arc::strong_count(&self.streams) - 1
     }
-}
-
-/// A connection, or a stream of one, lent to a request until its response has ended.
-pub enum Lease {
-    /// Returns to the pool.
-    Http1 { client: Arc<Client>, sender: http1::SendRequest<Body>, born: Time },
-    /// Counts as a stream until it is dropped.
-    Http2(Arc<()>),
 }
 
 /// Why there is no response.
@@ -136,7 +129,7 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
+    ) -> Result<Response<Body>, SendError> {
         match request.version() {
             Version::HTTP_2 => self.send_http2(dial, request).await,
             _ => self.send_http1(dial, request).await,
@@ -147,44 +140,49 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
+    ) -> Result<Response<Body>, SendError> {
+        let limits = Limits { head_bytes: self.limits.max_header_bytes, fields: self.limits.max_headers };
         let mut may_resend = true;
         loop {
             // What was closed at the moment of its use is not tried twice: servers close many at once.
             let idle = if may_resend { self.take_idle() } else { None };
             let pooled = idle.is_some();
-            let (mut sender, born, refusable) = match idle {
-                Some(Pooled { connection, born, .. }) => (connection, born, false),
-                None => match self.connect_http1(dial).await {
-                    Ok((sender, refusable)) => (sender, clock::now(), refusable),
+            let (connection, born) = match idle {
+                Some(Pooled { connection, born, .. }) => (connection, born),
+                None => match dial.dial(SessionProtocol::Http1).await {
+                    Ok(stream) => (Connection::new(stream), clock::now()),
                     Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
                 },
             };
-            let kept = if (pooled || refusable) && may_resend { again(&request) } else { None };
-            let mut refused = match sender.try_send_request(request).await {
-                Ok(response) => {
-                    return Ok((response, Lease::Http1 { client: self.clone(), sender, born }));
+            let bodyless = request.body().is_absent();
+            let home = Home { client: self.clone(), born };
+            let error = match connection.exchange(&mut request, &limits, home).await {
+                Ok(answer) => return Ok(answer),
+                Err(Broken::Body(error)) => {
+                    return Err(SendError::Failed(Fault::Body(error.to_string().into())));
                 }
-                Err(refused) => refused,
-            };
-            // What came back of an answer is no answer, unless it was one that makes no sense.
-            let unanswered = !refused.error().is_parse();
-            request = match (refused.take_message(), kept) {
-                // The server closed the connection while it was idle, before a byte was written or just after.
-                (Some(unsent), _) if pooled => unsent,
-                (None, Some(kept))
-                    if Fault::is_unprocessed(refused.error())
-                        || pooled && unanswered && kept.method().is_idempotent() =>
+                // The server closed the connection while it was idle.
+                Err(Broken::Unsent(_)) if pooled && may_resend => {
+                    may_resend = false;
+                    continue;
+                }
+                Err(Broken::Unsent(error)) => {
+                    let fault = Fault::Server(HttpError::Http1(error));
+                    return Err(SendError::Unsent(Box::new(request), fault));
+                }
+                // Whoever pools connections meets servers that close them at the moment of their use: what may be
+                // done twice is sent again (RFC 9110 section 9.2.2), and what the other proxy says was not begun.
+                Err(Broken::Unanswered(error))
+                    if may_resend
+                        && bodyless
+                        && (Fault::is_unprocessed(&error) || pooled && request.method().is_idempotent()) =>
                 {
                     may_resend = false;
-                    kept
+                    continue;
                 }
-                (Some(unsent), _) => {
-                    let fault = Fault::Server(Arc::new(refused.into_error()));
-                    return Err(SendError::Unsent(Box::new(unsent), fault));
-                }
-                (None, _) => return Err(SendError::Failed(Fault::Server(Arc::new(refused.into_error())))),
+                Err(Broken::Unanswered(error) | Broken::Answer(error)) => error,
             };
+            return Err(SendError::Failed(Fault::Server(HttpError::Http1(error))));
         }
     }
 
@@ -192,45 +190,29 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
+    ) -> Result<Response<Body>, SendError> {
         loop {
             let (mut sender, stream, fresh) = match self.http2_sender(dial).await {
                 Ok(sender) => sender,
                 Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
             };
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Lease::Http2(stream))),
+                Ok(response) => return Ok(response.map(|body| Body::http2(body, Some(stream)))),
                 Err(mut refused) => match refused.take_message() {
                     Some(unsent) if !fresh => request = unsent,
                     Some(unsent) => {
-                        let fault = Fault::Server(Arc::new(refused.into_error()));
+                        let fault = Fault::Server(refused.into_error().into());
                         return Err(SendError::Unsent(Box::new(unsent), fault));
                     }
-                    None => return Err(SendError::Failed(Fault::Server(Arc::new(refused.into_error())))),
+                    None => return Err(SendError::Failed(Fault::Server(refused.into_error().into()))),
                 },
             }
         }
     }
 
-    fn take_idle(&self) -> Option<Pooled<http1::SendRequest<Body>>> {
+    fn take_idle(&self) -> Option<Pooled<Connection>> {
         let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
         pool.idle.take(clock::now(), &self.limits.bounds(), condition)
-    }
-
-    /// A new connection, and whether its other end may still refuse it.
-    async fn connect_http1<D: Dial>(&self, dial: &D) -> Result<(http1::SendRequest<Body>, bool), Fault> {
-        let stream = dial.dial(SessionProtocol::Http1).await?;
-        let refusable = stream.is_mux();
-        let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
-            .max_buf_size(self.limits.max_header_bytes.max(8192))
-            .max_headers(self.limits.max_headers)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Fault::Server(Arc::new(error)))?;
-        // Ends with the connection; what failed is told to the request that was on it.
-        tokio::spawn(connection.with_upgrades());
-        Ok((sender, refusable))
     }
 
     /// An HTTP/2 connection with room for a stream, the stream's count, and whether it was made just now.
@@ -269,7 +251,7 @@ impl Client {
             .max_header_list_size(u32::try_from(self.limits.max_header_bytes).unwrap_or(u32::MAX))
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| Fault::Server(Arc::new(error)))?;
+            .map_err(|error| Fault::Server(error.into()))?;
         // Ends when the last sender is dropped and its streams have ended.
         tokio::spawn(connection);
         let streams = Arc::new(());
@@ -282,31 +264,15 @@ impl Client {
         Ok((sender, streams, true))
     }
 
-    fn put_back(self: &Arc<Self>, sender: http1::SendRequest<Body>, born: Time) {
-        let condition = condition(&sender);
+    /// Keeps a connection that nobody uses for the next request.
+    pub fn put_back(self: &Arc<Self>, connection: Connection, born: Time) {
         let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.put_back(sender, condition, born, clock::now(), &self.limits.bounds());
+        pool.idle.put_back(connection, Condition::Ready, born, clock::now(), &self.limits.bounds());
         if !pool.swept && !pool.idle.is_empty() {
             pool.swept = true;
             tokio::spawn(sweep(Arc::downgrade(self), self.limits.idle));
         }
     }
-}
-
-/// A copy of a request without a body, which can be sent a second time: if its method says so (RFC 9110 section 9.2.2),
-/// because whoever pools connections meets servers that close them at the moment of their use; or if the other proxy
-/// said that nothing of it was processed.
-fn again(request: &Request<Body>) -> Option<Request<Body>> {
-    if !http_body::Body::is_end_stream(request.body()) {
-        return None;
-    }
-    let mut copy = Request::new(Body::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    Some(copy)
 }
 
 /// Closes idle connections when their time has come; ends when there is none.
@@ -341,15 +307,6 @@ async fn sweep_http2(client: std::sync::Weak<Client>) {
     }
 }
 
-impl Lease {
-    pub(super) fn give_back(self) {
-        match self {
-            Self::Http1 { client, sender, born } => client.put_back(sender, born),
-            Self::Http2(stream) => drop(stream),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,7 +319,7 @@ mod tests {
     #[tokio::test]
     async fn an_idempotent_request_outlives_the_close_of_its_pooled_connection() {
         let (client, server) = pooled().await;
-        let (answer, _lease) = client.send(&server, request("GET")).await.ok().unwrap();
+        let answer = client.send(&server, request("GET")).await.ok().unwrap();
         assert_eq!(answer.status(), 200);
     }
 
@@ -412,13 +369,7 @@ mod tests {
             }
         });
         let client = Client::new(LIMITS);
-        let (response, lease) = client.send(&server, request("GET")).await.ok().unwrap();
-        drop(response);
-        lease.give_back();
-        // The connection's own task has yet to see that the answer is over.
-        while client.http1.lock().unwrap().idle.iter().any(|idle| !idle.connection.is_ready()) {
-            tokio::task::yield_now().await;
-        }
+        drop(client.send(&server, request("GET")).await.ok().unwrap());
         assert_eq!(client.idle(), 1, "nothing was pooled");
         (client, server)
     }
@@ -436,7 +387,7 @@ mod tests {
     }
 
     fn request(method: &str) -> Request<Body> {
-        Request::builder().method(method).uri("/").header("host", "web").body(Body::empty()).unwrap()
+        Request::builder().method(method).uri("/").header("host", "web").body(Body::absent()).unwrap()
     }
 
     struct Server(SocketAddr);

@@ -1,8 +1,7 @@
 //! One request and its response, watched from the dispatch to the last byte: load, latency, classification.
 
-use super::client::Lease;
 use crate::endpoint::InFlight;
-use crate::fault;
+use crate::fault::{self, HttpError};
 use crate::metrics::{
     RequestMetrics,
     routes::{End, Routed},
@@ -48,7 +47,6 @@ pub struct Exchange {
     status: u16,
     grpc: Option<GrpcStatus>,
     in_flight: Option<InFlight>,
-    lease: Option<Lease>,
     counted: bool,
 }
 
@@ -58,7 +56,7 @@ pub struct GrpcStatus(pub Option<u16>);
 
 impl Exchange {
     /// Begins to watch a response whose head has just arrived.
-    pub fn of<B>(response: &Response<B>, metrics: Arc<RequestMetrics>, started: Time, lease: Lease) -> Self {
+    pub fn of<B>(response: &Response<B>, metrics: Arc<RequestMetrics>, started: Time) -> Self {
         let grpc = is_grpc(response.headers()).then(|| GrpcStatus(grpc_status(response.headers())));
         Self {
             metrics,
@@ -67,7 +65,6 @@ impl Exchange {
             status: response.status().as_u16(),
             grpc,
             in_flight: None,
-            lease: Some(lease),
             counted: false,
         }
     }
@@ -77,11 +74,6 @@ impl Exchange {
         self.in_flight = Some(in_flight);
         self.routed = routed;
         self
-    }
-
-    /// The connection is not an HTTP connection any more: it must not return to its pool.
-    pub fn upgraded(&mut self) {
-        self.lease = None;
     }
 
     pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
@@ -102,12 +94,9 @@ impl Exchange {
             in_flight.answered();
         }
         self.count(None, None);
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
     }
 
-    pub(super) fn failed(&mut self, error: &hyper::Error) {
+    pub(super) fn failed(&mut self, error: &HttpError) {
         let broken = if error.is_timeout() { "timeout" } else { "i/o" };
         self.count(Some(broken), Some(fault::stream_error(error)));
     }
@@ -132,7 +121,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        // Nobody wants the rest: the head decides, as in Linkerd. The connection is not reused, its body is not read.
+        // Nobody wants the rest: the head decides, as in Linkerd.
         self.count(None, None);
     }
 }

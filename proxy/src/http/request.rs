@@ -8,7 +8,7 @@
 use super::{
     access_log,
     body::Body,
-    client::{Lease, SendError},
+    client::SendError,
     exchange::Exchange,
     headers,
     respond::{self, Asker},
@@ -25,7 +25,6 @@ use crate::{
     policy::PortPolicy,
 };
 use http::{HeaderValue, Method, Request, Response, Version, header};
-use hyper::body::Incoming;
 use remora_core::{
     policy::{self, Peer},
     route::{self, RequestView},
@@ -126,7 +125,7 @@ async fn authorized(
         tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
         return Ok(answer(&fault, asker, &counted, started));
     }
-    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
+    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     // Only this proxy says who the client is.
     request.headers_mut().remove(headers::CLIENT_ID);
@@ -136,15 +135,15 @@ async fn authorized(
 
     let fate = request.body().fate();
     let sent = app.client.send(&**app, request.map(|body| body.measured(counted.request_frames()))).await;
-    let (response, lease) = match sent {
+    let response = match sent {
         Ok(sent) => sent,
         Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
             return failed(fate.or(fault), asker, &counted, started, orig_proto.is_some());
         }
     };
     fate.answered();
-    let exchange = Exchange::of(&response, counted, started, lease);
-    let mut response = respond_with(response, exchange, connect);
+    let exchange = Exchange::of(&response, counted, started);
+    let mut response = respond_with(response, exchange);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
             headers::strip_framing(response.headers_mut());
@@ -223,7 +222,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         worker.proxy.metrics.outbound_http_fault(&fault);
         return Ok(respond::respond(&fault, asker));
     }
-    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request));
+    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     // Honoured in ingress mode only (a later issue), and never passed on.
     request.headers_mut().remove(headers::DST_OVERRIDE);
@@ -246,7 +245,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
         Err(fault) => Err(fault),
     };
-    let (Sent { response, lease, in_flight, endpoint, balanced, backend }, series) = match sent {
+    let (Sent { response, in_flight, endpoint, balanced, backend }, series) = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
@@ -254,8 +253,8 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
     };
     let routed = Routed { route: series.map(|series| (series, started)), backend };
-    let exchange = Exchange::of(&response, endpoint.requests.clone(), started, lease);
-    let mut response = respond_with(response, exchange.outbound(in_flight, routed), connect);
+    let exchange = Exchange::of(&response, endpoint.requests.clone(), started);
+    let mut response = respond_with(response, exchange.outbound(in_flight, routed));
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
             headers::strip_framing(response.headers_mut());
@@ -297,8 +296,7 @@ fn route<'a>(plan: &'a Plan, request: &Request<Body>) -> Result<(&'a Split, Opti
 }
 
 struct Sent {
-    response: Response<Incoming>,
-    lease: Lease,
+    response: Response<Body>,
     in_flight: InFlight,
     endpoint: Arc<LiveEndpoint>,
     /// Whether another endpoint may be picked for the next request.
@@ -339,11 +337,11 @@ async fn send(
             metrics.requests.inc();
         }
         match endpoint.client().send(&endpoint, request).await {
-            Ok((response, lease)) => {
+            Ok(response) => {
                 fate.answered();
                 let backend = metrics.clone().map(|metrics| (metrics, began));
                 let balanced = balancer.is_discovered();
-                return Ok(Sent { response, lease, in_flight, endpoint, balanced, backend });
+                return Ok(Sent { response, in_flight, endpoint, balanced, backend });
             }
             Err(SendError::Unsent(unsent, fault)) if failed.is_none() => {
                 failed_at(&fault);
@@ -373,11 +371,8 @@ fn require_identity(required: Option<&HeaderValue>, endpoint: &LiveEndpoint) -> 
 }
 
 /// A response whose body is watched to its end.
-fn respond_with(response: Response<Incoming>, mut exchange: Exchange, connect: bool) -> Response<Body> {
-    if headers::is_upgrade(&response, connect) {
-        exchange.upgraded();
-    }
-    response.map(|body| Body::incoming(body).watched(Box::new(exchange)))
+fn respond_with(response: Response<Body>, exchange: Exchange) -> Response<Body> {
+    response.map(|body| body.watched(Box::new(exchange)))
 }
 
 /// The one answer of a refused connection, for a client that has only the fault: it closes whatever the fault, since the

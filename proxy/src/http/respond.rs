@@ -29,7 +29,7 @@ impl Asker {
 /// The answer to a request that failed.
 pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
     let answer = fault.answer();
-    let mut response = Response::new(Body::empty());
+    let mut response = Response::new(Body::absent());
     *response.version_mut() = asker.version;
     let reason = printable(&fault.to_string());
     let head = response.headers_mut();
@@ -57,7 +57,7 @@ pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
     response
 }
 
-/// The answer to an HTTP/1 client whose request never was one: bytes, since hyper has nothing to answer.
+/// The answer to an HTTP/1 client whose request never was one, in bytes.
 pub fn unrequested(fault: &Fault, informational: bool) -> String {
     let mut head =
         format!("HTTP/1.1 {}\r\nconnection: close\r\ncontent-length: 0\r\n", fault.answer().status);

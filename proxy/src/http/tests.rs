@@ -72,7 +72,7 @@ async fn serving(version: SessionProtocol) -> std::net::SocketAddr {
 
 async fn clumsy(request: Request<Body>) -> Result<Response<Body>, Fault> {
     assert!(request.uri().path() != "/panic", "as a test must");
-    Ok(Response::new(Body::empty()))
+    Ok(Response::new(Body::absent()))
 }
 
 async fn http1(to: std::net::SocketAddr) -> hyper::client::conn::http1::SendRequest<Empty<Bytes>> {

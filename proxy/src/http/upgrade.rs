@@ -1,29 +1,44 @@
 //! Connections that stop being HTTP: after `101 Switching Protocols` or an accepted `CONNECT`, bytes are copied.
 
-use super::{body::Body, talk::ClientIo};
+use super::body::Body;
 use crate::{Proxy, fault::Fault, stream::Stream, tcp};
 use http::{Request, Response};
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-use std::{future::Future, sync::Arc};
-use tokio::sync::OwnedSemaphorePermit;
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{debug, info};
+
+/// In a request's extensions: where its connection comes when it has stopped being HTTP.
+#[derive(Clone)]
+pub struct Upgradable(Arc<Mutex<Option<oneshot::Receiver<Stream>>>>);
+
+impl Upgradable {
+    pub fn new(connection: oneshot::Receiver<Stream>) -> Self {
+        Self(Arc::new(Mutex::new(Some(connection))))
+    }
+
+    fn take(&self) -> Option<oneshot::Receiver<Stream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// The client's half of an upgrade that may come.
 pub struct Offered {
-    client: OnUpgrade,
+    client: oneshot::Receiver<Stream>,
     request: Request<()>,
 }
 
-/// Takes the client's half before the request is sent on.
-pub fn offered(request: &mut Request<Body>) -> Offered {
-    let client = hyper::upgrade::on(&mut *request);
+/// Takes the client's half before the request is sent on; `None` if its connection cannot stop being what it is.
+pub fn offered(request: &mut Request<Body>) -> Option<Offered> {
+    let client = request.extensions_mut().remove::<Upgradable>()?.take()?;
     let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
-    Offered { client, request: copy }
+    Some(Offered { client, request: copy })
 }
 
 impl Offered {
@@ -41,18 +56,14 @@ impl Offered {
         permit: Option<Arc<OwnedSemaphorePermit>>,
         stop: impl Future<Output = Fault> + Send + 'static,
     ) {
-        let server = hyper::upgrade::on(response);
+        let server = response.body_mut().take_stream();
         let client = self.client;
         let busy = proxy.drain.guard();
         let upgraded = proxy.metrics.upgraded.guard();
         proxy.tasks.spawn("upgraded connection", async move {
             let _held = (busy, upgraded, permit);
-            let (client, server) = match tokio::try_join!(client, server) {
-                Ok((client, server)) => (stream(client), stream(server)),
-                Err(error) => return debug!(%error, "an upgrade was agreed on and then not made"),
-            };
-            let (Some(client), Some(server)) = (client, server) else {
-                return debug!("an upgraded connection was none of ours");
+            let (Ok(client), Some(server)) = (client.await, server) else {
+                return debug!("an upgrade was agreed on and then not made");
             };
             match tcp::forward(client, server, stop).await {
                 Ok(()) => {}
@@ -61,17 +72,4 @@ impl Offered {
             }
         });
     }
-}
-
-/// The connection below, with what of it was read beyond the last head.
-fn stream(upgraded: Upgraded) -> Option<Stream> {
-    let (mut stream, read) = match upgraded.downcast::<TokioIo<ClientIo>>() {
-        Ok(client) => (client.io.into_inner().into_inner(), client.read_buf),
-        Err(upgraded) => {
-            let server = upgraded.downcast::<TokioIo<Stream>>().ok()?;
-            (server.io.into_inner(), server.read_buf)
-        }
-    };
-    stream.put_back(read);
-    Some(stream)
 }

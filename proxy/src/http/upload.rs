@@ -1,7 +1,6 @@
 //! A request's body on its way in: how slow it may be, and why it broke. The client is told by its request's answer.
 
-use super::talk::Talk;
-use crate::fault::Fault;
+use crate::fault::{Fault, HttpError};
 use bytes::Bytes;
 use http_body::Frame;
 use remora_core::patience::Patience;
@@ -25,7 +24,7 @@ const LEAST: u64 = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error(transparent)]
-    Stream(#[from] hyper::Error),
+    Stream(HttpError),
     #[error("{0}")]
     Client(Fault),
 }
@@ -60,14 +59,13 @@ pub struct Upload {
     patience: Option<(Duration, Patience)>,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
     shared: Arc<Shared>,
-    talk: Option<Arc<Talk>>,
 }
 
 impl Upload {
-    /// `limit` bounds the wait for `LEAST` bytes; `talk` is the conversation of an HTTP/1 client.
-    pub fn new(limit: Option<Duration>, talk: Option<Arc<Talk>>) -> Self {
+    /// `limit` bounds the wait for `LEAST` bytes.
+    pub fn new(limit: Option<Duration>) -> Self {
         let patience = limit.map(|limit| (limit, Patience::new(limit, LEAST)));
-        Self { patience, timer: None, shared: Arc::default(), talk }
+        Self { patience, timer: None, shared: Arc::default() }
     }
 
     pub fn fate(&self) -> Fate {
@@ -78,7 +76,7 @@ impl Upload {
     pub fn watch(
         &mut self,
         cx: &mut Context<'_>,
-        polled: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
+        polled: Poll<Option<Result<Frame<Bytes>, HttpError>>>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -105,9 +103,6 @@ impl Upload {
 
     /// Why nothing more is to be waited for, if that is so.
     fn lost(&mut self, cx: &mut Context<'_>) -> Option<Fault> {
-        if self.talk.as_ref().is_some_and(|talk| talk.has_ended(cx)) {
-            return Some(Fault::Body("it ended before its length".into()));
-        }
         let (limit, patience) = self.patience.as_mut()?;
         if self.shared.answered.load(Ordering::Relaxed) {
             return None;

@@ -2,7 +2,7 @@
 //! had ready, in as few records as they fit into, because the kernel's sends are what a request costs.
 
 use super::carrier::{Carrier, Opened, Round};
-use crate::stream::Rewound;
+use crate::{scratch, stream::Rewound};
 use remora_core::mux::Error;
 use remora_runtime::{
     clock,
@@ -11,7 +11,6 @@ use remora_runtime::{
 };
 use rustls::Connection;
 use std::{
-    cell::RefCell,
     future::poll_fn,
     io::{self, BufRead as _, IoSlice, Write as _},
     pin::Pin,
@@ -21,8 +20,6 @@ use std::{
 };
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
-/// Bytes read from a socket at once; rustls alone would ask for 4 KiB at a time.
-const SCRATCH: usize = 64 * 1024;
 /// Plaintext given to TLS at once: four full records.
 const FLIGHT: usize = 64 * 1024;
 /// Reads in one poll before the worker's other tasks get their turn.
@@ -33,10 +30,6 @@ const TICK: Duration = Duration::from_secs(10);
 const IDLE_TICKS: u32 = 6;
 /// How long the peer is waited for after everything was said.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
-}
 
 /// Drives one carrier.
 pub(super) struct Driver {
@@ -192,7 +185,7 @@ impl Driver {
 
     /// Reads once and hands it through TLS to the session. 0: the peer has closed.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        BUFFER.with_borrow_mut(|scratch| {
+        scratch::with(|scratch| {
             let mut buf = ReadBuf::new(scratch);
             std::task::ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
             let mut rest = buf.filled();
@@ -272,7 +265,7 @@ impl Driver {
         std::task::ready!(self.poll_send(cx, &carrier, &mut shared))?;
         drop(shared);
         std::task::ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-        BUFFER.with_borrow_mut(|scratch| {
+        scratch::with(|scratch| {
             loop {
                 let mut buf = ReadBuf::new(scratch);
                 std::task::ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;

@@ -1,0 +1,313 @@
+//! Bytes → the head of a request or an answer. httparse finds its parts, [`remora_core::http1`] says what they mean.
+
+use super::{Error, Limits, wire::Wire};
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use remora_core::http1::{Framing, Keep, Malformed};
+
+/// The longest target of a request, in bytes: what a [`Uri`] holds.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+/// An unfinished head is read so often as if it were whole: what is no head is refused early, and a head that comes byte
+/// by byte is not read once for each.
+const MAX_TRIES: u8 = 8;
+/// Fields for which there is room on the stack.
+const USUAL_FIELDS: usize = 64;
+
+/// The reason phrase of an answer, where it is not the usual one.
+#[derive(Clone, Debug)]
+pub struct Reason(pub Bytes);
+
+/// How the names of a head's fields were written. HTTP/1 does not care, and some of its readers do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Spelling {
+    /// `content-type`.
+    #[default]
+    Lower,
+    /// `Content-Type`, but `l5d-client-id`.
+    Title,
+    /// As it is said here, in their order.
+    Mixed(Vec<Bytes>),
+}
+
+/// A head and what follows from it.
+pub struct Head<T> {
+    pub head: T,
+    pub framing: Framing,
+    pub spelling: Spelling,
+    /// HTTP/1.1, not 1.0.
+    pub http11: bool,
+}
+
+/// The next request's head out of what was read; `None` if it is not whole.
+pub fn request(wire: &mut Wire, limits: &Limits) -> Result<Option<Head<Request<()>>>, Error> {
+    // RFC 9112 section 2.2: an empty line before a request line is nothing.
+    while wire.ahead.starts_with(b"\r\n") {
+        wire.ahead.advance(2);
+        wire.scanned = 0;
+    }
+    if !worth_a_try(wire) {
+        return too_large(wire, limits).map(|()| None);
+    }
+    let parsed = with_fields(limits, |fields| {
+        let mut request = httparse::Request::new(fields);
+        let length = match request.parse(&wire.ahead) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(error) => return Err(malformed(error)),
+        };
+        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
+        else {
+            return Err(Error::Malformed(Malformed::Head("it has no request line")));
+        };
+        let at = (span(&wire.ahead, target.as_bytes()), Method::from_bytes(method.as_bytes()), version);
+        Ok(Some((length, at, spans(&wire.ahead, request.headers))))
+    })?;
+    let Some((length, (target, method, version), spans)) = parsed else {
+        return too_large(wire, limits).map(|()| None);
+    };
+    if length > limits.head_bytes {
+        return Err(Error::TooLarge);
+    }
+    let bytes = wire.take_head(length);
+    let method = method.map_err(|_| Malformed::Head("its method is no token"))?;
+    let target = slice(&bytes, target);
+    if target.len() > MAX_TARGET {
+        return Err(Error::LongTarget);
+    }
+    let fields = Fields::read(&bytes, &spans)?;
+    let spelling = fields.spelling(&bytes, &spans);
+    let mut head = Request::new(());
+    *head.uri_mut() = parse_target(&method, target)?;
+    *head.method_mut() = method;
+    *head.version_mut() = if version == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    *head.headers_mut() = fields.headers;
+    Ok(Some(Head { head, framing: fields.framing, spelling, http11: version == 1 }))
+}
+
+/// The next answer's head out of what was read; `None` if it is not whole.
+pub fn answer(wire: &mut Wire, limits: &Limits) -> Result<Option<Head<Response<()>>>, Error> {
+    if !worth_a_try(wire) {
+        return too_large(wire, limits).map(|()| None);
+    }
+    let parsed = with_fields(limits, |fields| {
+        let mut answer = httparse::Response::new(fields);
+        let length = match httparse::ParserConfig::default().parse_response(&mut answer, &wire.ahead) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(error) => return Err(malformed(error)),
+        };
+        let reason = answer.reason.filter(|reason| !reason.is_empty());
+        let reason = reason.map(|reason| span(&wire.ahead, reason.as_bytes()));
+        let at = (answer.code.unwrap_or_default(), answer.version == Some(1), reason);
+        Ok(Some((length, at, spans(&wire.ahead, answer.headers))))
+    })?;
+    let Some((length, (code, http11, reason), spans)) = parsed else {
+        return too_large(wire, limits).map(|()| None);
+    };
+    if length > limits.head_bytes {
+        return Err(Error::TooLarge);
+    }
+    let bytes = wire.take_head(length);
+    let fields = Fields::read(&bytes, &spans)?;
+    let spelling = fields.spelling(&bytes, &spans);
+    let mut head = Response::new(());
+    *head.status_mut() =
+        StatusCode::from_u16(code).map_err(|_| Malformed::Head("its status is no status"))?;
+    *head.version_mut() = if http11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    *head.headers_mut() = fields.headers;
+    if let Some(reason) = reason.map(|reason| slice(&bytes, reason))
+        && head.status().canonical_reason().is_none_or(|usual| usual.as_bytes() != reason)
+    {
+        head.extensions_mut().insert(Reason(reason));
+    }
+    Ok(Some(Head { head, framing: fields.framing, spelling, http11 }))
+}
+
+/// The fields of a trailer section.
+pub fn trailers(mut lines: Vec<u8>, fields: usize) -> Result<HeaderMap, Error> {
+    lines.extend_from_slice(b"\r\n");
+    let bytes = Bytes::from(lines);
+    let spans = with_fields(&Limits { head_bytes: 0, fields }, |fields| {
+        match httparse::parse_headers(&bytes, fields) {
+            Ok(httparse::Status::Complete((_, fields))) => Ok(spans(&bytes, fields)),
+            Ok(httparse::Status::Partial) => Err(Malformed::Chunk("its trailer section breaks off").into()),
+            Err(error) => Err(malformed(error)),
+        }
+    })?;
+    let mut headers = HeaderMap::with_capacity(spans.len());
+    for Span { name, value } in spans {
+        let (name, value) = (slice(&bytes, name), slice(&bytes, value));
+        headers.append(field_name(&name)?, field_value(value)?);
+    }
+    Ok(headers)
+}
+
+impl Wire {
+    fn take_head(&mut self, length: usize) -> Bytes {
+        (self.scanned, self.tries) = (0, 0);
+        if length == self.ahead.len() {
+            return std::mem::take(&mut self.ahead).freeze();
+        }
+        self.ahead.split_to(length).freeze()
+    }
+}
+
+/// Whether what was read may be a whole head, or shows early that it is none.
+fn worth_a_try(wire: &mut Wire) -> bool {
+    if wire.ahead.is_empty() {
+        return false;
+    }
+    // The end may have begun before: a line feed, perhaps with a carriage return before it.
+    let from = wire.scanned.saturating_sub(3);
+    let fresh = wire.ahead.get(from..).unwrap_or_default();
+    let whole =
+        fresh.windows(2).any(|two| two == b"\n\n") || fresh.windows(3).any(|three| three == b"\n\r\n");
+    wire.scanned = wire.ahead.len();
+    wire.tries = wire.tries.saturating_add(1);
+    whole || wire.tries <= MAX_TRIES
+}
+
+fn too_large(wire: &Wire, limits: &Limits) -> Result<(), Error> {
+    if wire.ahead.len() <= limits.head_bytes {
+        Ok(())
+    } else if wire.ahead.contains(&b'\n') {
+        Err(Error::TooLarge)
+    } else {
+        Err(Error::LongTarget)
+    }
+}
+
+fn with_fields<'b, T>(limits: &Limits, parse: impl FnOnce(&mut [httparse::Header<'b>]) -> T) -> T {
+    let mut usual = [httparse::EMPTY_HEADER; USUAL_FIELDS];
+    if let Some(fields) = usual.get_mut(..limits.fields) {
+        return parse(fields);
+    }
+    parse(&mut vec![httparse::EMPTY_HEADER; limits.fields])
+}
+
+/// Where a part is in the bytes it is a part of.
+#[derive(Clone, Copy)]
+struct Range {
+    from: usize,
+    to: usize,
+}
+
+struct Span {
+    name: Range,
+    value: Range,
+}
+
+fn span(whole: &[u8], part: &[u8]) -> Range {
+    let from = part.as_ptr().addr().saturating_sub(whole.as_ptr().addr());
+    Range { from, to: from + part.len() }
+}
+
+fn spans(whole: &[u8], fields: &[httparse::Header<'_>]) -> Vec<Span> {
+    let of = |field: &httparse::Header<'_>| Span {
+        name: span(whole, field.name.as_bytes()),
+        value: span(whole, field.value),
+    };
+    fields.iter().map(of).collect()
+}
+
+fn slice(bytes: &Bytes, range: Range) -> Bytes {
+    bytes.slice(range.from.min(bytes.len())..range.to.min(bytes.len()))
+}
+
+fn malformed(error: httparse::Error) -> Error {
+    let why = match error {
+        httparse::Error::TooManyHeaders => return Error::TooLarge,
+        httparse::Error::HeaderName => "a field's name is no token",
+        httparse::Error::HeaderValue => "a field's value has a control character",
+        httparse::Error::NewLine => "a line ends without a line feed",
+        httparse::Error::Status => "its status is no status",
+        httparse::Error::Token => "its first line has a character that does not belong there",
+        httparse::Error::Version => "its version is neither HTTP/1.1 nor HTTP/1.0",
+    };
+    Malformed::Head(why).into()
+}
+
+fn field_name(name: &[u8]) -> Result<HeaderName, Malformed> {
+    HeaderName::from_bytes(name).map_err(|_| Malformed::Head("a field's name is no token"))
+}
+
+fn field_value(value: Bytes) -> Result<HeaderValue, Malformed> {
+    HeaderValue::from_maybe_shared(value)
+        .map_err(|_| Malformed::Head("a field's value has a control character"))
+}
+
+fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Malformed> {
+    let uri = Uri::from_maybe_shared(target).map_err(|_| Malformed::Head("its target is no URI"))?;
+    // Both forms without a path are for these methods only: RFC 9112 section 3.2.
+    let authority_only = uri.scheme().is_none() && uri.authority().is_some();
+    if authority_only != (method == Method::CONNECT) {
+        return Err(Malformed::Head("its target's form is not its method's"));
+    }
+    Ok(uri)
+}
+
+struct Fields {
+    headers: HeaderMap,
+    framing: Framing,
+    /// Whether all names so far are written so.
+    lower: bool,
+    title: bool,
+}
+
+impl Fields {
+    fn read(bytes: &Bytes, spans: &[Span]) -> Result<Self, Error> {
+        let headers = HeaderMap::with_capacity(spans.len());
+        let mut fields = Self { headers, framing: Framing::default(), lower: true, title: true };
+        for span in spans {
+            fields.add(bytes, span)?;
+        }
+        Ok(fields)
+    }
+
+    fn add(&mut self, bytes: &Bytes, span: &Span) -> Result<(), Error> {
+        let raw = bytes.get(span.name.from..span.name.to).unwrap_or_default();
+        let value = slice(bytes, span.value);
+        if self.framing.field(raw, &value)? == Keep::No {
+            return Ok(());
+        }
+        let name = field_name(raw)?;
+        self.lower &= raw == name.as_str().as_bytes();
+        self.title &= is_title(raw);
+        self.headers.append(name, field_value(value)?);
+        Ok(())
+    }
+
+    fn spelling(&self, bytes: &Bytes, spans: &[Span]) -> Spelling {
+        match (self.lower, self.title) {
+            (true, _) => Spelling::Lower,
+            (false, true) => Spelling::Title,
+            (false, false) => Spelling::Mixed(spans.iter().map(|span| slice(bytes, span.name)).collect()),
+        }
+    }
+}
+
+/// Makes of a lower-case name what [`Spelling::Title`] says.
+pub fn to_title(name: &mut [u8]) {
+    if name.starts_with(b"l5d-") {
+        return;
+    }
+    let mut begins = true;
+    for byte in name {
+        if begins {
+            byte.make_ascii_uppercase();
+        }
+        begins = *byte == b'-';
+    }
+}
+
+fn is_title(name: &[u8]) -> bool {
+    if name.starts_with(b"l5d-") {
+        return !name.iter().any(u8::is_ascii_uppercase);
+    }
+    let mut begins = true;
+    name.iter().all(|byte| {
+        let fits = if begins { !byte.is_ascii_lowercase() } else { !byte.is_ascii_uppercase() };
+        begins = *byte == b'-';
+        fits
+    })
+}
