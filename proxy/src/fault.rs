@@ -399,7 +399,7 @@ impl Misuse {
                 return Some(Self::TooLarge);
             }
             HttpError::Http1(http1::Error::Malformed(_)) => return Some(Self::Malformed),
-            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut | http1::Error::Interim) => return None,
+            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return None,
             HttpError::Http2(error) => error,
         };
         let error = h2_error(error).filter(|error| error.is_library() && error.is_go_away())?;

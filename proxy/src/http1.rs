@@ -41,8 +41,6 @@ pub enum Error {
     LongTarget,
     #[error("its head has more bytes or fields than it may")]
     TooLarge,
-    #[error("more than {} interim answers came before the answer", exchange::MAX_INTERIM)]
-    Interim,
 }
 
 impl From<io::Error> for Error {

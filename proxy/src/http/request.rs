@@ -24,7 +24,7 @@ use crate::{
     metrics::{BackendMetrics, InboundRequests, RequestMetrics, routes::Routed},
     policy::PortPolicy,
 };
-use http::{HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderValue, Method, Request, Response, Version};
 use remora_core::{
     policy::{self, Peer},
     route::{self, RequestView},
@@ -36,12 +36,6 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// A tunnel within an HTTP/2 connection would need its other half upgraded on another connection.
 const TUNNEL: Fault = Fault::BadTarget("CONNECT over HTTP/2 is not supported; use HTTP/1.1");
-
-/// One of two hosts would be authorised, and perhaps the other one served: RFC 9112 section 3.2 wants a refusal.
-const HOSTS: Fault = Fault::BadTarget("a request has no more than one Host header");
-
-/// What is said twice, or is applied below the chunks, servers understand differently: RFC 9112 section 6.1.
-const CODINGS: Fault = Fault::BadTarget("a request's only Transfer-Encoding is chunked");
 
 /// What the requests of one inbound connection share.
 pub struct Inbound {
@@ -161,19 +155,7 @@ async fn authorized(
 
 /// Why a request is nobody's to answer but this proxy's.
 fn unfit<B>(request: &Request<B>) -> Option<Fault> {
-    if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
-        return Some(TUNNEL);
-    }
-    if request.headers().get_all(header::HOST).iter().count() > 1 {
-        return Some(HOSTS);
-    }
-    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
-    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    match (codings.next(), codings.next()) {
-        (Some(coding), None) if !chunked(coding) => Some(CODINGS),
-        (Some(_), Some(_)) => Some(CODINGS),
-        (Some(_), None) | (None, _) => None,
-    }
+    (request.method() == Method::CONNECT && request.version() == Version::HTTP_2).then_some(TUNNEL)
 }
 
 /// Ends when a changed policy does not admit the request any more whose connection was upgraded.
@@ -412,36 +394,4 @@ fn refused_or_reset(fault: Fault, asker: Asker) -> Result<Response<Body>, Fault>
         return Err(fault);
     }
     Ok(respond::respond(&fault, asker))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_with_two_hosts_is_refused() {
-        let one = Request::builder().header("host", "web");
-        assert!(unfit(&one.body(()).unwrap()).is_none());
-        let two = Request::builder().header("host", "web").header("host", "other");
-        let fault = unfit(&two.body(()).unwrap()).unwrap();
-        assert_eq!(fault.answer().status, 400);
-    }
-
-    #[test]
-    fn chunks_are_the_only_coding_and_are_said_once() {
-        for (codings, fits) in [
-            (&["chunked"][..], true),
-            (&["Chunked"], true),
-            (&["chunked", "chunked"], false),
-            (&["gzip, chunked"], false),
-            (&["chunked, chunked"], false),
-            (&[], true),
-        ] {
-            let mut request = Request::new(());
-            for coding in codings {
-                request.headers_mut().append("transfer-encoding", HeaderValue::from_static(coding));
-            }
-            assert_eq!(unfit(&request).is_none(), fits, "{codings:?}");
-        }
-    }
 }

@@ -21,9 +21,6 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Interim answers (1xx) before the answer. They are the server's word to this proxy and go no further.
-pub const MAX_INTERIM: u32 = 32;
-
 /// A connection to a server.
 pub struct Connection {
     pub wire: Wire,
@@ -65,7 +62,7 @@ impl Connection {
     ) -> Result<Response<Body>, Broken> {
         let mut sending = Some(Sending::begin(&mut self.wire, request));
         let before = self.wire.out.written;
-        let mut waiting = Waiting { limits, interim: 0, unsent: None };
+        let mut waiting = Waiting { limits, begun: false, unsent: None };
         let answered = poll_fn(|cx| {
             if let Some(sending) = &mut sending {
                 match sending.poll(cx, &mut self.wire, request.body_mut()) {
@@ -205,7 +202,8 @@ impl Upload {
 /// An answer's head that has not come yet.
 struct Waiting<'a> {
     limits: &'a Limits,
-    interim: u32,
+    /// Something of an answer has come.
+    begun: bool,
     /// Why the request was not sent to its end.
     unsent: Option<Error>,
 }
@@ -214,11 +212,9 @@ impl Waiting<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, wire: &mut Wire) -> Poll<Result<Head<Response<()>>, Broken>> {
         loop {
             match head::answer(wire, self.limits) {
+                // The server's word to this proxy: it goes no further, and nothing is kept of it.
                 Ok(Some(head)) if is_interim(head.head.status()) => {
-                    self.interim += 1;
-                    if self.interim > MAX_INTERIM {
-                        return Poll::Ready(Err(Broken::Answer(Error::Interim)));
-                    }
+                    self.begun = true;
                     continue;
                 }
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
@@ -232,7 +228,7 @@ impl Waiting<'_> {
                 Poll::Pending => return Poll::Pending,
             };
             let error = self.unsent.take().unwrap_or(error);
-            let begun = !wire.ahead.is_empty() || self.interim > 0;
+            let begun = self.begun || !wire.ahead.is_empty();
             return Poll::Ready(Err(if begun { Broken::Answer(error) } else { Broken::Unanswered(error) }));
         }
     }

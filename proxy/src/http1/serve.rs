@@ -80,13 +80,9 @@ where
             Ok(())
         }
         Err(fault) => {
-            match &fault {
-                Fault::HeadTimeout(_) | Fault::Client(_) => {
-                    let answer = respond::unrequested(&fault, settings.informational);
-                    farewell(wire, answer.as_bytes(), true).await;
-                }
-                // Half an answer is not to be taken for the whole.
-                _ => wire.stream.reset_on_close(),
+            if matches!(fault, Fault::HeadTimeout(_) | Fault::Client(_)) {
+                let answer = respond::unrequested(&fault, settings.informational);
+                farewell(wire, answer.as_bytes(), true).await;
             }
             Err(fault)
         }
@@ -288,8 +284,12 @@ async fn send(
                         coding.end(&mut wire.out)
                     }
                     Poll::Ready(Some(Err(error))) => {
-                        // What came of it is sent, and then the connection breaks.
+                        // What came of it is sent, and then the connection ends, by a reset where its end would be taken
+                        // for the answer's.
                         let _ = wire.poll_write_out(cx);
+                        if coding == Coding::Close {
+                            wire.stream.reset_on_close();
+                        }
                         return Poll::Ready(Err(Fault::Answer(error.to_string().into())));
                     }
                     Poll::Pending => {
