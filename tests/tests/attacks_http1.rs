@@ -56,7 +56,6 @@ enum Fate {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn a_smuggled_request_is_refused_or_part_of_the_one_request_that_arrives() {
     if !check::can_run() {
         return;
@@ -207,7 +206,6 @@ fn shapes() -> Vec<(String, Vec<u8>, Fate)> {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn trailers_that_lie_about_the_message_do_not_change_it() {
     if !check::can_run() {
         return;
@@ -234,7 +232,6 @@ fn trailers_that_lie_about_the_message_do_not_change_it() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn what_does_not_come_is_answered_408_with_its_limit_and_what_may_wait_waits() {
     if !check::can_run() {
         return;
@@ -342,7 +339,6 @@ fn dripped(clients: &mut [TcpStream]) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn a_client_that_leaves_frees_its_server_and_one_that_only_says_no_more_is_answered() {
     if !check::can_run() {
         return;
@@ -385,7 +381,6 @@ fn a_client_that_leaves_frees_its_server_and_one_that_only_says_no_more_is_answe
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_sender() {
     if !check::can_run() {
         return;
@@ -449,7 +444,6 @@ fn header_bombs_and_endless_request_lines_cost_the_proxy_no_more_than_their_send
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn what_is_sent_behind_an_upgrade_waits_until_it_is_granted() {
     if !check::can_run() {
         return;
@@ -500,7 +494,6 @@ fn what_is_sent_behind_an_upgrade_waits_until_it_is_granted() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn an_early_answer_leaves_nothing_of_its_request_to_the_next_one() {
     if !check::can_run() {
         return;
@@ -531,7 +524,6 @@ fn an_early_answer_leaves_nothing_of_its_request_to_the_next_one() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn interim_answers_and_bodies_that_must_not_be_never_become_another_requests_answer() {
     if !check::can_run() {
         return;
@@ -576,7 +568,6 @@ fn interim_answers_and_bodies_that_must_not_be_never_become_another_requests_ans
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http1 -- --ignored"]
 fn targets_that_are_no_paths_are_answered_and_break_nothing() {
     if !check::can_run() {
         return;
