@@ -105,10 +105,20 @@ where
     S: Fn(Request<Body>) -> F + Send + Unpin + 'static,
     F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
 {
-    if version == SessionProtocol::Http1 {
-        let service = |request| service(settings.watched(request));
-        return http1::serve::serve(stream, settings.http1(), drain, service).await;
+    match version {
+        SessionProtocol::Http1 => {
+            let service = |request| service(settings.watched(request));
+            http1::serve::serve(stream, settings.http1(), drain, service).await
+        }
+        SessionProtocol::Http2 => Box::pin(serve_http2(stream, settings, drain, service)).await,
     }
+}
+
+async fn serve_http2<S, F>(stream: Stream, settings: Settings, drain: &Drain, service: S) -> Result<(), Fault>
+where
+    S: Fn(Request<Body>) -> F + Send + Unpin + 'static,
+    F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
+{
     // An answer that closes says so in its head to an HTTP/1 client; to HTTP/2 it is a GOAWAY.
     let closing = Arc::new(Notify::new());
     let asked = closing.clone();

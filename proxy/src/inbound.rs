@@ -59,9 +59,9 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
     };
     // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
     let served = if target.port() == worker.proxy.config.inbound.listen.port() {
-        direct(&worker, plain, stream).await
+        Box::pin(direct(&worker, plain, stream)).await
     } else {
-        redirected(&worker, plain, stream).await
+        Box::pin(redirected(&worker, plain, stream)).await
     };
     if let Err(fault) = &served {
         refused(&worker, client, target, fault);

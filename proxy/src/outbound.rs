@@ -87,7 +87,8 @@ async fn planned(
             let began = remora_runtime::clock::now();
             let limit = worker.proxy.config.outbound.detect_timeout;
             let lost = |_: &Fault| metrics.detect_outbound.lost(began);
-            let detected = sniff::protocol(&mut stream, limit, &speculation).await.inspect_err(lost)?;
+            let detected =
+                Box::pin(sniff::protocol(&mut stream, limit, &speculation)).await.inspect_err(lost)?;
             metrics.detect_outbound.verdict(&detected, began);
             match detected.first {
                 First::Server(server) => {

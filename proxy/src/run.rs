@@ -22,6 +22,7 @@ use remora_runtime::{
 use std::{
     future::Future,
     net::{SocketAddr, TcpListener},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -214,7 +215,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
                 let (client, target) = (accepted.client, accepted.target);
                 let served = inbound::serve(for_serve.clone(), accepted);
                 let tasks = &for_serve.proxy.tasks;
-                tasks.spawn("inbound connection", report("inbound", client, target, served));
+                tasks.spawn("inbound connection", report("inbound", client, target, Box::pin(served)));
             },
         ),
     );
@@ -233,7 +234,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
                     let (client, target) = (accepted.client, accepted.target);
                     let served = outbound::serve(for_serve.clone(), accepted);
                     let tasks = &for_serve.proxy.tasks;
-                    tasks.spawn("outbound connection", report("outbound", client, target, served));
+                    tasks.spawn("outbound connection", report("outbound", client, target, Box::pin(served)));
                 },
             ),
         );
@@ -241,12 +242,12 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Logs a fault once, at the edge.
+/// Logs a fault once, at the edge. `served` is boxed: what wraps a future holds it twice.
 pub(crate) async fn report(
     direction: &'static str,
     client: SocketAddr,
     target: SocketAddr,
-    served: impl Future<Output = Result<(), Fault>>,
+    served: Pin<Box<impl Future<Output = Result<(), Fault>>>>,
 ) {
     match served.await {
         Ok(()) => debug!(direction, %client, %target, "done"),

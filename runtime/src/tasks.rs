@@ -44,6 +44,8 @@ impl Tasks {
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let counted = self.count(name);
         let panicked = self.panicked.clone();
+        // Boxed before it is wrapped: each wrapping would hold it twice, before and while it is awaited.
+        let task = Box::pin(task);
         let task = self.tracker.track_future(async move {
             let _counted = counted;
             if let Err(cause) = AssertUnwindSafe(task).catch_unwind().await {

@@ -30,7 +30,6 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
 });
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_tls -- --ignored"]
 fn records_that_are_too_long_too_short_or_too_many_end_their_connection_and_cost_little() {
     if !check::can_run() {
         return;
@@ -144,7 +143,6 @@ fn records_that_are_too_long_too_short_or_too_many_end_their_connection_and_cost
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_tls -- --ignored"]
 fn a_transport_header_that_claims_2_gib_is_refused_at_once() {
     if !check::can_run() {
         return;

@@ -123,9 +123,8 @@ impl Body {
     }
 
     /// Records the sizes of this body's data frames.
-    pub fn measured(mut self, frames: Option<&Histogram>) -> Self {
+    pub fn measure(&mut self, frames: Option<&Histogram>) {
         self.frames = frames.cloned();
-        self
     }
 
     /// Tells `exchange` what happens to this body, until its end.

@@ -5,7 +5,7 @@
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, body::Body};
 use crate::{
-    fault::{Fault, HttpError},
+    fault::Fault,
     http1::{
         Limits,
         body::Home,
@@ -108,8 +108,8 @@ impl Http2 {
 
 /// Why there is no response.
 pub enum SendError {
-    /// No byte of the request was written: it may go elsewhere.
-    Unsent(Box<Request<Body>>, Fault),
+    /// No byte of the request was written: it is as it was, and may go elsewhere.
+    Unsent(Fault),
     /// The request, or a part of it, may have been processed.
     Failed(Fault),
 }
@@ -124,14 +124,15 @@ impl Client {
         self.http1.lock().unwrap_or_else(PoisonError::into_inner).idle.len()
     }
 
-    /// Sends a request in its own version and waits for the response's head.
+    /// Sends a request in its own version and waits for the response's head. The request's head stays; its body is taken
+    /// as far as it is sent.
     pub async fn send<D: Dial>(
         self: &Arc<Self>,
         dial: &D,
-        request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Body>, SendError> {
         match request.version() {
-            Version::HTTP_2 => self.send_http2(dial, request).await,
+            Version::HTTP_2 => Box::pin(self.send_http2(dial, request)).await,
             _ => self.send_http1(dial, request).await,
         }
     }
@@ -139,7 +140,7 @@ impl Client {
     async fn send_http1<D: Dial>(
         self: &Arc<Self>,
         dial: &D,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Body>, SendError> {
         let limits = Limits { head_bytes: self.limits.max_header_bytes, fields: self.limits.max_headers };
         let mut may_resend = true;
@@ -149,14 +150,15 @@ impl Client {
             let pooled = idle.is_some();
             let (connection, born) = match idle {
                 Some(Pooled { connection, born, .. }) => (connection, born),
-                None => match dial.dial(SessionProtocol::Http1).await {
+                // Boxed: most requests need none.
+                None => match Box::pin(dial.dial(SessionProtocol::Http1)).await {
                     Ok(stream) => (Connection::new(stream), clock::now()),
-                    Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
+                    Err(fault) => return Err(SendError::Unsent(fault)),
                 },
             };
             let bodyless = request.body().is_absent();
             let home = Home { client: self.clone(), born };
-            let error = match connection.exchange(&mut request, &limits, home).await {
+            let error = match connection.exchange(request, &limits, home).await {
                 Ok(answer) => return Ok(answer),
                 Err(Broken::Body(error)) => {
                     return Err(SendError::Failed(Fault::Body(error.to_string().into())));
@@ -166,10 +168,7 @@ impl Client {
                     may_resend = false;
                     continue;
                 }
-                Err(Broken::Unsent(error)) => {
-                    let fault = Fault::Server(HttpError::Http1(error));
-                    return Err(SendError::Unsent(Box::new(request), fault));
-                }
+                Err(Broken::Unsent(error)) => return Err(SendError::Unsent(Fault::Server(error.into()))),
                 // Whoever pools connections meets servers that close them at the moment of their use: what may be
                 // done twice is sent again (RFC 9110 section 9.2.2), and what the other proxy says was not begun.
                 Err(Broken::Unanswered(error))
@@ -182,27 +181,26 @@ impl Client {
                 }
                 Err(Broken::Unanswered(error) | Broken::Answer(error)) => error,
             };
-            return Err(SendError::Failed(Fault::Server(HttpError::Http1(error))));
+            return Err(SendError::Failed(Fault::Server(error.into())));
         }
     }
 
     async fn send_http2<D: Dial>(
         self: &Arc<Self>,
         dial: &D,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<Body>, SendError> {
         loop {
-            let (mut sender, stream, fresh) = match self.http2_sender(dial).await {
-                Ok(sender) => sender,
-                Err(fault) => return Err(SendError::Unsent(Box::new(request), fault)),
-            };
-            match sender.try_send_request(request).await {
+            let (mut sender, stream, fresh) = self.http2_sender(dial).await.map_err(SendError::Unsent)?;
+            let sending = std::mem::replace(request, Request::new(Body::absent()));
+            match sender.try_send_request(sending).await {
                 Ok(response) => return Ok(response.map(|body| Body::http2(body, Some(stream)))),
                 Err(mut refused) => match refused.take_message() {
-                    Some(unsent) if !fresh => request = unsent,
                     Some(unsent) => {
-                        let fault = Fault::Server(refused.into_error().into());
-                        return Err(SendError::Unsent(Box::new(unsent), fault));
+                        *request = unsent;
+                        if fresh {
+                            return Err(SendError::Unsent(Fault::Server(refused.into_error().into())));
+                        }
                     }
                     None => return Err(SendError::Failed(Fault::Server(refused.into_error().into()))),
                 },
@@ -319,14 +317,14 @@ mod tests {
     #[tokio::test]
     async fn an_idempotent_request_outlives_the_close_of_its_pooled_connection() {
         let (client, server) = pooled().await;
-        let answer = client.send(&server, request("GET")).await.ok().unwrap();
+        let answer = client.send(&server, &mut request("GET")).await.ok().unwrap();
         assert_eq!(answer.status(), 200);
     }
 
     #[tokio::test]
     async fn a_request_that_may_have_been_processed_is_not_sent_again() {
         let (client, server) = pooled().await;
-        assert!(matches!(client.send(&server, request("POST")).await, Err(SendError::Failed(_))));
+        assert!(matches!(client.send(&server, &mut request("POST")).await, Err(SendError::Failed(_))));
     }
 
     #[tokio::test]
@@ -339,7 +337,7 @@ mod tests {
             let mut request = request("GET");
             *request.version_mut() = Version::HTTP_2;
             *request.uri_mut() = "http://web/".parse().unwrap();
-            tokio::spawn(async move { client.send(&*server, request).await.is_ok() });
+            tokio::spawn(async move { client.send(&*server, &mut request).await.is_ok() });
         }
         let two = async { (listener.accept().await.unwrap(), listener.accept().await.unwrap()) };
         let connections = tokio::time::timeout(Duration::from_secs(10), two).await;
@@ -369,7 +367,7 @@ mod tests {
             }
         });
         let client = Client::new(LIMITS);
-        drop(client.send(&server, request("GET")).await.ok().unwrap());
+        drop(client.send(&server, &mut request("GET")).await.ok().unwrap());
         assert_eq!(client.idle(), 1, "nothing was pooled");
         (client, server)
     }

@@ -51,6 +51,10 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1); an upgrade keeps what asks for it.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
+    // Most messages have nothing of the kind, and looking once costs less than asking for each by its name.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     let upgrade = (keep_upgrade && upgrade_token(headers)).then(|| headers.get(header::UPGRADE).cloned());
     let te_trailers = headers.get_all(header::TE).iter().any(|te| {
         te.to_str().is_ok_and(|te| te.split(',').any(|one| one.trim().eq_ignore_ascii_case("trailers")))
@@ -80,6 +84,24 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, upgrade);
     }
+}
+
+/// Whether a field may concern one connection only.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    match name.as_str().len() {
+        2 => *name == header::TE,
+        7 => *name == header::UPGRADE,
+        10 => *name == header::CONNECTION || *name == KEEP_ALIVE,
+        14 => *name == HTTP2_SETTINGS,
+        16 => *name == PROXY_AUTH_LEGACY,
+        _ => false,
+    }
+}
+
+/// Whether a message has fields that only proxies say to each other. Most have none, and looking once costs less than
+/// asking for each by its name.
+pub fn has_own(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("l5d-"))
 }
 
 /// Removes from a trailer section what may not be said so late, because it was decided by what the head said (RFC 9110

@@ -87,10 +87,14 @@ async fn authorized(
     let config = &worker.proxy.config;
     // What came is judged, not what is made of it.
     let sound = headers::check(&request, config.header_list(&config.inbound.http2));
-    let orig_proto = meshed.then(|| headers::undo_orig_proto(&mut request)).flatten();
-    // From outside of the mesh nobody may steer this pod's own outbound proxy, should its application pass headers on.
-    for name in [headers::ORIG_PROTO, headers::DST_OVERRIDE, headers::REQUIRE_ID] {
-        request.headers_mut().remove(name);
+    let own = headers::has_own(request.headers());
+    let orig_proto = (own && meshed).then(|| headers::undo_orig_proto(&mut request)).flatten();
+    if own {
+        // Only this proxy says who the client is. And from outside of the mesh nobody may steer this pod's own outbound
+        // proxy, should its application pass headers on.
+        for name in [headers::ORIG_PROTO, headers::DST_OVERRIDE, headers::REQUIRE_ID, headers::CLIENT_ID] {
+            request.headers_mut().remove(name);
+        }
     }
 
     headers::complete_authority(&mut request);
@@ -121,17 +125,15 @@ async fn authorized(
     }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
-    // Only this proxy says who the client is.
-    request.headers_mut().remove(headers::CLIENT_ID);
     if let Some(client_id) = &context.client_id {
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
     }
 
     let fate = request.body().fate();
-    let sent = app.client.send(&**app, request.map(|body| body.measured(counted.request_frames()))).await;
-    let response = match sent {
-        Ok(sent) => sent,
-        Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
+    request.body_mut().measure(counted.request_frames());
+    let response = match app.client.send(&**app, &mut request).await {
+        Ok(response) => response,
+        Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
             return failed(fate.or(fault), asker, &counted, started, orig_proto.is_some());
         }
     };
@@ -206,20 +208,23 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
-    // Honoured in ingress mode only (a later issue), and never passed on.
-    request.headers_mut().remove(headers::DST_OVERRIDE);
-    // Between proxies only: an application cannot claim that its request was something else, or somebody else's.
-    request.headers_mut().remove(headers::ORIG_PROTO);
-    request.headers_mut().remove(headers::CLIENT_ID);
-    let required = request.headers_mut().remove(headers::REQUIRE_ID);
+    let mut required = None;
+    if headers::has_own(request.headers()) {
+        // The override is honoured in ingress mode only (a later issue), and never passed on. The others are between
+        // proxies: an application cannot claim that its request was something else, or somebody else's.
+        for name in [headers::DST_OVERRIDE, headers::ORIG_PROTO, headers::CLIENT_ID] {
+            request.headers_mut().remove(name);
+        }
+        required = request.headers_mut().remove(headers::REQUIRE_ID);
+    }
 
     let plan = target.plan(worker);
     let sent = match worker.proxy.has_room().and_then(|()| route(&plan, &request)) {
         Ok((split, rule)) => {
             let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
             let frames = series.as_ref().map(|series| &series.frames);
-            let measured = request.map(|body| body.measured(frames));
-            let sent = send(split, required.as_ref(), measured).await;
+            request.body_mut().measure(frames);
+            let sent = send(split, required.as_ref(), &mut request).await;
             if let (Err(fault), Some(series)) = (&sent, &series) {
                 series.failed(fault.route_error(), started);
             }
@@ -244,11 +249,14 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
         Some(_) | None => headers::strip_hop_by_hop(response.headers_mut(), false),
     }
-    // The other proxy's remarks are for this one; the application sees only ours.
-    let meshed = endpoint::identity(endpoint.plan()).is_some();
-    let close = meshed && !balanced && headers::proxy_closes(response.headers());
-    response.headers_mut().remove(headers::PROXY_ERROR);
-    response.headers_mut().remove(headers::PROXY_CONNECTION);
+    let mut close = false;
+    if headers::has_own(response.headers()) {
+        // The other proxy's remarks are for this one; the application sees only ours.
+        let meshed = endpoint::identity(endpoint.plan()).is_some();
+        close = meshed && !balanced && headers::proxy_closes(response.headers());
+        response.headers_mut().remove(headers::PROXY_ERROR);
+        response.headers_mut().remove(headers::PROXY_CONNECTION);
+    }
     headers::own_version(&mut response);
     if close {
         // Without a balancer only the application can go elsewhere, and does when it has to connect again.
@@ -291,7 +299,7 @@ struct Sent {
 async fn send(
     split: &Split,
     required: Option<&HeaderValue>,
-    mut request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Result<Sent, Fault> {
     let LiveBackend { balancer, metrics, .. } = split.pick()?;
     let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
@@ -325,12 +333,11 @@ async fn send(
                 let balanced = balancer.is_discovered();
                 return Ok(Sent { response, in_flight, endpoint, balanced, backend });
             }
-            Err(SendError::Unsent(unsent, fault)) if failed.is_none() => {
+            Err(SendError::Unsent(fault)) if failed.is_none() => {
                 failed_at(&fault);
-                request = *unsent;
                 failed = Some((endpoint, fault));
             }
-            Err(SendError::Unsent(_, fault) | SendError::Failed(fault)) => {
+            Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
                 let fault = fate.or(fault);
                 failed_at(&fault);
                 return Err(fault);

@@ -76,13 +76,13 @@ where
             Ok(())
         }
         Ok(End::Closed { unread }) => {
-            farewell(wire, &[], unread).await;
+            Box::pin(farewell(wire, &[], unread)).await;
             Ok(())
         }
         Err(fault) => {
             if matches!(fault, Fault::HeadTimeout(_) | Fault::Client(_)) {
                 let answer = respond::unrequested(&fault, settings.informational);
-                farewell(wire, answer.as_bytes(), true).await;
+                Box::pin(farewell(wire, answer.as_bytes(), true)).await;
             }
             Err(fault)
         }
@@ -364,6 +364,6 @@ async fn farewell(mut wire: Wire, answer: &[u8], unread: bool) {
         }
         io::Result::Ok(())
     };
-    // Whoever does not listen is closed all the same. Boxed: it comes once.
-    let _ = Box::pin(timeout(FAREWELL, said)).await;
+    // Whoever does not listen is closed all the same.
+    let _ = timeout(FAREWELL, said).await;
 }

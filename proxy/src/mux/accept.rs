@@ -118,7 +118,7 @@ fn begin(worker: &Arc<Worker>, plain: Connection, opened: Opened) {
     worker.proxy.metrics.transport_header(&header, &connection.peer);
     let client = connection.client;
     let serving = inbound::stream(worker.clone(), connection, Stream::mux(stream), protocol);
-    worker.proxy.tasks.spawn("inbound stream", run::report("inbound", client, target, serving));
+    worker.proxy.tasks.spawn("inbound stream", run::report("inbound", client, target, Box::pin(serving)));
 }
 
 #[cfg(test)]
