@@ -32,7 +32,7 @@ impl Request {
             return Poll::Ready(None);
         }
         let mut wire = self.wire.lock();
-        if std::mem::take(&mut self.expects_continue) && wire.ahead.is_empty() {
+        if std::mem::take(&mut self.expects_continue) && wire.ahead.bytes.is_empty() {
             wire.out.tail().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         if !wire.out.is_empty() {
@@ -72,7 +72,7 @@ pub struct Home {
 impl Home {
     /// Keeps a connection whose answer is over, if it may be used again.
     pub fn take_back(self, connection: Connection) {
-        if connection.persists && connection.wire.ahead.is_empty() {
+        if connection.persists && connection.wire.ahead.bytes.is_empty() {
             self.client.put_back(connection, self.born);
         }
     }

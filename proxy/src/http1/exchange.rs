@@ -48,7 +48,7 @@ impl Connection {
 
     /// Whether an idle connection may be used: its server has neither closed it nor said anything.
     pub fn is_idle(&mut self) -> bool {
-        self.wire.ahead.is_empty()
+        self.wire.ahead.bytes.is_empty()
             && self.wire.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
@@ -211,7 +211,7 @@ struct Waiting<'a> {
 impl Waiting<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, wire: &mut Wire) -> Poll<Result<Head<Response<()>>, Broken>> {
         loop {
-            match head::answer(wire, self.limits) {
+            match head::answer(&mut wire.ahead, self.limits) {
                 // The server's word to this proxy: it goes no further, and nothing is kept of it.
                 Ok(Some(head)) if is_interim(head.head.status()) => {
                     self.begun = true;
@@ -228,7 +228,7 @@ impl Waiting<'_> {
                 Poll::Pending => return Poll::Pending,
             };
             let error = self.unsent.take().unwrap_or(error);
-            let begun = self.begun || !wire.ahead.is_empty();
+            let begun = self.begun || !wire.ahead.bytes.is_empty();
             return Poll::Ready(Err(if begun { Broken::Answer(error) } else { Broken::Unanswered(error) }));
         }
     }

@@ -1,7 +1,7 @@
 //! Bytes → the head of a request or an answer. httparse finds its parts, [`remora_core::http1`] says what they mean.
 
-use super::{Error, Limits, wire::Wire};
-use bytes::{Buf, Bytes};
+use super::{Error, Limits};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use remora_core::http1::{Framing, Keep, Malformed};
 
@@ -29,6 +29,54 @@ pub enum Spelling {
     Mixed(Vec<Bytes>),
 }
 
+/// What was read of a connection and not used yet.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    pub bytes: BytesMut,
+    /// How much of it holds no end of a head.
+    scanned: usize,
+    /// How often it was read as a head in vain.
+    tries: u8,
+}
+
+impl Ahead {
+    fn take_head(&mut self, length: usize) -> Bytes {
+        (self.scanned, self.tries) = (0, 0);
+        if length == self.bytes.len() {
+            return std::mem::take(&mut self.bytes).freeze();
+        }
+        self.bytes.split_to(length).freeze()
+    }
+
+    /// Whether this may be a whole head, or shows early that it is none.
+    fn is_worth_a_try(&mut self) -> bool {
+        if self.bytes.is_empty() {
+            return false;
+        }
+        // The end may have begun before: a line feed, perhaps with a carriage return behind it.
+        let from = self.scanned.saturating_sub(2);
+        let mut fresh = self.bytes.get(from..).unwrap_or_default();
+        let mut whole = false;
+        while let Some(at) = fresh.iter().position(|byte| *byte == b'\n') {
+            fresh = fresh.get(at + 1..).unwrap_or_default();
+            whole |= fresh.starts_with(b"\n") || fresh.starts_with(b"\r\n");
+        }
+        self.scanned = self.bytes.len();
+        self.tries = self.tries.saturating_add(1);
+        whole || self.tries <= MAX_TRIES
+    }
+
+    fn too_large(&self, limits: &Limits) -> Result<(), Error> {
+        if self.bytes.len() <= limits.head_bytes {
+            Ok(())
+        } else if self.bytes.contains(&b'\n') {
+            Err(Error::TooLarge)
+        } else {
+            Err(Error::LongTarget)
+        }
+    }
+}
+
 /// A head and what follows from it.
 pub struct Head<T> {
     pub head: T,
@@ -39,18 +87,18 @@ pub struct Head<T> {
 }
 
 /// The next request's head out of what was read; `None` if it is not whole.
-pub fn request(wire: &mut Wire, limits: &Limits) -> Result<Option<Head<Request<()>>>, Error> {
+pub fn request(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Request<()>>>, Error> {
     // RFC 9112 section 2.2: an empty line before a request line is nothing.
-    while wire.ahead.starts_with(b"\r\n") {
-        wire.ahead.advance(2);
-        wire.scanned = 0;
+    while ahead.bytes.starts_with(b"\r\n") {
+        ahead.bytes.advance(2);
+        ahead.scanned = 0;
     }
-    if !worth_a_try(wire) {
-        return too_large(wire, limits).map(|()| None);
+    if !ahead.is_worth_a_try() {
+        return ahead.too_large(limits).map(|()| None);
     }
     let parsed = with_fields(limits, |fields| {
         let mut request = httparse::Request::new(fields);
-        let length = match request.parse(&wire.ahead) {
+        let length = match request.parse(&ahead.bytes) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(error) => return Err(malformed(error)),
@@ -59,16 +107,16 @@ pub fn request(wire: &mut Wire, limits: &Limits) -> Result<Option<Head<Request<(
         else {
             return Err(Error::Malformed(Malformed::Head("it has no request line")));
         };
-        let at = (span(&wire.ahead, target.as_bytes()), Method::from_bytes(method.as_bytes()), version);
-        Ok(Some((length, at, spans(&wire.ahead, request.headers))))
+        let at = (span(&ahead.bytes, target.as_bytes()), Method::from_bytes(method.as_bytes()), version);
+        Ok(Some((length, at, spans(&ahead.bytes, request.headers))))
     })?;
     let Some((length, (target, method, version), spans)) = parsed else {
-        return too_large(wire, limits).map(|()| None);
+        return ahead.too_large(limits).map(|()| None);
     };
     if length > limits.head_bytes {
         return Err(Error::TooLarge);
     }
-    let bytes = wire.take_head(length);
+    let bytes = ahead.take_head(length);
     let method = method.map_err(|_| Malformed::Head("its method is no token"))?;
     let target = slice(&bytes, target);
     if target.len() > MAX_TARGET {
@@ -85,29 +133,29 @@ pub fn request(wire: &mut Wire, limits: &Limits) -> Result<Option<Head<Request<(
 }
 
 /// The next answer's head out of what was read; `None` if it is not whole.
-pub fn answer(wire: &mut Wire, limits: &Limits) -> Result<Option<Head<Response<()>>>, Error> {
-    if !worth_a_try(wire) {
-        return too_large(wire, limits).map(|()| None);
+pub fn answer(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Response<()>>>, Error> {
+    if !ahead.is_worth_a_try() {
+        return ahead.too_large(limits).map(|()| None);
     }
     let parsed = with_fields(limits, |fields| {
         let mut answer = httparse::Response::new(fields);
-        let length = match httparse::ParserConfig::default().parse_response(&mut answer, &wire.ahead) {
+        let length = match httparse::ParserConfig::default().parse_response(&mut answer, &ahead.bytes) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(error) => return Err(malformed(error)),
         };
         let reason = answer.reason.filter(|reason| !reason.is_empty());
-        let reason = reason.map(|reason| span(&wire.ahead, reason.as_bytes()));
+        let reason = reason.map(|reason| span(&ahead.bytes, reason.as_bytes()));
         let at = (answer.code.unwrap_or_default(), answer.version == Some(1), reason);
-        Ok(Some((length, at, spans(&wire.ahead, answer.headers))))
+        Ok(Some((length, at, spans(&ahead.bytes, answer.headers))))
     })?;
     let Some((length, (code, http11, reason), spans)) = parsed else {
-        return too_large(wire, limits).map(|()| None);
+        return ahead.too_large(limits).map(|()| None);
     };
     if length > limits.head_bytes {
         return Err(Error::TooLarge);
     }
-    let bytes = wire.take_head(length);
+    let bytes = ahead.take_head(length);
     let fields = Fields::read(&bytes, &spans)?;
     let spelling = fields.spelling(&bytes, &spans);
     let mut head = Response::new(());
@@ -140,41 +188,6 @@ pub fn trailers(mut lines: Vec<u8>, fields: usize) -> Result<HeaderMap, Error> {
         headers.append(field_name(&name)?, field_value(value)?);
     }
     Ok(headers)
-}
-
-impl Wire {
-    fn take_head(&mut self, length: usize) -> Bytes {
-        (self.scanned, self.tries) = (0, 0);
-        if length == self.ahead.len() {
-            return std::mem::take(&mut self.ahead).freeze();
-        }
-        self.ahead.split_to(length).freeze()
-    }
-}
-
-/// Whether what was read may be a whole head, or shows early that it is none.
-fn worth_a_try(wire: &mut Wire) -> bool {
-    if wire.ahead.is_empty() {
-        return false;
-    }
-    // The end may have begun before: a line feed, perhaps with a carriage return before it.
-    let from = wire.scanned.saturating_sub(3);
-    let fresh = wire.ahead.get(from..).unwrap_or_default();
-    let whole =
-        fresh.windows(2).any(|two| two == b"\n\n") || fresh.windows(3).any(|three| three == b"\n\r\n");
-    wire.scanned = wire.ahead.len();
-    wire.tries = wire.tries.saturating_add(1);
-    whole || wire.tries <= MAX_TRIES
-}
-
-fn too_large(wire: &Wire, limits: &Limits) -> Result<(), Error> {
-    if wire.ahead.len() <= limits.head_bytes {
-        Ok(())
-    } else if wire.ahead.contains(&b'\n') {
-        Err(Error::TooLarge)
-    } else {
-        Err(Error::LongTarget)
-    }
 }
 
 fn with_fields<'b, T>(limits: &Limits, parse: impl FnOnce(&mut [httparse::Header<'b>]) -> T) -> T {

@@ -80,9 +80,14 @@ where
             Ok(())
         }
         Err(fault) => {
-            if matches!(fault, Fault::HeadTimeout(_) | Fault::Client(_)) {
-                let answer = respond::unrequested(&fault, settings.informational);
-                Box::pin(farewell(wire, answer.as_bytes(), true)).await;
+            match &fault {
+                Fault::HeadTimeout(_) | Fault::Client(_) => {
+                    let answer = respond::unrequested(&fault, settings.informational);
+                    Box::pin(farewell(wire, answer.as_bytes(), true)).await;
+                }
+                // What came of the answer is the client's, and it can count.
+                Fault::Answer(_) if !wire.torn => Box::pin(farewell(wire, &[], true)).await,
+                _ => {}
             }
             Err(fault)
         }
@@ -133,20 +138,20 @@ async fn next(
     poll_fn(|cx| {
         let mut wire = shared.lock();
         loop {
-            match head::request(&mut wire, &settings.limits) {
+            match head::request(&mut wire.ahead, &settings.limits) {
                 Ok(Some(head)) => return Poll::Ready(Ok(Some(head))),
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Err(Fault::Client(HttpError::Http1(error)))),
             }
             match wire.poll_fill(cx) {
-                Poll::Ready(Ok(0)) if wire.ahead.is_empty() => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(0)) if wire.ahead.bytes.is_empty() => return Poll::Ready(Ok(None)),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(gone(io::ErrorKind::UnexpectedEof.into()))),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(gone(error))),
                 Poll::Pending => break,
             }
         }
-        if wire.ahead.is_empty() {
+        if wire.ahead.bytes.is_empty() {
             return draining.as_mut().poll(cx).map(|()| Ok(None));
         }
         let limit = settings.head_timeout;
@@ -217,7 +222,7 @@ impl Watch {
     fn poll(&mut self, cx: &mut Context<'_>, wire: &mut Wire) -> Poll<io::Error> {
         if self.looking.is_none() {
             // A body is read by whoever wants it, and the beginning of the next request keeps.
-            if !wire.body.is_over() || !wire.ahead.is_empty() {
+            if !wire.body.is_over() || !wire.ahead.bytes.is_empty() {
                 return Poll::Pending;
             }
             match ready!(wire.poll_fill(cx)) {
@@ -289,6 +294,7 @@ async fn send(
                         let _ = wire.poll_write_out(cx);
                         if coding == Coding::Close {
                             wire.stream.reset_on_close();
+                            wire.torn = true;
                         }
                         return Poll::Ready(Err(Fault::Answer(error.to_string().into())));
                     }

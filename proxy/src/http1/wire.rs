@@ -1,6 +1,9 @@
 //! One end of a connection: what was read of it and not used yet, and what is to be written.
 
-use super::{Error, Limits, head};
+use super::{
+    Error, Limits,
+    head::{self, Ahead},
+};
 use crate::{scratch, stream::Stream};
 use bytes::{Buf, Bytes, BytesMut};
 use remora_core::http1::{
@@ -45,21 +48,18 @@ impl Shared {
 /// See the head of this file.
 pub struct Wire {
     pub stream: Stream,
-    /// Read and not used yet.
-    pub ahead: BytesMut,
-    /// How much of `ahead` holds no end of a head.
-    pub scanned: usize,
-    /// How often `ahead` was read as a head in vain.
-    pub tries: u8,
+    pub ahead: Ahead,
     /// The body that is being read.
     pub body: Reading,
     pub out: Outgoing,
+    /// It is to end by a reset.
+    pub torn: bool,
 }
 
 impl Wire {
     pub fn new(stream: Stream) -> Self {
         let out = Outgoing::default();
-        Self { stream, ahead: BytesMut::new(), scanned: 0, tries: 0, body: Reading::over(), out }
+        Self { stream, ahead: Ahead::default(), body: Reading::over(), out, torn: false }
     }
 
     /// Reads what is there, once; how many bytes, none at the end.
@@ -67,7 +67,7 @@ impl Wire {
         scratch::with(|scratch| {
             let mut buf = ReadBuf::new(scratch);
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
-            self.ahead.extend_from_slice(buf.filled());
+            self.ahead.bytes.extend_from_slice(buf.filled());
             Poll::Ready(Ok(buf.filled().len()))
         })
     }
@@ -75,7 +75,7 @@ impl Wire {
     /// The next piece of the body. `None`: it is over.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Part, Error>>> {
         loop {
-            match self.body.take(&mut self.ahead) {
+            match self.body.take(&mut self.ahead.bytes) {
                 Ok(Some(part)) => return Poll::Ready(Some(Ok(part))),
                 Err(error) => return Poll::Ready(Some(Err(error))),
                 Ok(None) if self.body.is_over() => return Poll::Ready(None),
@@ -97,7 +97,7 @@ impl Wire {
 
     /// The stream, with what was read too early put back.
     pub fn into_stream(mut self) -> Stream {
-        let ahead = std::mem::take(&mut self.ahead);
+        let ahead = std::mem::take(&mut self.ahead.bytes);
         if !ahead.is_empty() {
             self.stream.put_back(ahead.freeze());
         }
@@ -160,7 +160,7 @@ impl Reading {
     }
 
     /// A piece out of what was read; `None` if there is none in it.
-    fn take(&mut self, ahead: &mut BytesMut) -> Result<Option<Part>, Error> {
+    pub fn take(&mut self, ahead: &mut BytesMut) -> Result<Option<Part>, Error> {
         let count = match &mut self.state {
             State::Length(left) => {
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(ahead.len());

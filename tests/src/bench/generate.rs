@@ -19,7 +19,6 @@ use crate::node::PodRef;
 use crate::sandbox::join_net;
 
 pub use http1::Held;
-pub(in crate::bench) use http1::until_answered;
 
 /// A request that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -36,6 +35,38 @@ pub struct Target {
     pub host: String,
     pub path: &'static str,
     pub body: u64,
+}
+
+/// Asks until an answer is as it has to be, or `limit` has passed: discovery and DNS need a moment at first.
+pub(in crate::bench) fn until_answered(
+    pod: &PodRef<'_>,
+    target: &Target,
+    http2: bool,
+    limit: Duration,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    let once =
+        || if http2 { ask_over_http2(pod, target) } else { Held::open(pod, target.clone(), 1)?.close() };
+    loop {
+        match once() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("{} of {} did not answer", target.path, target.addr)));
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+fn ask_over_http2(pod: &PodRef<'_>, target: &Target) -> Result<()> {
+    let (sandbox, target) = (pod.sandbox()?, target.clone());
+    let asking = std::thread::spawn(move || {
+        join_net(sandbox)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let asked = async { tokio::time::timeout(LIMIT, http2::once(&target)).await };
+        runtime.block_on(asked).context("no answer in time")?
+    });
+    asking.join().map_err(|_| anyhow!("the thread that asks over HTTP/2 panicked"))?
 }
 
 /// What has been counted so far; looked at while the load runs.

@@ -18,6 +18,9 @@ pub enum Traffic {
     Bulk,
 }
 
+/// Where nginx speaks HTTP/2 only.
+pub const HTTP2_PORT: u16 = 8080;
+
 /// A load that is measured over a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
@@ -40,7 +43,7 @@ pub const TIMED: [Load; 9] = [
     load("http1-64", Traffic::Kept, 64, 80),
     load("http1-1", Traffic::Kept, 1, 80),
     Load { path: "/64k", body: 65_536, ..load("http1-64k", Traffic::Kept, 32, 80) },
-    load("http2", Traffic::Streams(16), 4, 8080),
+    load("http2", Traffic::Streams(16), 4, HTTP2_PORT),
     load("http1-new", Traffic::Fresh, 16, 80),
     load("opaque-64", Traffic::Kept, 64, 81),
     load("opaque-new", Traffic::Fresh, 16, 81),

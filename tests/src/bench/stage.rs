@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::generate::{Target, until_answered};
+use super::loads::HTTP2_PORT;
 use super::machine::{Cores, children, cpu_micros, pin_process, resident_kib};
 use super::verdict::Lane;
 use crate::mesh::Authority;
@@ -139,7 +140,7 @@ impl Stage {
         let pair = self.pair(lane)?;
         for port in ports {
             let target = pair.target(*port, "/small", 200);
-            until_answered(&pair.client, &target, ANSWERS)
+            until_answered(&pair.client, &target, *port == HTTP2_PORT, ANSWERS)
                 .with_context(|| format!("lane {}\n{}", lane.name(), self.mesh.describe()))?;
         }
         Ok(())

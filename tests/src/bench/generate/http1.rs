@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -241,20 +241,6 @@ async fn open_all(target: Arc<Target>, connections: usize) -> Result<Vec<Connect
         held.append(&mut opened.context("a client panicked")??);
     }
     Ok(held)
-}
-
-/// Asks until an answer is as it has to be, or `limit` has passed: discovery and DNS need a moment at first.
-pub(in crate::bench) fn until_answered(pod: &PodRef<'_>, target: &Target, limit: Duration) -> Result<()> {
-    let deadline = Instant::now() + limit;
-    loop {
-        match Held::open(pod, target.clone(), 1).and_then(Held::close) {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!("{} of {} did not answer", target.path, target.addr)));
-            }
-            Err(_) => std::thread::sleep(super::PAUSE),
-        }
-    }
 }
 
 #[cfg(test)]

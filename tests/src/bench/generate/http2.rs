@@ -21,6 +21,16 @@ pub(super) async fn streams(target: Arc<Target>, counted: Arc<Counted>, streams:
     }
 }
 
+/// One request on a connection of its own.
+pub(super) async fn once(target: &Target) -> Result<()> {
+    let stream = TcpStream::connect(target.addr).await.context("connecting")?;
+    let (sender, connection) = h2::client::handshake(stream).await.context("the HTTP/2 preface")?;
+    let driver = tokio::spawn(connection);
+    let asked = ask(sender, target, &Counted::limited(1)).await;
+    driver.abort();
+    asked.map(drop)
+}
+
 async fn connection(target: &Arc<Target>, counted: &Arc<Counted>, streams: usize) -> Result<()> {
     let stream = TcpStream::connect(target.addr).await.context("connecting")?;
     stream.set_nodelay(true)?;
