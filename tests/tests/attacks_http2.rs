@@ -129,7 +129,6 @@ fn begin<'a>(victim: &str, _app: &App) -> Scene<'a> {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn a_flood_of_frames_that_carry_nothing_ends_or_costs_less_than_it_costs_the_flooder() {
     if !check::can_run() {
         return;
@@ -202,7 +201,6 @@ fn a_flood_of_frames_that_carry_nothing_ends_or_costs_less_than_it_costs_the_flo
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn streams_that_are_reset_as_fast_as_they_are_opened_end_their_connection() {
     if !check::can_run() {
         return;
@@ -270,7 +268,6 @@ fn streams_that_are_reset_as_fast_as_they_are_opened_end_their_connection() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
     if !check::can_run() {
         return;
@@ -314,11 +311,17 @@ fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
         ("cookie crumbs", remembered("cookie", "a"), 1500),
     ] {
         let ordinary = || {
-            let mut connection = Flood::begin(&victim, &[]);
-            let block = request("GET", "/");
-            connection.run(100, |nth| headers(stream(nth), true, &block));
-            let (sent, ending) = connection.end();
-            anyhow::ensure!(ending.frames.get(&HEADERS) >= Some(&100), "{ending:?}");
+            let mut client = MESH.dial(victim.at(8000)?)?;
+            let mut bytes = hello(&[]);
+            let mut sent = 0;
+            // Each waits for the one before: a client that says no more is not answered over HTTP/2.
+            for nth in 0..100 {
+                bytes.extend(headers(stream(nth), true, &request("GET", "/")));
+                client.write_all(&bytes)?;
+                sent += bytes.len() as u64;
+                bytes.clear();
+                read_until(&mut client, |frame| frame.kind == HEADERS && frame.stream == stream(nth))?;
+            }
             Ok(sent)
         };
         let cost = scene.replay(what, ordinary, || {
@@ -365,7 +368,6 @@ fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn an_http2_message_that_contradicts_itself_reaches_nobody() {
     if !check::can_run() {
         return;
@@ -384,7 +386,8 @@ fn an_http2_message_that_contradicts_itself_reaches_nobody() {
             // To an application that speaks HTTP/2 itself,
             let mut client = MESH.dial(victim.at(8000)?)?;
             client.write_all(&hello(&[]))?;
-            client.write_all(&id_frames(&[]))?;
+            // What is refused by its first bytes is not always written to its last.
+            let _ = client.write_all(&id_frames(&[]));
             refused(what, &mut client);
             // and as another proxy carries HTTP/1, to one that does not.
             let tcp = MESH.dial(victim.at(8001)?)?;
@@ -392,7 +395,7 @@ fn an_http2_message_that_contradicts_itself_reaches_nobody() {
             let session = rustls::ClientConnection::new(config.clone(), name)?;
             let mut tls = rustls::StreamOwned::new(session, tcp);
             tls.write_all(&hello(&[]))?;
-            tls.write_all(&id_frames(&field("l5d-orig-proto", "HTTP/1.1")))?;
+            let _ = tls.write_all(&id_frames(&field("l5d-orig-proto", "HTTP/1.1")));
             refused(what, &mut tls);
             Ok(2000)
         });
@@ -450,7 +453,11 @@ fn refused(what: &str, client: &mut (impl Read + Write)) {
             assert!(matches!(frame.status(), Some(400 | 431)), "{what}: {frame:?}");
         }
         Ok(_) => {}
-        Err(error) => assert!(error.to_string().contains("ended after"), "{what}: {error}"),
+        Err(error) => {
+            let error = format!("{error:#}");
+            let ends = ["ended after", "Broken pipe", "Connection reset"];
+            assert!(ends.iter().any(|end| error.contains(end)), "{what}: {error}");
+        }
     }
 }
 
@@ -574,7 +581,6 @@ fn contradictions() -> Vec<(&'static str, Contradiction)> {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_http2 -- --ignored"]
 fn an_answer_of_a_server_that_floods_or_goes_away_leaves_nothing_behind() {
     if !check::can_run() {
         return;

@@ -17,6 +17,9 @@ const PROXY_AUTH_LEGACY: HeaderName = HeaderName::from_static("proxy-connection"
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
+/// A tunnel within an HTTP/2 connection would need its other half upgraded on another connection.
+const TUNNEL: Fault = Fault::BadTarget("CONNECT over HTTP/2 is not supported; use HTTP/1.1");
+
 /// Whether a request asks to stop being HTTP: `CONNECT`, or `Upgrade` named by `Connection`. RFC 9110 section 7.8.
 pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT
@@ -127,6 +130,9 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 /// Refuses what the HTTP library accepts and we do not: see `check_framing` and `check_list`.
 pub fn check<B>(request: &Request<B>, list: HeaderList) -> Result<(), Fault> {
+    if request.method() == Method::CONNECT && request.version() == Version::HTTP_2 {
+        return Err(TUNNEL);
+    }
     check_framing(request)?;
     check_list(request, list)
 }
@@ -362,6 +368,15 @@ mod tests {
         assert!(!framed(&[("transfer-encoding", "gzip, chunked")]));
         assert!(!framed(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]));
         assert!(!framed(&[("host", "a"), ("host", "a")]));
+    }
+
+    #[test]
+    fn a_tunnel_is_refused_over_http2_also_where_another_proxy_says_that_it_was_http1() {
+        let mut request = Request::connect("web:80").header(ORIG_PROTO, "HTTP/1.1").body(()).unwrap();
+        let limit = HeaderList { bytes: 8192, fields: 100 };
+        assert!(check(&request, limit).is_ok());
+        *request.version_mut() = Version::HTTP_2;
+        assert!(matches!(check(&request, limit), Err(Fault::BadTarget(_))));
     }
 
     #[test]

@@ -34,9 +34,6 @@ use remora_runtime::clock;
 use std::{future::pending, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
 
-/// A tunnel within an HTTP/2 connection would need its other half upgraded on another connection.
-const TUNNEL: Fault = Fault::BadTarget("CONNECT over HTTP/2 is not supported; use HTTP/1.1");
-
 /// What the requests of one inbound connection share.
 pub struct Inbound {
     worker: Arc<Worker>,
@@ -116,9 +113,6 @@ async fn authorized(
         return Ok(answer(&fault, asker, &counted, started));
     }
     let connect = request.method() == Method::CONNECT;
-    if let Some(fault) = unfit(&request) {
-        return Ok(answer(&fault, asker, &counted, started));
-    }
     if let Err(fault) = sound {
         tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
         return Ok(answer(&fault, asker, &counted, started));
@@ -153,11 +147,6 @@ async fn authorized(
         None => headers::own_version(&mut response),
     }
     Ok(response)
-}
-
-/// Why a request is nobody's to answer but this proxy's.
-fn unfit<B>(request: &Request<B>) -> Option<Fault> {
-    (request.method() == Method::CONNECT && request.version() == Version::HTTP_2).then_some(TUNNEL)
 }
 
 /// Ends when a changed policy does not admit the request any more whose connection was upgraded.
@@ -198,9 +187,6 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
 
     headers::complete_authority(&mut request);
     let connect = request.method() == Method::CONNECT;
-    if let Some(fault) = unfit(&request) {
-        return Ok(respond::respond(&fault, asker));
-    }
     let header_list = worker.proxy.config.header_list(&config.http2);
     if let Err(fault) = headers::check(&request, header_list) {
         worker.proxy.metrics.outbound_http_fault(&fault);
