@@ -48,7 +48,6 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
 });
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_peers -- --ignored"]
 fn a_client_that_resets_at_any_point_ends_its_own_connection_alone() {
     if !check::can_run() {
         return;
@@ -126,7 +125,6 @@ fn a_client_that_resets_at_any_point_ends_its_own_connection_alone() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_peers -- --ignored"]
 fn a_server_that_resets_at_any_point_is_told_of_or_followed_by_its_reset_and_nobody_waits_for_ever() {
     if !check::can_run() {
         return;
@@ -188,7 +186,6 @@ fn a_server_that_resets_at_any_point_is_told_of_or_followed_by_its_reset_and_nob
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_peers -- --ignored"]
 fn whoever_ends_one_way_only_still_gets_or_gives_the_other() {
     if !check::can_run() {
         return;
@@ -222,7 +219,6 @@ fn whoever_ends_one_way_only_still_gets_or_gives_the_other() {
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_peers -- --ignored"]
 fn a_server_that_closes_idle_connections_at_the_moment_of_their_use_costs_no_idempotent_request() {
     if !check::can_run() {
         return;
@@ -274,7 +270,6 @@ fn a_server_that_closes_idle_connections_at_the_moment_of_their_use_costs_no_ide
 }
 
 #[test]
-#[ignore = "not proved beside carriers yet: cargo test --test attacks_peers -- --ignored"]
 fn certificates_that_no_authority_of_ours_makes_get_nobody_in() {
     if !check::can_run() {
         return;
