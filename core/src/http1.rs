@@ -5,6 +5,8 @@
 
 pub mod chunks;
 
+#[cfg(planted)]
+use crate::planted;
 use core::fmt;
 
 /// Why bytes are no message.
@@ -101,6 +103,11 @@ impl Framing {
                 let length = decimal(value).ok_or(Malformed::Length)?;
                 match self.length.replace(length) {
                     Some(before) if before == length => return Ok(Keep::No),
+                    #[cfg(planted)]
+                    Some(before) if planted::makes(planted::Mistake::FirstLengthCounts) => {
+                        self.length = Some(before);
+                        return Ok(Keep::No);
+                    }
                     Some(_) => return Err(Malformed::Length),
                     None => {}
                 }

@@ -42,6 +42,8 @@ mistakes! {
     RangeIsOneSlot | "redirect" | "A range of ports counts as one in a multiport rule."
     SubnetsOfIpv4Only | "redirect" | "IPv6 subnets are not ignored."
     OwnersAreNotTried | "redirect" | "A table is read back without trying the proxy's own user."
+    FirstLengthCounts | "messages" | "Of two lengths of a body that differ the first one counts."
+    ChunkEndsAnyhow | "messages" | "A chunk may be longer than it says."
     LengthIsNamedAway | "request" | "A client may have any header removed by naming it in Connection."
     HopByHopIsForwarded | "request" | "What a client names in Connection is forwarded."
 }

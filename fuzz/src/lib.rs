@@ -17,6 +17,7 @@ mod header;
 mod http1;
 mod identity;
 mod inject;
+mod messages;
 mod mux;
 mod pool;
 mod redirect;
@@ -26,8 +27,8 @@ mod san;
 
 pub use self::{
     api::api, balance::balance, client_hello::client_hello, copy::copy, detect::detect, env::env,
-    header::header, http1::http1, identity::identity, inject::inject, mux::mux, pool::pool,
-    redirect::redirect, renewal::renewal, request::request, san::san,
+    header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
+    pool::pool, redirect::redirect, renewal::renewal, request::request, san::san,
 };
 
 /// A fuzz target.
@@ -50,5 +51,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("copy", copy),
     ("inject", inject),
     ("redirect", redirect),
+    ("messages", messages),
     ("request", request),
 ];

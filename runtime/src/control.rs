@@ -60,9 +60,8 @@ const MAX_ADDRESSES: usize = 4;
 /// A connection that lived less is no proof of a server in good health: the next attempt still waits.
 const PROVEN: Duration = Duration::from_secs(10);
 
-/// Between attempts to connect: never more than one a second once it has failed a few times.
-const RECONNECT: Backoff =
-    Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10), jitter: 0.3 };
+/// Between attempts to connect: never more than one a second.
+const RECONNECT: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(10), jitter: 0.3 };
 
 /// Where a control-plane service is, and who must answer there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +128,7 @@ pub enum ClientAuth {
 /// A gRPC channel to a control-plane service. Connects at the first request, and again by itself.
 ///
 /// The requests of a broken connection fail; callers retry, by [`subscribe`] or by themselves. While the service
-/// cannot be reached each attempt waits for its turn (100 ms to 10 s, with jitter), so callers set deadlines. What is
+/// cannot be reached each attempt waits for its turn (1 s to 10 s, with jitter), so callers set deadlines. What is
 /// asked and how it ends is counted by `metrics`.
 pub fn channel(
     addr: &ControlAddr,
@@ -436,7 +435,7 @@ mod tests {
             attempts.latest = Some((at(5), true));
             waits.push(attempts.wait(at(5), 0));
         }
-        assert_eq!(waits[0], Duration::from_millis(100));
+        assert_eq!(waits[0], Duration::from_secs(1));
         assert!(waits.is_sorted(), "{waits:?}");
         assert!(waits[9] >= Duration::from_secs(10), "{waits:?}");
         attempts.latest = Some((at(5), false));
@@ -444,6 +443,6 @@ mod tests {
         attempts.latest = Some((at(20), true));
         assert_eq!(attempts.wait(at(30), 0), Duration::ZERO);
         attempts.latest = Some((at(30), false));
-        assert_eq!(attempts.wait(at(30), 0), Duration::from_millis(100));
+        assert_eq!(attempts.wait(at(30), 0), Duration::from_secs(1));
     }
 }

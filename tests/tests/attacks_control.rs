@@ -307,8 +307,13 @@ impl Stage {
         self.controller.close_all(false);
         self.controller.answer(script());
         self.controller.cut();
-        let heard = || self.controller.times().keys().any(|asked| asked.method == "Get");
         self.controller.forget();
+        // Whoever has nothing to do asks nothing, and whoever was cut off waits before it asks again.
+        let heard = || {
+            let known = format!("http://{}/", service("known"));
+            shop::status(&self.client(), &known).is_ok_and(|(status, _)| status == 200)
+                && self.controller.times().keys().any(|asked| asked.method == "Get")
+        };
         MESH.wait_until("the controller to be heard", PATIENCE, heard).unwrap();
     }
 

@@ -7,7 +7,11 @@ use super::{
 };
 use crate::{
     fault::HttpError,
-    http1::{self, head::Spelling},
+    http1::{
+        self,
+        head::Spelling,
+        wire::{Relayed, Write},
+    },
     stream::Stream,
 };
 use bytes::Bytes;
@@ -91,6 +95,37 @@ impl Body {
             Kind::Request(body) => body.left(),
             Kind::Answer(body) => body.left(),
         }
+    }
+
+    /// Relays what is there of it to `write`, without a copy; `None` where that cannot be done and frames have to be
+    /// asked for.
+    pub fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: &mut Write<'_>,
+    ) -> Option<Poll<Result<Relayed, BodyError>>> {
+        let relayed = match &mut self.kind {
+            Kind::Answer(body) => body.poll_relay(cx, write)?.map_err(HttpError::from),
+            // Who watches an upload sees its frames.
+            Kind::Absent | Kind::Http2 { .. } | Kind::Request(_) => return None,
+        };
+        match &relayed {
+            Poll::Ready(Ok(relayed)) if relayed.read > 0 => {
+                if let Some(frames) = &self.frames {
+                    frames.observe(relayed.read as u64);
+                }
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.data(relayed.read);
+                }
+            }
+            Poll::Ready(Err(error)) => {
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.failed(error);
+                }
+            }
+            Poll::Ready(Ok(_)) | Poll::Pending => {}
+        }
+        Some(relayed.map_err(BodyError::Stream))
     }
 
     /// Sends the rest of the request that this is the answer to; ready when there is none.

@@ -76,13 +76,20 @@ impl Exchange {
         self
     }
 
-    pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
+    /// So many bytes of the body came at once.
+    pub(super) fn data(&mut self, bytes: usize) {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.answered();
         }
+        self.metrics.response_frame(bytes);
+        self.routed.frame(bytes);
+    }
+
+    pub(super) fn frame(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
-            self.metrics.response_frame(data.len());
-            self.routed.frame(data.len());
+            self.data(data.len());
+        } else if let Some(in_flight) = &mut self.in_flight {
+            in_flight.answered();
         }
         if let (Some(trailers), Some(grpc)) = (frame.trailers_ref(), &mut self.grpc) {
             grpc.0 = grpc.0.or_else(|| grpc_status(trailers));

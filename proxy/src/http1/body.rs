@@ -3,7 +3,7 @@
 use super::{
     Error,
     exchange::{Connection, Upload},
-    wire::{Part, Shared},
+    wire::{Part, Relayed, Shared, Write},
 };
 use crate::{http::client::Client, stream::Stream};
 use bytes::Bytes;
@@ -93,6 +93,22 @@ impl Answer {
         }
         self.leave();
         Poll::Ready(part.map(|part| part.map(frame)))
+    }
+
+    /// See [`Wire::poll_relay`](super::wire::Wire::poll_relay).
+    pub fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: &mut Write<'_>,
+    ) -> Option<Poll<Result<Relayed, Error>>> {
+        self.drive(cx);
+        let connection = self.connection.as_mut()?;
+        let relayed = connection.wire.poll_relay(cx, write)?;
+        if matches!(relayed, Poll::Ready(Err(_))) {
+            connection.persists = false;
+        }
+        self.leave();
+        Some(relayed)
     }
 
     /// Sends the rest of the request; ready when there is no more to send.

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite as _, AsyncWriteExt},
     sync::oneshot,
     time::{Sleep, timeout},
 };
@@ -39,6 +39,8 @@ const PROBES: u32 = 3;
 /// How long a client may take to hear the last answer of its connection while it still sends; and how much it may send.
 const FAREWELL: Duration = Duration::from_secs(1);
 const FAREWELL_BYTES: u64 = 1 << 20;
+/// Reads of a body in one poll before the worker's other connections get their turn.
+const RELAYS: u32 = 8;
 /// What of a body that nobody wants is read for the sake of the connection.
 const UNWANTED: usize = 64 * 1024;
 
@@ -272,8 +274,25 @@ async fn send(
     let mut over = false;
     let mut watch = Watch::default();
     poll_fn(|cx| {
+        let mut relays = 0;
         loop {
             let mut waits = false;
+            // Most of a long answer goes from the one socket to the other.
+            if relays < RELAYS && !over && shared.lock().out.is_empty() {
+                relays += 1;
+                match relay(cx, shared, body, &mut coding) {
+                    Some(Poll::Ready(Ok(()))) => continue,
+                    Some(Poll::Ready(Err(fault))) => {
+                        return Poll::Ready(Err(broken(cx, shared, coding, fault)));
+                    }
+                    Some(Poll::Pending) => waits = true,
+                    None => {}
+                }
+            } else if relays == RELAYS {
+                // Others of this worker have their turn.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             while !over && !waits && shared.lock().out.has_room() {
                 // Not while the connection is held: the body may read the request's.
                 let frame = if body.is_end_stream() {
@@ -289,14 +308,9 @@ async fn send(
                         coding.end(&mut wire.out)
                     }
                     Poll::Ready(Some(Err(error))) => {
-                        // What came of it is sent, and then the connection ends, by a reset where its end would be taken
-                        // for the answer's.
-                        let _ = wire.poll_write_out(cx);
-                        if coding == Coding::Close {
-                            wire.stream.reset_on_close();
-                            wire.torn = true;
-                        }
-                        return Poll::Ready(Err(Fault::Answer(error.to_string().into())));
+                        drop(wire);
+                        let fault = Fault::Answer(error.to_string().into());
+                        return Poll::Ready(Err(broken(cx, shared, coding, fault)));
                     }
                     Poll::Pending => {
                         waits = true;
@@ -330,6 +344,48 @@ async fn send(
     })
     .await?;
     Ok((persists, upgraded))
+}
+
+/// Moves what is there of a body from the one socket to the other; `None` where it has to be asked for frames.
+fn relay(
+    cx: &mut Context<'_>,
+    shared: &Shared,
+    body: &mut Body,
+    coding: &mut Coding,
+) -> Option<Poll<Result<(), Fault>>> {
+    if !matches!(coding, Coding::Length(_) | Coding::Close) {
+        return None;
+    }
+    let write = &mut |cx: &mut Context<'_>, bytes: &[u8]| {
+        let mut wire = shared.lock();
+        let taken = Pin::new(&mut wire.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(taken)) = taken {
+            wire.out.relayed(taken);
+        }
+        taken
+    };
+    let relayed = match body.poll_relay(cx, write)? {
+        Poll::Ready(Ok(relayed)) => relayed,
+        Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(Fault::Answer(error.to_string().into())))),
+        Poll::Pending => return Some(Poll::Pending),
+    };
+    if coding.relayed(relayed.read).is_err() {
+        return Some(Poll::Ready(Err(Fault::Answer("it is longer than it said".into()))));
+    }
+    shared.lock().out.piece(relayed.rest);
+    Some(Poll::Ready(Ok(())))
+}
+
+/// An answer broke off: what came of it is sent, and then the connection ends, by a reset where its end would be taken
+/// for the answer's.
+fn broken(cx: &mut Context<'_>, shared: &Shared, coding: Coding, fault: Fault) -> Fault {
+    let mut wire = shared.lock();
+    let _ = wire.poll_write_out(cx);
+    if coding == Coding::Close {
+        wire.stream.reset_on_close();
+        wire.torn = true;
+    }
+    fault
 }
 
 fn says_close(answer: &Response<Body>) -> bool {

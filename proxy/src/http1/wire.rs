@@ -90,6 +90,47 @@ impl Wire {
         }
     }
 
+    /// Reads of the body and hands what came to `write` from where it was read, without a copy; what is not taken is
+    /// returned. `None` where that cannot be done: in chunks, or with something read already.
+    pub fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: &mut Write<'_>,
+    ) -> Option<Poll<Result<Relayed, Error>>> {
+        if !self.ahead.bytes.is_empty() || self.body.is_over() {
+            return None;
+        }
+        let most = match self.body.state {
+            State::Length(left) => usize::try_from(left).unwrap_or(usize::MAX),
+            State::Close => usize::MAX,
+            State::Chunks(_) => return None,
+        };
+        Some(scratch::with(|scratch| {
+            let most = most.min(scratch.len());
+            let mut buf = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+                Ok(()) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+            let read = buf.filled().len();
+            match &mut self.body.state {
+                State::Length(_) if read == 0 => return Poll::Ready(Err(Error::Cut)),
+                State::Length(left) => *left -= read as u64,
+                State::Close if read == 0 => self.body = Reading::over(),
+                State::Close | State::Chunks(_) => {}
+            }
+            let mut rest = buf.filled();
+            while !rest.is_empty() {
+                match write(cx, rest) {
+                    Poll::Ready(Ok(taken)) if taken > 0 => rest = rest.get(taken..).unwrap_or_default(),
+                    // Whoever writes the rest hears of it again.
+                    Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok(Relayed { read, rest: Bytes::copy_from_slice(rest) }))
+        }))
+    }
+
     /// Writes all that is to be written; pending until that is done.
     pub fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.out.poll_write(cx, &mut self.stream)
@@ -103,6 +144,17 @@ impl Wire {
         }
         self.stream
     }
+}
+
+/// Where a body is relayed to.
+pub type Write<'a> = dyn FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>> + 'a;
+
+/// What was relayed at once.
+pub struct Relayed {
+    /// Bytes that came; none at the end.
+    pub read: usize,
+    /// Those of them that were not taken.
+    pub rest: Bytes,
 }
 
 /// A piece of a body.
@@ -228,9 +280,10 @@ impl Outgoing {
         }
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        (self.first, self.piece, self.last) = (BytesMut::new(), Bytes::new(), BytesMut::new());
+    /// Counts what was written without passing through here.
+    pub fn relayed(&mut self, bytes: usize) {
+        self.written += bytes as u64;
+        self.unflushed |= bytes > 0;
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {

@@ -88,6 +88,14 @@ impl Coding {
         Ok(())
     }
 
+    /// So many bytes of the body were written elsewhere.
+    pub fn relayed(&mut self, bytes: usize) -> Result<(), WrongLength> {
+        if let Self::Length(left) = self {
+            *left = left.checked_sub(bytes as u64).ok_or(WrongLength)?;
+        }
+        Ok(())
+    }
+
     /// Ends the body.
     pub fn end(&mut self, out: &mut Outgoing) -> Result<(), WrongLength> {
         match self {
