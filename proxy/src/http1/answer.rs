@@ -101,7 +101,8 @@ impl Sending<'_> {
                 Ok(waits) => waits,
                 Err(fault) => return Poll::Ready(Err(self.break_off(cx, fault))),
             };
-            match self.shared.lock().poll_write_out(cx) {
+            let written = self.shared.lock().poll_write_out(cx);
+            match written {
                 Poll::Ready(Ok(())) if self.over => return self.poll_request(cx, upgraded),
                 Poll::Ready(Ok(())) if !waits => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Fault::ClientGone(Arc::new(error)))),
