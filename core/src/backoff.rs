@@ -31,6 +31,37 @@ impl Backoff {
     }
 }
 
+/// When what broke may be made again: attempts begin a second apart or more, the more the longer they fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    failures: u32,
+}
+
+impl Pace {
+    /// Between the beginnings of two attempts.
+    pub const APART: Backoff =
+        Backoff { min: Duration::from_secs(1), max: Duration::from_secs(10), jitter: 0.3 };
+
+    /// What lived less is no proof of a server in good health.
+    pub const PROVEN: Duration = Duration::from_secs(10);
+
+    /// Waited even where an attempt is overdue: the many whom one server left at the same moment do not come back at the
+    /// same moment.
+    const SPREAD: Backoff =
+        Backoff { min: Duration::from_millis(100), max: Duration::from_millis(100), jitter: 1.0 };
+
+    /// How long to wait before the next attempt, if the one before began this long ago, and what came of it lived for
+    /// `lived` (nothing, if it failed). `random` is any number.
+    pub fn wait(&mut self, began: Duration, lived: Duration, random: u64) -> Duration {
+        if lived >= Self::PROVEN {
+            self.failures = 0;
+        }
+        let apart = Self::APART.delay(self.failures, random).saturating_sub(began);
+        self.failures = self.failures.saturating_add(1);
+        apart.max(Self::SPREAD.delay(0, random))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,7 +109,41 @@ mod tests {
         check(Backoff { jitter: f64::INFINITY, ..CONTROL }, 0, u64::MAX, Duration::from_millis(200));
     }
 
+    #[test]
+    fn attempts_get_rarer_until_one_has_lived() {
+        let mut pace = Pace::default();
+        let wait = |pace: &mut Pace, began, lived| {
+            pace.wait(Duration::from_millis(began), Duration::from_millis(lived), 0).as_millis()
+        };
+        // Attempts that fail at once, and one that took longer than it had to wait.
+        assert_eq!(
+            [0, 0, 0, 0, 0, 0].map(|began| wait(&mut pace, began, 0)),
+            [1000, 2000, 4000, 8000, 10_000, 10_000]
+        );
+        assert_eq!(wait(&mut pace, 60_000, 9_999), 100);
+        assert_eq!(wait(&mut pace, 500, 0), 9_500);
+        // What has lived is missed at once, but not by all at the same moment.
+        assert_eq!(wait(&mut pace, 10_000, 10_000), 100);
+        assert_eq!(wait(&mut pace, 0, 0), 2000);
+        let at_most = |began| Pace::default().wait(began, began, u64::MAX);
+        assert_eq!(at_most(Duration::from_mins(1)), Duration::from_millis(200));
+        assert_eq!(at_most(Duration::ZERO), Duration::from_millis(1300));
+    }
+
     proptest! {
+        #[test]
+        fn no_two_attempts_begin_within_a_second(
+            steps in proptest::collection::vec((0u64..30_000, any::<bool>(), any::<u64>()), 1..50),
+        ) {
+            let mut pace = Pace::default();
+            for (took, made, random) in steps {
+                let took = Duration::from_millis(took);
+                let wait = pace.wait(took, if made { took } else { Duration::ZERO }, random);
+                prop_assert!(took + wait >= Duration::from_secs(1));
+                prop_assert!(wait <= Duration::from_secs(13));
+            }
+        }
+
         #[test]
         fn delays_stay_within_bounds_and_never_shrink_without_jitter(
             min in any::<Duration>(),

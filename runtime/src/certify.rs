@@ -41,8 +41,9 @@ const NAP: Duration = Duration::from_mins(1);
 /// certificate is not valid yet.
 const CLOCK_SKEW: Duration = Duration::from_mins(1);
 
-/// Before the first certificate: a pod should not wait long for an authority that is just starting.
-const FIRST: Backoff = Backoff { min: Duration::from_millis(500), max: Duration::from_secs(10), jitter: 0.3 };
+/// Before the first certificate: a pod should not wait long for an authority that is just starting, and never asks it
+/// twice within a second.
+const FIRST: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(10), jitter: 0.3 };
 
 /// Whoever issues certificates: identity over gRPC, or the authority's own process.
 pub trait Certify: Send + Sync + 'static {

@@ -22,7 +22,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use remora_core::{
-    backoff::Backoff,
+    backoff::Pace,
     identity::{Identity, Kind},
     time::Time,
 };
@@ -56,12 +56,6 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Addresses tried per attempt, in an order that begins anywhere.
 const MAX_ADDRESSES: usize = 4;
-
-/// A connection that lived less is no proof of a server in good health: the next attempt still waits.
-const PROVEN: Duration = Duration::from_secs(10);
-
-/// Between attempts to connect: never more than one a second.
-const RECONNECT: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(10), jitter: 0.3 };
 
 /// Where a control-plane service is, and who must answer there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,27 +178,24 @@ struct Dialler<R> {
 /// What decides when the next attempt may be.
 #[derive(Debug, Default)]
 struct Attempts {
-    failures: u32,
-    /// When the latest attempt ended, and whether it connected.
-    latest: Option<(Time, bool)>,
+    pace: Pace,
+    latest: Option<Attempt>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    began: Time,
+    /// When it connected.
+    connected: Option<Time>,
 }
 
 impl Attempts {
-    /// How long to wait before the next attempt. A connection is asked for only when there is none, so one that was
-    /// made and did not live for [`PROVEN`] counts as a failure.
+    /// How long to wait before the next attempt. A connection is asked for only when there is none: one that was made
+    /// has ended.
     fn wait(&mut self, now: Time, random: u64) -> Duration {
-        match self.latest {
-            None => Duration::ZERO,
-            Some((at, true)) if now.since(at) >= PROVEN => {
-                self.failures = 0;
-                Duration::ZERO
-            }
-            Some((at, _)) => {
-                let delay = RECONNECT.delay(self.failures, random);
-                self.failures = self.failures.saturating_add(1);
-                delay.saturating_sub(now.since(at))
-            }
-        }
+        let Some(latest) = self.latest else { return Duration::ZERO };
+        let lived = latest.connected.map_or(Duration::ZERO, |at| now.since(at));
+        self.pace.wait(now.since(latest.began), lived, random)
     }
 }
 
@@ -212,8 +203,12 @@ impl<R: Resolve> Dialler<R> {
     async fn connect(self: Arc<Self>) -> io::Result<TokioIo<ControlStream>> {
         let wait = self.attempts().wait(clock::now(), clock::random());
         tokio::time::sleep(wait).await;
+        let began = clock::now();
+        // Also of an attempt that is given up.
+        self.attempts().latest = Some(Attempt { began, connected: None });
         let dialled = self.dial().await;
-        self.attempts().latest = Some((clock::now(), dialled.is_ok()));
+        let connected = dialled.is_ok().then(clock::now);
+        self.attempts().latest = Some(Attempt { began, connected });
         match dialled {
             Ok(stream) => {
                 self.counts.connected.inc();
@@ -432,17 +427,17 @@ mod tests {
         // Connected, and broken at once, again and again: that too is to be spaced.
         let mut waits = Vec::new();
         for _ in 0..10 {
-            attempts.latest = Some((at(5), true));
+            attempts.latest = Some(Attempt { began: at(5), connected: Some(at(5)) });
             waits.push(attempts.wait(at(5), 0));
         }
         assert_eq!(waits[0], Duration::from_secs(1));
         assert!(waits.is_sorted(), "{waits:?}");
         assert!(waits[9] >= Duration::from_secs(10), "{waits:?}");
-        attempts.latest = Some((at(5), false));
+        attempts.latest = Some(Attempt { began: at(5), connected: None });
         assert!(attempts.wait(at(6), 0) >= Duration::from_secs(9), "what has passed is not waited for again");
-        attempts.latest = Some((at(20), true));
-        assert_eq!(attempts.wait(at(30), 0), Duration::ZERO);
-        attempts.latest = Some((at(30), false));
-        assert_eq!(attempts.wait(at(30), 0), Duration::from_secs(1));
+        attempts.latest = Some(Attempt { began: at(20), connected: Some(at(20)) });
+        assert!(attempts.wait(at(30), 0) <= Duration::from_millis(100));
+        attempts.latest = Some(Attempt { began: at(30), connected: None });
+        assert!(attempts.wait(at(30), 0) >= Duration::from_secs(1));
     }
 }

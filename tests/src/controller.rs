@@ -78,6 +78,8 @@ type Script = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
 struct State {
     script: Mutex<Script>,
     asked: Mutex<BTreeMap<Asked, Vec<Instant>>>,
+    /// Streams that wait for what is pushed.
+    open: Mutex<BTreeMap<Asked, usize>>,
     connections: Mutex<BTreeMap<u16, Vec<Instant>>>,
     /// Whether connections are closed as soon as they are made.
     closing: std::sync::atomic::AtomicBool,
@@ -119,6 +121,7 @@ impl Controller {
         let state = Arc::new(State {
             script: Mutex::new(Arc::new(script)),
             asked: Mutex::default(),
+            open: Mutex::default(),
             connections: Mutex::default(),
             closing: false.into(),
             cuts: watch::Sender::new(0),
@@ -160,10 +163,19 @@ impl Controller {
         *lock(&self.state.script) = Arc::new(script);
     }
 
-    /// Says this on every open stream that was asked for so. How many there may be.
+    /// Says this on every open stream that was asked for so. How many there are.
     pub fn push(&self, method: &str, about: &str, message: Bytes) -> usize {
         let asked = Asked { method: method.into(), about: about.into() };
-        self.state.pushes.send((asked, message)).unwrap_or(0)
+        let open = lock(&self.state.open).get(&asked).copied().unwrap_or_default();
+        // Without a stream of any kind there is nobody to hear it.
+        let _ = self.state.pushes.send((asked, message));
+        open
+    }
+
+    /// How many streams that were asked for so are open.
+    pub fn listening(&self, method: &str, about: &str) -> usize {
+        let asked = Asked { method: method.into(), about: about.into() };
+        lock(&self.state.open).get(&asked).copied().unwrap_or_default()
     }
 
     /// Closes connections as soon as they are made, or no more.
@@ -235,7 +247,25 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, state: Arc<State>)
 
 type Body = BoxBody<Bytes, Infallible>;
 
-async fn answer(state: &State, request: Request<Incoming>) -> Response<Body> {
+/// Counts a stream that waits for what is pushed.
+struct Open(Arc<State>, Asked);
+
+impl Open {
+    fn new(state: &Arc<State>, asked: &Asked) -> Self {
+        *lock(&state.open).entry(asked.clone()).or_default() += 1;
+        Self(state.clone(), asked.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(open) = lock(&self.0.open).get_mut(&self.1) {
+            *open -= 1;
+        }
+    }
+}
+
+async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     let path = request.uri().path().to_owned();
     let body =
@@ -247,25 +277,27 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Body> {
     let script = lock(&state.script).clone();
     let reply = script(&asked);
     tokio::time::sleep(reply.after).await;
+    let open = (reply.then == Then::Hold).then(|| Open::new(state, &asked));
     let said = futures_util::stream::iter(reply.messages.into_iter().map(|message| framed(&message)));
-    let then = futures_util::stream::unfold((pushed, Some(reply.then)), move |(mut pushed, then)| {
-        let asked = asked.clone();
-        async move {
-            match then? {
-                Then::End(status) => Some((ended(status), (pushed, None))),
-                Then::Hold => loop {
-                    match pushed.recv().await {
-                        Ok((about, message)) if about == asked => {
-                            return Some((framed(&message), (pushed, Some(Then::Hold))));
+    let then =
+        futures_util::stream::unfold((pushed, Some(reply.then), open), move |(mut pushed, then, open)| {
+            let asked = asked.clone();
+            async move {
+                match then? {
+                    Then::End(status) => Some((ended(status), (pushed, None, open))),
+                    Then::Hold => loop {
+                        match pushed.recv().await {
+                            Ok((about, message)) if about == asked => {
+                                return Some((framed(&message), (pushed, Some(Then::Hold), open)));
+                            }
+                            Ok(_) => {}
+                            // Behind, or over.
+                            Err(_) => return Some((ended(14), (pushed, None, open))),
                         }
-                        Ok(_) => {}
-                        // Behind, or over.
-                        Err(_) => return Some((ended(14), (pushed, None))),
-                    }
-                },
+                    },
+                }
             }
-        }
-    });
+        });
     let body = StreamBody::new(futures_util::StreamExt::map(futures_util::StreamExt::chain(said, then), Ok));
     let mut response = Response::new(body.boxed());
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));

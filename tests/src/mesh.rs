@@ -52,7 +52,13 @@ impl Mesh {
 
     /// [`Self::start`] with a node of one's own, and fields of the injector's configuration that differ.
     pub fn start_with(options: Options, injector: &Value) -> Result<Self> {
-        let control_plane = control_plane(&options.control_plane_args)?;
+        let mut control_plane = control_plane(&options.control_plane_args)?;
+        if !options.control_plane_liveness {
+            for object in &mut control_plane {
+                let container = object.pointer_mut("/spec/containers/0").and_then(Value::as_object_mut);
+                container.and_then(|container| container.remove("livenessProbe"));
+            }
+        }
         let node = Node::start(options)?;
         let root = Authority::root("root.linkerd.cluster.local").context("making the root certificate")?;
         let mesh = Self { node, root };

@@ -40,6 +40,8 @@ pub struct Options {
     pub bin_dir: Option<PathBuf>,
     /// Arguments that pods of the control plane get besides those of their manifests: name of the pod, argument.
     pub control_plane_args: Vec<(&'static str, String)>,
+    /// Whether pods of the control plane are restarted when they do not answer.
+    pub control_plane_liveness: bool,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             domain: "cluster.local".into(),
             bin_dir: None,
             control_plane_args: Vec::new(),
+            control_plane_liveness: true,
         }
     }
 }

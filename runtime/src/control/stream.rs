@@ -3,17 +3,10 @@
 
 use crate::clock;
 use futures_util::{Stream, StreamExt, stream};
-use remora_core::backoff::Backoff;
+use remora_core::backoff::Pace;
 use std::{future::Future, pin::Pin, time::Duration};
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Status};
-
-/// Between attempts to subscribe.
-const RESUBSCRIBE: Backoff =
-    Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10), jitter: 0.3 };
-
-/// A stream that lived less is no proof of a server in good health: the next attempt still waits.
-const PROVEN: Duration = Duration::from_secs(10);
 
 /// How long the parts of a stream may take; `None` is without limit, as for a control plane on loopback.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,9 +34,9 @@ pub enum Event<T> {
 
 /// Subscribes, again and again, until a terminal answer or until it is dropped.
 ///
-/// `open` makes one attempt; it is called at once, then again after 100 ms to 10 s (with jitter) while attempts fail.
-/// A stream that delivered and then reached its `idle` or `lifetime` limit is opened again at once, without an event:
-/// that is how the contract has it.
+/// `open` makes one attempt; it is called at once, then again 1 s to 10 s (with jitter) after it began, while attempts
+/// fail. A stream that delivered and then reached its `idle` or `lifetime` limit is opened again at once, without an
+/// event: that is how the contract has it.
 pub fn subscribe<T, S, Open, Opening>(limits: StreamLimits, open: Open) -> impl Stream<Item = Event<T>>
 where
     Open: Fn() -> Opening,
@@ -51,7 +44,7 @@ where
     S: Stream<Item = Result<T, Status>>,
 {
     let subscription =
-        Subscription { limits, open, failures: 0, state: State::Closed { wait: Duration::ZERO } };
+        Subscription { limits, open, pace: Pace::default(), state: State::Closed { wait: Duration::ZERO } };
     stream::unfold(subscription, |mut subscription| async move {
         let event = subscription.next().await?;
         Some((event, subscription))
@@ -73,7 +66,7 @@ enum State<S> {
 struct Subscription<S, Open> {
     limits: StreamLimits,
     open: Open,
-    failures: u32,
+    pace: Pace,
     state: State<S>,
 }
 
@@ -89,9 +82,10 @@ where
                 State::Ended => return None,
                 State::Closed { wait } => {
                     tokio::time::sleep(*wait).await;
-                    match self.begin().await {
+                    let opened = Instant::now();
+                    match self.begin(opened).await {
                         Ok(first) => return Some(Event::Message(first)),
-                        Err(status) => return Some(self.failed(status)),
+                        Err(status) => return Some(self.failed(status, opened.elapsed(), Duration::ZERO)),
                     }
                 }
                 State::Open { stream, opened } => {
@@ -100,17 +94,19 @@ where
                     match within(remaining, stream.next()).await {
                         Some(Some(Ok(message))) => return Some(Event::Message(message)),
                         Some(Some(Err(status))) => {
-                            self.lived(opened);
-                            return Some(self.failed(status));
+                            let lived = opened.elapsed();
+                            return Some(self.failed(status, lived, lived));
                         }
                         // The server ended it in good order: not a failure to tell of, but not to be hurried either.
                         Some(None) => {
-                            self.lived(opened);
-                            self.state = State::Closed { wait: self.delay() };
+                            let lived = opened.elapsed();
+                            self.state =
+                                State::Closed { wait: self.pace.wait(lived, lived, clock::random()) };
                         }
                         None => {
-                            self.failures = 0;
-                            self.state = State::Closed { wait: Duration::ZERO };
+                            self.pace = Pace::default();
+                            let wait = Pace::APART.min.saturating_sub(opened.elapsed());
+                            self.state = State::Closed { wait };
                         }
                     }
                 }
@@ -119,8 +115,7 @@ where
     }
 
     /// One attempt, up to the first message.
-    async fn begin(&mut self) -> Result<T, Status> {
-        let opened = Instant::now();
+    async fn begin(&mut self, opened: Instant) -> Result<T, Status> {
         let opening = async {
             let mut stream = Box::pin((self.open)().await?);
             match stream.next().await {
@@ -135,25 +130,14 @@ where
         Ok(first)
     }
 
-    fn failed(&mut self, status: Status) -> Event<T> {
+    /// The stream of an attempt that began so long ago failed, after it `lived`.
+    fn failed(&mut self, status: Status, began: Duration, lived: Duration) -> Event<T> {
         if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) {
             self.state = State::Ended;
             return Event::Terminal(status);
         }
-        self.state = State::Closed { wait: self.delay() };
+        self.state = State::Closed { wait: self.pace.wait(began, lived, clock::random()) };
         if status.code() == Code::NotFound { Event::NotFound(status) } else { Event::Failed(status) }
-    }
-
-    fn lived(&mut self, opened: Instant) {
-        if opened.elapsed() >= PROVEN {
-            self.failures = 0;
-        }
-    }
-
-    fn delay(&mut self) -> Duration {
-        let delay = RESUBSCRIBE.delay(self.failures, clock::random());
-        self.failures = self.failures.saturating_add(1);
-        delay
     }
 }
 
@@ -205,7 +189,7 @@ mod tests {
         assert_eq!(server.next(&mut events).await, "1");
         assert_eq!(server.next(&mut events).await, "failed Unavailable");
         assert_eq!(server.next(&mut events).await, "2");
-        assert_eq!(server.gaps(), [within_ms(100, 130)]);
+        assert_eq!(server.gaps(), [within_ms(1000, 1300)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -216,7 +200,7 @@ mod tests {
             assert_eq!(server.next(&mut events).await, "failed Unavailable");
         }
         let gaps = server.observed_gaps();
-        assert!(gaps[0] < Duration::from_millis(200), "{gaps:?}");
+        assert!((1..2).contains(&gaps[0].as_secs()), "{gaps:?}");
         assert!(gaps[10..].iter().all(|gap| (10..=13).contains(&gap.as_secs())), "{gaps:?}");
     }
 
@@ -227,7 +211,7 @@ mod tests {
         assert_eq!(server.next(&mut events).await, "failed DeadlineExceeded");
         assert_eq!(server.next(&mut events).await, "failed DeadlineExceeded");
         assert_eq!(server.next(&mut events).await, "1");
-        assert_eq!(server.gaps(), [within_ms(3100, 3130), within_ms(3200, 3270)]);
+        assert_eq!(server.gaps(), [within_ms(3100, 3200), within_ms(3100, 3200)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -262,7 +246,7 @@ mod tests {
         for message in ["1", "2", "3"] {
             assert_eq!(server.next(&mut events).await, message);
         }
-        assert_eq!(server.gaps(), [within_ms(100, 130), within_ms(200, 260)]);
+        assert_eq!(server.gaps(), [within_ms(1000, 1300), within_ms(2000, 2600)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -299,7 +283,7 @@ mod tests {
         ]);
         let mut events = server.subscribe();
         while server.next(&mut events).await != "2" {}
-        assert_eq!(*server.gaps().last().unwrap(), within_ms(60_100, 60_130));
+        assert_eq!(*server.gaps().last().unwrap(), within_ms(60_100, 60_200));
     }
 
     // Helpers.
