@@ -113,7 +113,7 @@ fn hyper(data: &[u8]) -> Vec<Seen> {
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let io = TokioIo::new(tokio::io::join(data, tokio::io::sink()));
+    let io = TokioIo::new(tokio::io::join(std::io::Cursor::new(data.to_vec()), tokio::io::sink()));
     let mut builder = http1::Builder::new();
     builder.max_headers(LIMITS.fields).half_close(true).header_read_timeout(None);
     // How it ends for hyper is told by what it has seen.
