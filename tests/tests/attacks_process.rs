@@ -187,9 +187,8 @@ fn a_log_without_room_costs_lines_that_are_counted_and_no_request() {
             dropped("remora_log_lines_dropped") > 5.0
                 && dropped("remora_access_log_lines_dropped_total") > 100.0
         };
-        let waited = MESH.wait_until("lines to be dropped and counted", PATIENCE, || {
-            both() || load.tally().failed > 0
-        });
+        let waited = MESH
+            .wait_until("lines to be dropped and counted", PATIENCE, || both() || load.tally().failed > 0);
         let counts = ["remora_log_lines_dropped", "remora_access_log_lines_dropped_total"].map(dropped);
         assert!(waited.is_ok(), "{name}: {counts:?}");
         arena.goes_on(&load).unwrap();
