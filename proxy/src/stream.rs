@@ -6,11 +6,13 @@ use remora_runtime::{
     room,
     tasks::{Drain, Guard},
 };
+use socket2::TcpKeepalive;
 use std::{
     io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -25,6 +27,12 @@ pub trait Meter: Send + Sync {
     /// Reading or writing failed.
     fn failed(&self, error: &io::Error);
 }
+
+/// How often an end that is not read from is asked whether it is there, by a keepalive probe, and looked at. For a process
+/// that has closed its connection Linux answers in its place for `tcp_fin_timeout` (a minute), and then with a reset.
+pub const LOOK: Duration = Duration::from_secs(5);
+/// Probes without an answer before it counts as gone.
+const PROBES: u32 = 3;
 
 /// One connection.
 pub struct Stream {
@@ -167,17 +175,18 @@ impl Stream {
         }
     }
 
-    /// Has the other end asked from time to time whether it is there. Of a carrier's streams that is the carrier's part.
-    pub fn probe(&self, keepalive: &socket2::TcpKeepalive) -> io::Result<()> {
-        self.below().map_or(Ok(()), |tcp| socket2::SockRef::from(tcp).set_tcp_keepalive(keepalive))
-    }
-
-    /// Why the connection has failed, if it has, without reading from it.
-    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        match self.below() {
-            Ok(tcp) => tcp.take_error(),
-            Err(stream) => Ok(stream.error()),
-        }
+    /// Whether the connection has failed, without reading from it; and has the other end asked whether it is there, as
+    /// often as one looks. A reset of whoever had filled our window is not taken for one (RFC 9293, 3.10.7.4): only an
+    /// answer to our question is. Of a carrier's streams all that is the carrier's part.
+    pub fn look(&self) -> Option<io::Error> {
+        let tcp = match self.below() {
+            Ok(tcp) => tcp,
+            Err(stream) => return stream.error(),
+        };
+        let probes = TcpKeepalive::new().with_time(LOOK).with_interval(LOOK).with_retries(PROBES);
+        // Without probes an end that has gone is noticed when something is written to it.
+        let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&probes);
+        tcp.take_error().unwrap_or_else(Some)
     }
 
     /// Makes the close of this connection a reset: the peer must not take it for an orderly end.
@@ -187,7 +196,7 @@ impl Stream {
             Err(stream) => return stream.reset_on_close(),
         };
         // A socket that cannot be asked to linger is closed as it is; there is nobody to tell.
-        let _ = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
     }
 }
 

@@ -1,7 +1,10 @@
 //! Copies bytes both ways until both sides have ended; half-closes travel; nothing is held for an idle connection.
 
 use crate::fault::Fault;
-use crate::{scratch, stream::Stream};
+use crate::{
+    scratch,
+    stream::{LOOK, Stream},
+};
 use bytes::{Buf, Bytes};
 #[cfg(planted)]
 use remora_core::planted;
@@ -26,7 +29,22 @@ pub async fn forward(
     stop: impl Future<Output = Fault>,
 ) -> Result<(), Fault> {
     let mut duplex = Duplex::default();
-    let copying = poll_fn(|cx| duplex.poll(cx, &mut client, &mut server));
+    let mut looking = None;
+    let copying = poll_fn(|cx| {
+        let copied = duplex.poll(cx, &mut client, &mut server);
+        if copied.is_pending() && duplex.holds_the_clients() {
+            let looking = looking.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+            while looking.as_mut().poll(cx).is_ready() {
+                // A client that is not read from is not heard either if it resets the connection. What it had sent ends
+                // with it, as on a connection without proxies.
+                if let Some(error) = client.look() {
+                    return Poll::Ready(Err(error));
+                }
+                looking.as_mut().reset(tokio::time::Instant::now() + LOOK);
+            }
+        }
+        copied
+    });
     let outcome = tokio::select! {
         biased;
         fault = stop => Err(fault),
@@ -47,6 +65,11 @@ pub struct Duplex {
 }
 
 impl Duplex {
+    /// Whether something of the client's waits for the server to take it.
+    fn holds_the_clients(&self) -> bool {
+        self.up.kept.has_remaining()
+    }
+
     /// Copies what can be copied now. Ready when both directions have ended, or when one has and the other has nobody
     /// left to hear it; an error is a reader's.
     pub fn poll<C, S>(&mut self, cx: &mut Context<'_>, client: &mut C, server: &mut S) -> Poll<io::Result<()>>

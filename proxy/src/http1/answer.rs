@@ -7,27 +7,21 @@ use super::{
 use crate::{
     fault::Fault,
     http::{body::Body, respond},
+    stream::LOOK,
 };
 use http::{Response, StatusCode, header};
 use http_body::Body as _;
 use remora_core::http1::Asked;
 use remora_runtime::tasks::Drain;
-use socket2::TcpKeepalive;
 use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 use tokio::{io::AsyncWrite as _, time::Sleep};
 
-/// How often a client that said no more is asked whether it is there, by a keepalive probe, and looked at. For a process
-/// that has closed its connection Linux answers in its place for `tcp_fin_timeout` (a minute), and then with a reset.
-const LOOK: Duration = Duration::from_secs(5);
-/// Probes without an answer before it counts as gone.
-const PROBES: u32 = 3;
 /// Rounds of reading and writing in one poll before the worker's other connections get their turn.
 const ROUNDS: u32 = 8;
 
@@ -204,32 +198,32 @@ impl Sending<'_> {
 /// long as its machine says that somebody is there.
 #[derive(Default)]
 pub struct Watch {
+    /// The client says no more.
+    ended: bool,
     looking: Option<Pin<Box<Sleep>>>,
 }
 
 impl Watch {
     /// Ready when the client is gone.
     pub fn poll(&mut self, cx: &mut Context<'_>, wire: &mut Wire) -> Poll<io::Error> {
-        if self.looking.is_none() {
-            // A body is read by whoever wants it, and the beginning of the next request keeps.
-            if !wire.body.is_over() || !wire.ahead.bytes.is_empty() {
-                return Poll::Pending;
-            }
+        // A body is read by whoever wants it, and the beginning of the next request keeps: meanwhile a reset is not read
+        // either, but looked for.
+        if !self.ended && wire.body.is_over() && wire.ahead.bytes.is_empty() {
             match ready!(wire.poll_fill(cx)) {
-                Ok(0) => {}
-                Ok(_) => return Poll::Pending,
+                Ok(read) => {
+                    self.ended = read == 0;
+                    if let (true, Some(error)) = (self.ended, wire.stream.look()) {
+                        return Poll::Ready(error);
+                    }
+                }
                 Err(error) => return Poll::Ready(error),
             }
-            let probes = TcpKeepalive::new().with_time(LOOK).with_interval(LOOK).with_retries(PROBES);
-            // Without probes a client that has gone is noticed when it is answered.
-            let _ = wire.stream.probe(&probes);
         }
         let looking = self.looking.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
         loop {
             ready!(looking.as_mut().poll(cx));
-            match wire.stream.take_error() {
-                Ok(None) => {}
-                Ok(Some(error)) | Err(error) => return Poll::Ready(error),
+            if let Some(error) = wire.stream.look() {
+                return Poll::Ready(error);
             }
             looking.as_mut().reset(tokio::time::Instant::now() + LOOK);
         }
