@@ -59,12 +59,23 @@ advisories() {
     "$DENY" --locked --offline check advisories
 }
 
+# --no-fail-fast: one run tells all.
+cargo_test() {
+    cargo test --workspace --locked --no-fail-fast "$@" 2>&1 </dev/null | tee -a "$logs/tests"
+}
+
 # Shown as it runs: it is the longest step, and its failures are read where they happen.
 tests() {
-    local log=$logs/tests began=$SECONDS verdict=ok
-    echo "cargo test (${threads} at a time, CI=$CI)"
-    # --no-fail-fast: one run tells all.
-    cargo test --workspace --locked --no-fail-fast -- --test-threads="$threads" 2>&1 </dev/null | tee "$log" || verdict=FAILED
+    local log=$logs/tests began=$SECONDS verdict=ok name attacks=() others=(--lib --bins)
+    for name in $(basename -s .rs -a ./*/tests/*.rs | sort -u); do
+        case $name in attacks_*) attacks+=(--test "$name") ;; *) others+=(--test "$name") ;; esac
+    done
+    echo "cargo test (${threads} at a time, attacks twice as many, CI=$CI)"
+    : >"$log"
+    cargo_test "${others[@]}" -- --test-threads="$threads" || verdict=FAILED
+    cargo_test --doc || verdict=FAILED
+    # Attacks mostly wait for what they did to be over.
+    cargo_test "${attacks[@]}" -- --test-threads=$((2 * threads)) || verdict=FAILED
     printf '%-34s' "cargo test --workspace"
     conclude "cargo test --workspace" "$verdict" "$began"
 }

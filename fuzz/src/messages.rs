@@ -59,7 +59,8 @@ pub fn messages(data: &[u8]) {
 }
 
 fn read(data: &[u8]) -> (Vec<Seen>, End) {
-    let mut ahead = Ahead { bytes: BytesMut::from(data), ..Ahead::default() };
+    let mut ahead = Ahead::default();
+    ahead.bytes = BytesMut::from(data);
     let mut seen = vec![];
     loop {
         let head = match head::request(&mut ahead, &LIMITS) {
@@ -104,16 +105,19 @@ fn hyper(data: &[u8]) -> Vec<Seen> {
         let told = told.clone();
         async move {
             let (parts, body) = request.into_parts();
+            let tunnel = parts.method == Method::CONNECT;
             let body = body.collect().await.ok().map(|body| body.to_bytes().to_vec());
+            // What follows is the tunnel's, whatever its fields say of a body.
+            let body = if tunnel { Some(vec![]) } else { body };
             told.borrow_mut().push(as_seen(&Request::from_parts(parts, ()), body));
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let io = TokioIo::new(tokio::io::join(data, tokio::io::sink()));
+    let io = TokioIo::new(tokio::io::join(std::io::Cursor::new(data.to_vec()), tokio::io::sink()));
     let mut builder = http1::Builder::new();
     builder.max_headers(LIMITS.fields).half_close(true).header_read_timeout(None);
     // How it ends for hyper is told by what it has seen.
-    let _ = runtime.block_on(builder.serve_connection(io, service).with_upgrades());
+    let _ = runtime.block_on(builder.serve_connection(io, service));
     seen.take()
 }
 

@@ -7,6 +7,7 @@
 //!                      exchange: head → answer ══ Wire ══ server
 //! ```
 
+pub mod answer;
 pub mod body;
 pub mod exchange;
 pub mod head;

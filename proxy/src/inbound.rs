@@ -318,7 +318,7 @@ async fn opaque(
 
     let app = match spare {
         Some(app) => app,
-        None => match app::for_bytes(worker, connection.target).await {
+        None => match Box::pin(app::for_bytes(worker, connection.target)).await {
             Ok(app) => app,
             Err(fault) => {
                 // An orderly end without a byte would look like the application's answer.
@@ -327,7 +327,8 @@ async fn opaque(
             }
         },
     };
-    let revoked = revoked(worker, &connection, policy);
+    // Boxed: it is held twice, before and while it is awaited.
+    let revoked = Box::pin(revoked(worker, &connection, policy));
     tcp::forward(stream, app.into_stream(), revoked).await
 }
 

@@ -30,7 +30,7 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
     // A drain waits for what is being looked up, and for whoever has spoken.
     let stream = Stream::plain(tcp).attended(&worker.proxy.drain);
     let stream = stream.metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
-    let served = match lookup(&worker, client, addr).await {
+    let served = match Box::pin(lookup(&worker, client, addr)).await {
         Ok(target) => planned(&worker, &target, stream, permit).await,
         Err(fault) => Box::pin(refuse(&worker, stream, &fault)).await.and(Err(fault)),
     };
@@ -79,7 +79,8 @@ async fn planned(
             return Box::pin(opaque(worker, split, stream, None, Served::Opaque)).await;
         }
         PlanProtocol::Tls(plans) => {
-            let sni = sniff::sni(&mut stream, worker.proxy.config.outbound.detect_timeout).await?;
+            let limit = worker.proxy.config.outbound.detect_timeout;
+            let sni = Box::pin(sniff::sni(&mut stream, limit)).await?;
             return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None, Served::Tls)).await;
         }
         PlanProtocol::Detect { opaque: split, .. } => {

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::load::{Load, Plan};
 use crate::mesh::Mesh;
 use crate::node::PodRef;
-use crate::resources::{Ledger, Usage};
+use crate::resources::{Cost, Ledger, Usage};
 use crate::shop::{PATIENCE, SHOP, cluster_ip, idle, service};
 
 /// What the attacked application listens on.
@@ -130,6 +130,34 @@ impl<'a> Arena<'a> {
         ensure!(tally.failed == 0, "others were not served: {tally:?}");
         Ok(())
     }
+}
+
+/// Runs an attack on this thread, which returns how many bytes it sent or held, and checks what it cost the proxy of the
+/// ledger. What the bystanders cost meanwhile is not the attack's: an answer of theirs is measured before it.
+///
+/// # Errors
+/// The attack's own, and a cost that is more than it may be.
+pub fn attack(
+    arena: &Arena<'_>,
+    ledger: &Ledger<'_>,
+    load: &Load,
+    attack: impl FnOnce() -> Result<u64>,
+) -> Result<Cost> {
+    let answered = || load.tally().answered();
+    let from = answered();
+    let calm = ledger.attack(|| {
+        for _ in 0..5 {
+            arena.goes_on(load)?;
+        }
+        Ok(1)
+    })?;
+    let each = calm.target_cpu / u32::try_from(answered() - from)?.max(1);
+    let from = answered();
+    let mut cost = ledger.attack(attack)?;
+    let others = each * u32::try_from(answered() - from)?;
+    cost.target_cpu = cost.target_cpu.saturating_sub(others);
+    cost.check()?;
+    Ok(cost)
 }
 
 /// Ends the bystanders' requests: not one may have failed.

@@ -71,7 +71,7 @@ impl<'a> Scene<'a> {
     /// # Errors
     /// Whatever was not so, with the attack's name.
     pub fn attack(&self, name: &str, attack: impl FnOnce() -> Result<u64>) -> Result<Cost> {
-        self.load.take();
+        self.served_until(name)?;
         let cost = self.ledger.attack(attack).with_context(|| name.to_owned())?;
         // A request that was under way when it ended counts too.
         let served = || self.load.tally().answered() > 0;
@@ -97,7 +97,7 @@ impl<'a> Scene<'a> {
     ) -> Result<Cost> {
         let known = self.ledger.attack(ordinary).context("ordinary requests")?;
         let hostile = Duration::from_micros(1);
-        self.load.take();
+        self.served_until(name)?;
         let cost = self.ledger.attack(attack).with_context(|| name.to_owned())?;
         let tally = self.load.tally();
         ensure!(tally.failed == 0, "{name}: others were not served: {:#?}", tally.failures);
@@ -107,6 +107,13 @@ impl<'a> Scene<'a> {
         ensure!(!dear, "{name}: a byte costs more than one of an ordinary request: {cost:?}, {known:?}");
         cost.check_memory().with_context(|| name.to_owned())?;
         Ok(cost)
+    }
+
+    /// Begins to count others' answers anew. An error: one was missing so far.
+    fn served_until(&self, what: &str) -> Result<()> {
+        let tally = self.load.take();
+        ensure!(tally.failed == 0, "before {what}: others were not served: {:#?}", tally.failures);
+        Ok(())
     }
 
     /// A counter of the victim.
@@ -138,6 +145,9 @@ impl<'a> Scene<'a> {
     /// # Errors
     /// Others were not served all the time, or the proxy does not become as it was.
     pub fn end(self) -> Result<()> {
+        self.served_until("the end")?;
+        let served = || self.load.tally().answered() > 0;
+        self.mesh.wait_until("others to be served afterwards", shop::PATIENCE, served)?;
         let tally = self.load.finish()?;
         ensure!(tally.failed == 0, "others were not served: {:#?}", tally.failures);
         self.ledger.settle()

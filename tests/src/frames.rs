@@ -1,6 +1,9 @@
 //! HTTP/2 by hand: frames and header blocks that no library would let one send (RFC 9113, RFC 7541).
 
 use std::io::{self, Read, Write};
+use std::time::Instant;
+
+use crate::peer::PATIENCE;
 
 /// What a client says first.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -181,7 +184,12 @@ pub fn read(stream: &mut impl Read) -> io::Result<Option<Frame>> {
 /// The connection's end or silence, with the frames that came.
 pub fn read_until(stream: &mut (impl Read + Write), wanted: impl Fn(&Frame) -> bool) -> io::Result<Frame> {
     let mut seen = Vec::new();
+    // Who keeps a connection alive by PINGs is not silent, and yet nothing comes.
+    let deadline = Instant::now() + 2 * PATIENCE;
     loop {
+        if Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("only {seen:?} came")));
+        }
         let next =
             read(stream).map_err(|error| io::Error::new(error.kind(), format!("{error}, after {seen:?}")))?;
         let Some(next) = next else {

@@ -76,6 +76,11 @@ impl Certificate {
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { chain, key }
     }
+
+    /// What of it goes over the wire, in bytes.
+    pub fn size(&self) -> usize {
+        self.chain.iter().map(|one| one.len()).sum()
+    }
 }
 
 impl Authority {

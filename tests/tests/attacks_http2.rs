@@ -41,6 +41,7 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         shop::idle("reset", &[]),
         shop::idle("bombed", &[]),
         shop::idle("framed", &[]),
+        shop::idle("answered", &[]),
     ];
     mesh.apply(&manifests.concat()).unwrap();
     mesh.wait_ready(shop::PATIENCE).unwrap();
@@ -116,7 +117,10 @@ fn stream(nth: u32) -> u32 {
 
 /// An ordinary request over HTTP/2, before the attack and after it.
 fn ask(victim: &PodRef<'_>) -> anyhow::Result<()> {
-    let mut client = MESH.dial(victim.at(8000)?)?;
+    ask_from(MESH.dial(victim.at(8000)?)?)
+}
+
+fn ask_from(mut client: TcpStream) -> anyhow::Result<()> {
     client.write_all(&[hello(&[]), headers(1, true, &short_request())].concat())?;
     let answer = read_until(&mut client, |frame| frame.kind == HEADERS && frame.stream == 1)?;
     anyhow::ensure!(answer.status() == Some(200), "{answer:?}");
@@ -585,7 +589,12 @@ fn an_answer_of_a_server_that_floods_or_goes_away_leaves_nothing_behind() {
     if !check::can_run() {
         return;
     }
-    let (client, old) = (pod("flooded"), pod(BYSTANDER));
+    let (client, old) = (pod("answered"), pod(BYSTANDER));
+    // What a proxy needs to ask who is behind an address stays.
+    let app = App::start(&old, 8005, "app").unwrap();
+    let as_attacked = || ask_from(client.dial(old.at(8005)?)?);
+    let scene = Scene::begin(&MESH, "answered", as_attacked).unwrap();
+    drop(app);
     let listener = old.listen(8004).unwrap();
     std::thread::spawn(move || {
         for mut connection in listener.incoming().flatten() {
@@ -624,6 +633,7 @@ fn an_answer_of_a_server_that_floods_or_goes_away_leaves_nothing_behind() {
         );
     }
     assert_eq!(client.restarts("linkerd-proxy"), 0);
+    scene.end().unwrap();
 }
 
 fn pod(name: &str) -> PodRef<'static> {

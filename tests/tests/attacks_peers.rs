@@ -35,6 +35,7 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         arena::manifests("halves", &[], &[]),
         arena::manifests("closes", &[], &[]),
         arena::manifests("shown", &[], &[]),
+        arena::manifests("windows", &[], &[]),
         shop::service("breaker", 80, "7000"),
         shop::idle("breaker", &[]),
         shop::service("closer", 80, "7000"),
@@ -71,15 +72,19 @@ fn a_client_that_resets_at_any_point_ends_its_own_connection_alone() {
         b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
     ];
     let (inside, outside) = (arena.service().unwrap(), target.at(arena::PORT).unwrap());
-    for phase in phases {
-        for mut streams in [
-            client.enter(|| crowd(inside, TIMES)).unwrap().unwrap(),
-            MESH.enter(|| crowd(outside, TIMES)).unwrap().unwrap(),
-        ] {
+    let broken_off = |crowd: &dyn Fn() -> Vec<TcpStream>| {
+        for phase in phases {
+            let mut streams = crowd();
             assert_eq!(say(&mut streams, phase), TIMES);
             reset(streams);
         }
-    }
+        // A socket is held by whoever opened it, too.
+        Ok((phases.len() * TIMES * 4096) as u64)
+    };
+    let application = || client.enter(|| crowd(inside, TIMES)).unwrap().unwrap();
+    let stranger = || MESH.enter(|| crowd(outside, TIMES)).unwrap().unwrap();
+    arena::attack(&arena, &ledgers[1], &load, || broken_off(&application)).unwrap();
+    arena::attack(&arena, &ledgers[0], &load, || broken_off(&stranger)).unwrap();
     // With an answer under way, and as a stream of bytes that was HTTP.
     let began = b"GET /hold HTTP/1.1\r\nHost: peers\r\n\r\n";
     let upgraded = b"GET / HTTP/1.1\r\nHost: peers\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
@@ -214,6 +219,7 @@ fn whoever_ends_one_way_only_still_gets_or_gives_the_other() {
         half.shutdown(Shutdown::Write).unwrap();
         assert!(matches!(peer::end_of(&mut half), End::Closed(_)), "it is waited for");
     }
+    arena.goes_on(&load).unwrap();
     served(load).unwrap();
     settle(&ledgers);
 }
@@ -265,8 +271,83 @@ fn a_server_that_closes_idle_connections_at_the_moment_of_their_use_costs_no_ide
         assert_eq!(failed, 0);
     });
     assert!(served_by.into_inner() > 100, "it hardly closed any");
+    arena.goes_on(&load).unwrap();
     served(load).unwrap();
     settle(&ledgers);
+}
+
+#[test]
+fn a_peer_that_opens_no_window_holds_back_its_own_sender_and_nobody_else() {
+    if !check::can_run() {
+        return;
+    }
+    /// What a proxy may hold of each: the window of a stream, and a buffer each way.
+    const EACH: u64 = 1 << 20;
+    let arena = Arena::enter(&MESH, "windows").unwrap();
+    let (client, target) = (arena.client().unwrap(), arena.target().unwrap());
+    let ledgers = arena.ledgers().unwrap();
+    let load = arena.bystanders(2, 2).unwrap();
+    arena.goes_on(&load).unwrap();
+    let listener = listen(&target, 7000).unwrap();
+    let to = target.at(7000).unwrap();
+    let bounded = |which: &str| {
+        // The bystanders' carrier is the one that the attack's streams are on.
+        arena.goes_on(&load).unwrap();
+        for (pod, ledger) in [&target, &client].into_iter().zip(&ledgers) {
+            let held = arena::usage(pod).unwrap().rss.saturating_sub(ledger.before.rss);
+            assert!(held < EACH * STUCK as u64 + (4 << 20), "{which}, {}: {held} bytes are held", pod.name);
+        }
+    };
+
+    // Clients that ask and read no answer: of bytes, and of a request.
+    for (ask, answer) in [(&b"*1\r\n"[..], &b""[..]), (LAST, b"HTTP/1.1 200 OK\r\n\r\n")] {
+        let mut readers = client.enter(|| crowd(to, STUCK)).unwrap().unwrap();
+        arena::say(&mut readers, ask);
+        let mut servers: Vec<TcpStream> = (0..STUCK).map(|_| listener.accept().unwrap().0).collect();
+        for server in &mut servers {
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            server.read_exact(&mut [0; 4]).unwrap();
+            server.write_all(answer).unwrap();
+            fill(server);
+        }
+        bounded("clients");
+        reset(readers);
+        for server in &mut servers {
+            assert!(matches!(peer::end_of(server), End::Closed(_)), "a server is left with who has gone");
+        }
+    }
+    // Servers that read nothing, of bytes and of a request.
+    for head in [&b"*1\r\n"[..], b"POST / HTTP/1.1\r\nHost: windows\r\nContent-Length: 1000000000\r\n\r\n"] {
+        let mut writers = client.enter(|| crowd(to, STUCK)).unwrap().unwrap();
+        arena::say(&mut writers, head);
+        let servers: Vec<TcpStream> = (0..STUCK).map(|_| listener.accept().unwrap().0).collect();
+        writers.iter_mut().for_each(fill);
+        bounded("servers");
+        reset(servers);
+        for writer in &mut writers {
+            assert!(matches!(peer::end_of(writer), End::Closed(_)), "a client is left with who has gone");
+        }
+    }
+    served(load).unwrap();
+    settle(&ledgers);
+}
+
+/// Connections that are stuck at once.
+const STUCK: usize = 6;
+
+/// Writes until nothing moves any more: everything on the way is full.
+fn fill(stream: &mut TcpStream) {
+    const BLOCK: usize = 64 << 10;
+    /// More than all the kernels' buffers on the way.
+    const MOST: usize = 96 << 20;
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    for _ in 0..MOST / BLOCK {
+        if let Err(error) = stream.write_all(&[b'x'; BLOCK]) {
+            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+            return;
+        }
+    }
+    panic!("{MOST} bytes went to somebody who reads nothing");
 }
 
 #[test]
@@ -307,11 +388,18 @@ fn certificates_that_no_authority_of_ours_makes_get_nobody_in() {
     assert!(ask(&good).starts_with("HTTP/1.1 200 "), "this is how a good one is answered");
     let before = failures(&target);
     for (what, certificate) in bad_certificates() {
-        assert_eq!(ask(&certificate), "", "{what}");
+        let refused = || {
+            for _ in 0..TIMES / 4 {
+                assert_eq!(ask(&certificate), "", "{what}");
+            }
+            Ok((TIMES / 4 * certificate.size()) as u64)
+        };
+        arena::attack(&arena, &ledgers[0], &load, refused).unwrap();
     }
-    let counted = || failures(&target) >= before + bad_certificates().len() as f64;
+    let counted = || failures(&target) >= before + (TIMES / 4 * bad_certificates().len()) as f64;
     MESH.wait_until("each to be counted", PATIENCE, counted).unwrap();
     assert!(ask(&good).starts_with("HTTP/1.1 200 "));
+    arena.goes_on(&load).unwrap();
     served(load).unwrap();
     settle(&ledgers);
 }

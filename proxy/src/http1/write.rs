@@ -4,7 +4,7 @@ use super::{
     head::{self, Reason, Spelling},
     wire::Outgoing,
 };
-use crate::http::body::Body;
+use crate::{fault::Fault, http::body::Body};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header};
 use http_body::Frame;
@@ -26,6 +26,12 @@ pub enum Coding {
 /// A body is longer or shorter than its head said.
 #[derive(Debug)]
 pub struct WrongLength;
+
+impl From<WrongLength> for Fault {
+    fn from(_: WrongLength) -> Self {
+        Self::Answer("it is not as long as it said".into())
+    }
+}
 
 impl Coding {
     /// Of a request's body.

@@ -1,0 +1,117 @@
+//! How HTTP breaks: over HTTP/1, in our own words, or over HTTP/2, in h2's; and what of it is a client's misuse.
+
+use super::Shared;
+use crate::http1;
+use std::{io, sync::Arc};
+
+/// How an exchange of HTTP messages broke.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum HttpError {
+    #[error(transparent)]
+    Http1(#[from] http1::Error),
+    #[error(transparent)]
+    Http2(Shared<hyper::Error>),
+}
+
+impl From<hyper::Error> for HttpError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Http2(Arc::new(error))
+    }
+}
+
+impl HttpError {
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Http1(error) => error.io().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut),
+            Self::Http2(error) => error.is_timeout(),
+        }
+    }
+
+    /// The HTTP/2 error among the causes.
+    pub(super) fn h2(&self) -> Option<&h2::Error> {
+        match self {
+            Self::Http1(_) => None,
+            Self::Http2(error) => h2_error(error),
+        }
+    }
+}
+
+/// How an HTTP stream broke, in the words of the typed route families.
+pub fn stream_error(error: &HttpError) -> &'static str {
+    let error = match error {
+        HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return "IO",
+        HttpError::Http1(_) => return "UNKNOWN",
+        HttpError::Http2(error) => error,
+    };
+    let Some(error) = h2_error(error) else { return "UNKNOWN" };
+    match error.reason() {
+        Some(h2::Reason::CANCEL) if error.is_reset() => "CANCEL",
+        Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => "REFUSED",
+        Some(h2::Reason::ENHANCE_YOUR_CALM) if error.is_reset() => "ENHANCE_YOUR_CALM",
+        _ if error.is_reset() => "RESET",
+        _ if error.is_go_away() => "GO_AWAY",
+        _ if error.is_io() => "IO",
+        _ => "UNKNOWN",
+    }
+}
+
+/// The first HTTP/2 error among an error's causes.
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// What a client did that is no request: it was answered with 400, 414 or 431, or its connection was ended.
+#[derive(Clone, Copy)]
+pub(super) enum Misuse {
+    TooLarge,
+    Malformed,
+    Flood,
+}
+
+impl Misuse {
+    pub(super) fn of(error: &HttpError) -> Option<Self> {
+        let error = match error {
+            HttpError::Http1(http1::Error::TooLarge | http1::Error::LongTarget) => {
+                return Some(Self::TooLarge);
+            }
+            HttpError::Http1(http1::Error::Malformed(_)) => return Some(Self::Malformed),
+            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return None,
+            HttpError::Http2(error) => error,
+        };
+        let error = h2_error(error).filter(|error| error.is_library() && error.is_go_away())?;
+        match error.reason() {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Some(Self::Flood),
+            Some(h2::Reason::NO_ERROR) | None => None,
+            Some(_) => Some(Self::Malformed),
+        }
+    }
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::TooLarge => "header limit",
+            Self::Malformed => "malformed request",
+            Self::Flood => "http/2 flood",
+        }
+    }
+}
+
+pub(super) fn client_text(error: &HttpError) -> &'static str {
+    match Misuse::of(error) {
+        Some(Misuse::TooLarge) => {
+            "the client sent more header bytes or fields than REMORA_PROXY_MAX_HEADER_BYTES and \
+             REMORA_PROXY_MAX_HEADERS allow"
+        }
+        Some(Misuse::Malformed) => "the client sent a malformed request",
+        Some(Misuse::Flood) => {
+            "the client reset streams or sent empty frames more often than HTTP/2's limits allow"
+        }
+        None => "the client's connection failed",
+    }
+}
