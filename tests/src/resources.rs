@@ -76,7 +76,7 @@ pub struct Ledger<'a> {
 pub struct Cost {
     pub target_cpu: Duration,
     pub attacker_cpu: Duration,
-    /// By how much the target's resident memory was larger at its peak than before.
+    /// By how much the target's resident memory was larger at its peak than when the attack began.
     pub target_bytes: u64,
     /// What the attacker says that it sent or held.
     pub attacker_bytes: u64,
@@ -99,13 +99,15 @@ impl<'a> Ledger<'a> {
     pub fn attack(&self, attack: impl FnOnce() -> Result<u64>) -> Result<Cost> {
         // Forgets the largest resident set so far (proc(5), clear_refs).
         std::fs::write(format!("/proc/{}/clear_refs", self.pid), "5").context("resetting the peak")?;
+        // What earlier attacks have left is not this one's: `settle` sees to it.
+        let held = Usage::of(self.pid)?.rss.max(self.before.rss);
         let (target, attacker) = (cpu(self.pid)?, thread_cpu()?);
         let attacker_bytes = attack()?;
         let attacker_cpu = thread_cpu()?.saturating_sub(attacker);
         let target_cpu = cpu(self.pid)?.saturating_sub(target);
         ensure!(self.pod.pid("linkerd-proxy") == Some(self.pid), "the proxy was restarted");
         let peak = kibibytes(&format!("/proc/{}/status", self.pid), "VmHWM:")? << 10;
-        let target_bytes = peak.saturating_sub(self.before.rss);
+        let target_bytes = peak.saturating_sub(held);
         Ok(Cost { target_cpu, attacker_cpu, target_bytes, attacker_bytes })
     }
 

@@ -186,6 +186,7 @@ fn shapes() -> Vec<(String, Vec<u8>, Fate)> {
     case("a field without a colon", field("transfer-encoding"), Fate::Refused);
     case("a field without a name", field(": chunked"), Fate::Refused);
     case("NUL in a value", field("x: a\0b"), Fate::Refused);
+    case("an escape character in a value", field("x: \x1b[31m"), Fate::Refused);
     case("NUL in a name", field("x\0: a"), Fate::Refused);
     case("a bare carriage return in a value", field("x: a\rtransfer-encoding: chunked"), Fate::Refused);
     case("two hosts", field("host: other"), Fate::Refused);

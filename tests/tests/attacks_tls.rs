@@ -195,6 +195,9 @@ fn a_transport_header_that_claims_2_gib_is_refused_at_once() {
         .counted("inbound_tcp_errors_total", &[("error", "transport header")], before + refused - 1)
         .unwrap();
     scene.said("transport header refused").unwrap();
+    // At once: none was waited for.
+    let log = MESH.logs(&victim, "linkerd-proxy");
+    assert!(!log.contains("the transport header did not arrive within"), "{log}");
     scene.end().unwrap();
 }
 
