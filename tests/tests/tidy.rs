@@ -257,6 +257,18 @@ fn every_file_that_the_map_or_a_recipe_names_exists() {
     none(&missing);
 }
 
+#[test]
+fn every_test_that_the_page_of_threats_names_exists() {
+    let page = read("docs/threats.md");
+    let named: Vec<_> = code(&page).filter_map(|name| name.split_once("::")).collect();
+    assert!(named.len() > 40, "it names hardly any");
+    let missing = named.iter().filter_map(|(place, test)| {
+        let path = if is_path(place) { (*place).to_owned() } else { format!("tests/tests/{place}.rs") };
+        (!read(&path).contains(&format!("fn {test}("))).then(|| format!("{path} has no test {test}"))
+    });
+    none(&missing.collect::<Vec<_>>());
+}
+
 #[track_caller]
 fn none(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
