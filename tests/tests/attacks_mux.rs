@@ -1,6 +1,6 @@
 //! Hostile frames of a carrier: a peer with a good certificate that breaks the rules of docs/mux.md, or floods within them,
 //! loses its own carrier, and nobody else notices.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects where it stands")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test says what it expects where it stands")]
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -103,7 +103,7 @@ fn breaches() -> Vec<Breach> {
     let opened = open(1, 8000, HTTP1);
     let then = |frames: &[u8]| [opened.as_slice(), frames].concat();
     let many = |count: u32, each: &dyn Fn(u32) -> Vec<u8>| (1..=count).flat_map(each).collect::<Vec<u8>>();
-    let longest = [&[DATA, 0, 0xff, 0xff, 0, 0, 0, 1][..], &[0; 0xffff]].concat();
+    let longest = [&[DATA, 0, 0xff, 0xff, 0, 0, 0, 1][..], &vec![0; 0xffff]].concat();
     vec![
         ("SETTINGS twice", frame(SETTINGS, 0, 0, &[]), PROTOCOL, "settings"),
         ("an unknown type", frame(9, 0, 0, &[]), PROTOCOL, "unknown_frame"),

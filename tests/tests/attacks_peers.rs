@@ -1,6 +1,7 @@
 //! Peers that break off, stop, or show what no authority of ours made: their own connections end, and no other.
 #![expect(
     clippy::items_after_statements,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a test says what it expects where it stands"
 )]
@@ -341,8 +342,9 @@ fn fill(stream: &mut TcpStream) {
     /// More than all the kernels' buffers on the way.
     const MOST: usize = 96 << 20;
     stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let block = vec![b'x'; BLOCK];
     for _ in 0..MOST / BLOCK {
-        if let Err(error) = stream.write_all(&[b'x'; BLOCK]) {
+        if let Err(error) = stream.write_all(&block) {
             assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
             return;
         }
