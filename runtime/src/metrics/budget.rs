@@ -96,6 +96,10 @@ fn forget<L, M: Series>(series: &mut HashMap<L, Kept<M>>, retain: Duration, now:
         }
         now.since(*kept.abandoned.get_or_insert(now)) < retain
     });
+    // What a crowd left behind is given back.
+    if series.len() * 4 < series.capacity() {
+        series.shrink_to(series.len() * 2);
+    }
 }
 
 impl<L: LabelSet, M: Series> EncodeMetric for Budgeted<L, M> {
