@@ -88,7 +88,7 @@ impl<L: LabelSet, M: Series> Budgeted<L, M> {
 }
 
 /// Drops what has been abandoned for `retain`, and notes what is abandoned since now. One handle is the family's own.
-fn forget<L, M: Series>(series: &mut HashMap<L, Kept<M>>, retain: Duration, now: Time) {
+fn forget<L: LabelSet, M: Series>(series: &mut HashMap<L, Kept<M>>, retain: Duration, now: Time) {
     series.retain(|_, kept| {
         if kept.series.handles() > 1 {
             kept.abandoned = None;
