@@ -225,9 +225,11 @@ pub async fn read_pid(
 /// Pods have host addresses (/32, /128) and reach everything through the node, so that the node's connection tracking
 /// sees both directions of a connection to a ClusterIP.
 pub async fn connect_node(node: Pid) -> Result<()> {
+    // With an address of its own: a bridge without one takes the lowest of its ports', and when a pod that joins later
+    // changes it, those who know the old one send into the void until they ask again.
     let mut settings = String::from(
         "link set lo up\n\
-         link add br0 type bridge mcast_snooping 0\n",
+         link add br0 address 02:00:00:00:00:01 type bridge mcast_snooping 0\n",
     );
     let _ = writeln!(settings, "addr add {}/16 dev br0", Addresses::GATEWAY);
     let _ = writeln!(settings, "addr add {}/32 dev lo", Addresses::DNS);
