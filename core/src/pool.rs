@@ -65,15 +65,15 @@ impl<C> Pool<C> {
         self.idle.is_empty()
     }
 
-    /// Takes out the connection that was used last of those that are ready, and drops what must not be used any more, as
-    /// far as it had to be looked at. The last one used is the least likely to be closed by its server this very moment, and the others grow old.
+    /// Takes out the connection that was used last of those that are ready, and drops what must not be used any more.
+    /// The last one used is the least likely to be closed by its server this very moment, and the others grow old.
     pub fn take(
         &mut self,
         now: Time,
         bounds: &PoolBounds,
         mut condition: impl FnMut(&mut C) -> Condition,
     ) -> Option<Pooled<C>> {
-        self.idle.retain(|one| is_usable(one, Condition::Ready, now, bounds));
+        self.sweep(now, bounds, &mut condition);
         let mut at = self.idle.len();
         while let Some(one) = at.checked_sub(1).and_then(|last| self.idle.get_mut(last)) {
             at -= 1;

@@ -125,6 +125,10 @@ impl Chunks {
                 if self.trailers.len() >= self.max_trailers {
                     return Err(Malformed::Chunk("its trailer section is longer than a head may be"));
                 }
+                // Nobody ends a line otherwise here: what looks like an end to one reader is none to another.
+                if (self.trailers.last() == Some(&b'\r')) != (byte == b'\n') {
+                    return Err(Malformed::Chunk("a line of its trailer section does not end with CRLF"));
+                }
                 self.trailers.push(byte);
                 if byte == b'\n' { S::Line } else { S::Trailer }
             }
@@ -195,6 +199,8 @@ mod tests {
             "5\r\rhello\r\n",
             "10000000000000005\r\nhello\r\n",
             "0\r\n\rx",
+            "0\r\na: b\n\r\n",
+            "0\r\na: b\rc\r\n\r\n",
         ] {
             assert!(read(bytes.as_bytes(), 1).is_err(), "{bytes:?}");
         }
