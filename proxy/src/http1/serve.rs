@@ -45,7 +45,7 @@ pub struct Settings {
     pub informational: bool,
 }
 
-/// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets it.
+/// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error ends it.
 pub async fn serve<S, F>(stream: Stream, settings: Settings, drain: &Drain, service: S) -> Result<(), Fault>
 where
     S: Fn(Request<Body>) -> F,
@@ -203,7 +203,7 @@ async fn discard(shared: &Shared) -> bool {
         while !wire.body.is_over() && read < UNWANTED {
             match wire.poll_body(cx) {
                 Poll::Ready(Some(Ok(Part::Data(data)))) => read += data.len(),
-                Poll::Ready(Some(Ok(Part::Trailers(_)))) => {}
+                Poll::Ready(Some(Ok(Part::Trailers(..)))) => {}
                 Poll::Ready(Some(Err(_)) | None) | Poll::Pending => break,
             }
         }
