@@ -70,7 +70,10 @@ program() {
         >"$log" 2>&1 </dev/null || verdict=FAILED
     awk -v name="$1" -v took="$SECONDS" -v verdict="$verdict" \
         '/^test result:/ { n += $4 } END { printf "  %-32s%5d s  %s, %d passed\n", name, took, verdict, n }' "$log"
-    [ "$verdict" = ok ] || mv "$log" "$log.failed"
+    if [ "$verdict" = FAILED ]; then
+        mv "$log" "$log.failed"
+        return 1
+    fi
 }
 
 # Several programs at once, because most tests wait most of the time; attacks first, because they take longest.
