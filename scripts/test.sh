@@ -4,7 +4,8 @@
 # A failing check does not stop the others: one run tells all that is wrong. Its whole output is shown. Ends with 1 when
 # something failed, with 69 when the machine lacks something that cannot be installed.
 #
-# REMORA_TEST_THREADS sets how many tests of one program run at once (default: the number of processors, 2 at least).
+# REMORA_TEST_THREADS sets how many tests of one program run at once (default: the number of processors, 2 at least),
+# REMORA_TEST_PROGRAMS how many programs (default 3).
 # With CI=true, the default here, a test that cannot run (no root, no namespaces) fails; CI=false lets it be left out.
 set -euo pipefail
 
@@ -19,6 +20,7 @@ readonly DENY=$REMORA_CACHE/tools/cargo-deny-0.20.2/bin/cargo-deny
 
 processors=$(nproc)
 threads=${REMORA_TEST_THREADS:-$((processors > 2 ? processors : 2))}
+programs=${REMORA_TEST_PROGRAMS:-3}
 logs=$(mktemp -d "${TMPDIR:-/tmp}/remora-test-XXXXXX")
 trap 'rm -rf "$logs"' EXIT
 table=$logs/table
@@ -67,25 +69,37 @@ advisories() {
     "$DENY" --locked --offline check advisories
 }
 
-# --no-fail-fast: one run tells all.
-cargo_test() {
-    cargo test --workspace --locked --no-fail-fast "$@" 2>&1 </dev/null | tee -a "$logs/tests"
+# program NAME: the tests of one program, its output in a file of its own, and a line when they are over.
+program() {
+    local log=$logs/of/$1 verdict=ok what
+    case $1 in lib | bins | doc) what=(--"$1") ;; *) what=(--test "$1") ;; esac
+    # --no-fail-fast: one run tells all.
+    cargo test --workspace --locked --no-fail-fast "${what[@]}" -- --test-threads="$threads" \
+        >"$log" 2>&1 </dev/null || verdict=FAILED
+    awk -v name="$1" -v took="$SECONDS" -v verdict="$verdict" \
+        '/^test result:/ { n += $4 } END { printf "  %-32s%5d s  %s, %d passed\n", name, took, verdict, n }' "$log"
+    if [ "$verdict" = FAILED ]; then
+        mv "$log" "$log.failed"
+        return 1
+    fi
 }
 
-# Shown as it runs: it is the longest step, and its failures are read where they happen.
+# Several programs at once, because most tests wait most of the time; attacks first, because they take longest.
 tests() {
-    local log=$logs/tests began=$SECONDS verdict=ok name attacks=() others=(--lib --bins)
+    local began=$SECONDS verdict=ok name attacks=() others=()
     for name in $(basename -s .rs -a ./*/tests/*.rs | sort -u); do
-        case $name in attacks_*) attacks+=(--test "$name") ;; *) others+=(--test "$name") ;; esac
+        case $name in attacks_*) attacks+=("$name") ;; *) others+=("$name") ;; esac
     done
-    echo "cargo test (${threads} at a time, attacks twice as many, CI=$CI)"
-    : >"$log"
-    cargo_test "${others[@]}" -- --test-threads="$threads" || verdict=FAILED
-    cargo_test --doc || verdict=FAILED
-    # Attacks mostly wait for what they did to be over.
-    cargo_test "${attacks[@]}" -- --test-threads=$((2 * threads)) || verdict=FAILED
+    echo "cargo test ($programs programs at a time, $threads tests of each, CI=$CI)"
+    mkdir "$logs/of"
+    export -f program
+    export logs threads
+    printf '%s\n' "${attacks[@]}" "${others[@]}" lib bins doc |
+        xargs -P "$programs" -I NAME bash -c 'program NAME' || verdict=FAILED
+    cat "$logs"/of/* >"$logs/tests"
     printf '%-34s' "cargo test --workspace"
     conclude "cargo test --workspace" "$verdict" "$began"
+    [ "$verdict" = ok ] || cat "$logs"/of/*.failed || true
 }
 
 summary() {
@@ -94,8 +108,6 @@ summary() {
     sed 's/^/  /' "$table"
     passed=$(awk '/^test result:/ { n += $4 } END { print n + 0 }' "$logs/tests")
     ignored=$(awk '/^test result:/ { n += $8 } END { print n + 0 }' "$logs/tests")
-    printf '\n%s\n' "cargo test, program by program:"
-    grep -E '^ *(Running|Doc-tests) |^test result:|^error: ' "$logs/tests" | sed 's/^ */  /' || true
     if [ "$failed" -gt 0 ]; then
         printf '\n%s\n' "make test: $failed of the steps above FAILED"
         exit 1

@@ -59,6 +59,27 @@ pub enum Asked {
     Other,
 }
 
+impl Asked {
+    /// By a request's method, which is case-sensitive (RFC 9110 section 9.1).
+    pub fn of(method: &str) -> Self {
+        match method {
+            "HEAD" => Self::Head,
+            "CONNECT" => Self::Connect,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether bytes that are no messages follow an answer of this status. RFC 9110 sections 7.8 and 9.3.6.
+    pub fn is_switched_by(self, status: u16) -> bool {
+        status == 101 || self == Self::Connect && matches!(status, 200..=299)
+    }
+
+    /// Whether an answer of this status has no body, whatever its fields say. RFC 9112 section 6.3.
+    pub fn is_without_body(self, status: u16) -> bool {
+        self == Self::Head || matches!(status, 100..=199 | 204 | 304) || self.is_switched_by(status)
+    }
+}
+
 /// What a head's fields say of its message's end and of its connection's. Fields are handed in one by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Framing {
@@ -140,7 +161,7 @@ impl Framing {
     /// # Errors
     /// As for a request.
     pub fn answer(&self, http11: bool, status: u16, asked: Asked) -> Result<Length, Malformed> {
-        if matches!(status, 100..=199 | 204 | 304) || asked == Asked::Head {
+        if asked.is_without_body(status) {
             return Ok(Length::Known(0));
         }
         match (self.chunked, self.length) {
@@ -163,8 +184,8 @@ impl Framing {
     }
 }
 
-/// Whether a list has a token, in whatever case.
-fn has_token(list: &[u8], token: &[u8]) -> bool {
+/// Whether a list such as `Connection`'s has a token, in whatever case. RFC 9110 section 5.6.1.
+pub fn has_token(list: &[u8], token: &[u8]) -> bool {
     list.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(token))
 }
 
@@ -241,6 +262,8 @@ mod tests {
             (&chunked, 200, Asked::Other, Length::Chunked),
             (&bare, 200, Asked::Other, Length::Close),
             (&bare, 101, Asked::Other, Length::Known(0)),
+            (&sized, 200, Asked::Connect, Length::Known(0)),
+            (&sized, 404, Asked::Connect, Length::Known(5)),
         ] {
             assert_eq!(framing.answer(true, status, asked), Ok(ends), "{framing:?} {status} {asked:?}");
         }

@@ -9,9 +9,9 @@ use crate::{
     http::{body::Body, respond},
     stream::LOOK,
 };
-use http::{Response, StatusCode, header};
+use http::{Response, header};
 use http_body::Body as _;
-use remora_core::http1::Asked;
+use remora_core::http1::{Asked, has_token};
 use remora_runtime::tasks::Drain;
 use std::{
     future::{Future, poll_fn},
@@ -49,9 +49,7 @@ pub async fn send(
     mut answer: Response<Body>,
     drain: &Drain,
 ) -> Result<Sent, Fault> {
-    let status = answer.status();
-    let upgraded =
-        status == StatusCode::SWITCHING_PROTOCOLS || asking.asked == Asked::Connect && status.is_success();
+    let upgraded = asking.asked.is_switched_by(answer.status().as_u16());
     let coding = Coding::of_answer(&answer, asking.asked, asking.http11);
     let persists = asking.persists
         && coding != Coding::Close
@@ -71,12 +69,7 @@ pub async fn send(
 }
 
 fn says_close(answer: &Response<Body>) -> bool {
-    answer.headers().get_all(header::CONNECTION).iter().any(|value| {
-        value
-            .as_bytes()
-            .split(|byte| *byte == b',')
-            .any(|one| one.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+    answer.headers().get_all(header::CONNECTION).iter().any(|value| has_token(value.as_bytes(), b"close"))
 }
 
 struct Sending<'a> {

@@ -11,7 +11,7 @@ use crate::{
     http::{body::Body, upload::BodyError},
     stream::Stream,
 };
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body::Body as _;
 use remora_core::http1::{Asked, Length};
 use std::{
@@ -84,11 +84,7 @@ impl Connection {
         .await;
         let broken = waiting.unsent.is_some();
         let head = answered?;
-        let asked = match *request.method() {
-            Method::HEAD => Asked::Head,
-            Method::CONNECT => Asked::Connect,
-            _ => Asked::Other,
-        };
+        let asked = Asked::of(request.method().as_str());
         self.persists = !broken && head.framing.persists(head.http11);
         let upload = sending
             .map(|sending| Upload { body: std::mem::replace(request.body_mut(), Body::absent()), sending });
@@ -103,15 +99,10 @@ impl Connection {
         upload: Option<Upload>,
         home: Home,
     ) -> Result<Response<Body>, Broken> {
-        let status = head.head.status();
-        let upgraded =
-            status == http::StatusCode::SWITCHING_PROTOCOLS || asked == Asked::Connect && status.is_success();
-        let length = if upgraded {
-            Length::Known(0)
-        } else {
-            let length = head.framing.answer(head.http11, status.as_u16(), asked);
-            length.map_err(|malformed| Broken::Answer(malformed.into()))?
-        };
+        let status = head.head.status().as_u16();
+        let upgraded = asked.is_switched_by(status);
+        let length = head.framing.answer(head.http11, status, asked);
+        let length = length.map_err(|malformed| Broken::Answer(malformed.into()))?;
         let contradicts = head.framing.contradicts_itself();
         let mut answer = head.head;
         if contradicts {

@@ -12,7 +12,7 @@ use crate::{
     http::{body::Body, respond, upgrade::Upgradable},
     stream::Stream,
 };
-use http::{Method, Request, Response, header};
+use http::{Request, Response, header};
 use remora_core::http1::{Asked, Length};
 use remora_runtime::{clock, tasks::Drain};
 use std::{
@@ -161,17 +161,13 @@ fn begin(shared: &Shared, limits: &Limits, head: Head<Request<()>>) -> Result<Be
         head.headers_mut().remove(header::CONTENT_LENGTH);
     }
     let mut upgrade = None;
-    let connect = *head.method() == Method::CONNECT;
+    let asked = Asked::of(head.method().as_str());
+    let connect = asked == Asked::Connect;
     if connect || framing.upgrade {
         let (to, connection) = oneshot::channel();
         head.extensions_mut().insert(Upgradable::new(connection));
         upgrade = Some(to);
     }
-    let asked = match *head.method() {
-        Method::HEAD => Asked::Head,
-        Method::CONNECT => Asked::Connect,
-        _ => Asked::Other,
-    };
     // What follows a CONNECT is the tunnel's, whatever its fields say of a body.
     let body = if length == Length::Known(0) || connect {
         Body::absent()

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{fault::Fault, http::body::Body};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Request, Response, Version, header};
 use http_body::Frame;
 use remora_core::http1::Asked;
 use std::fmt::Write as _;
@@ -46,13 +46,7 @@ impl Coding {
 
     /// Of an answer's body, to a client that understands chunks or does not.
     pub fn of_answer(answer: &Response<Body>, asked: Asked, http11: bool) -> Self {
-        let status = answer.status();
-        let tunnel = asked == Asked::Connect && status.is_success();
-        if asked == Asked::Head
-            || status.is_informational()
-            || tunnel
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        {
+        if asked.is_without_body(answer.status().as_u16()) {
             return Self::None;
         }
         match answer.body().length() {
