@@ -7,7 +7,7 @@ use super::super::{
     wire::{Reading, Shared, tests::connection},
 };
 use super::*;
-use http::{Method, Uri};
+use http::{Method, StatusCode, Uri};
 use remora_core::http1::Length;
 use remora_runtime::tasks::Drain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
