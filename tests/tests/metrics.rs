@@ -1,5 +1,4 @@
 //! The metrics that Linkerd's queries ask for are there, under the names and labels that they ask by. Contract 5.1, 5.4.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, SHOP, curl, identity, web};
 use remora_tests::{PodRef, check};
