@@ -156,7 +156,7 @@ async fn dial(split: &Split) -> Result<Server, Fault> {
 }
 
 async fn connect(endpoint: &Arc<LiveEndpoint>) -> Result<Server, Fault> {
-    let mut in_flight = endpoint.begin();
+    let mut in_flight = endpoint.begin(remora_runtime::clock::now());
     let stream = endpoint.connect_opaque().await?;
     // Of bytes nobody knows what is an answer: the dial is the round trip that is measured.
     in_flight.answered();

@@ -125,7 +125,7 @@ async fn authorized(
 
     let fate = request.body().fate();
     request.body_mut().measure(counted.request_frames());
-    let response = match app.client.send(&**app, &mut request).await {
+    let response = match app.client.send(&**app, &mut request, started).await {
         Ok(response) => response,
         Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
             return failed(fate.or(fault), asker, &counted, started, orig_proto.is_some());
@@ -300,9 +300,9 @@ async fn send(
             failed = Some((endpoint.clone(), fault));
         }
         require_identity(required, &endpoint)?;
-        let in_flight = endpoint.begin();
-        endpoint.requests.request();
         let began = clock::now();
+        let in_flight = endpoint.begin(began);
+        endpoint.requests.request();
         let failed_at = |fault: &Fault| {
             endpoint.requests.failed(fault, clock::now().since(began));
             if let Some(metrics) = metrics {
@@ -312,7 +312,7 @@ async fn send(
         if let Some(metrics) = metrics {
             metrics.requests.inc();
         }
-        match endpoint.client().send(&endpoint, request).await {
+        match endpoint.client().send(&endpoint, request, began).await {
             Ok(response) => {
                 fate.answered();
                 let backend = metrics.clone().map(|metrics| (metrics, began));
