@@ -5,4 +5,5 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 exec cargo rustc --profile dist --locked -p remora-proxy --bin remora-proxy -- \
-    -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
+    -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
+    -C link-arg=-Wl,--icf=all

@@ -65,6 +65,7 @@ impl Bandwidth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
     use proptest::prelude::*;
 
     #[test]
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn what_does_not_change_is_measured_more_and_more_seldom() {
         let mut bandwidth = Bandwidth::new(65_535);
-        let mut pauses = vec![];
+        let mut pauses = Vec::new();
         for _ in 0..20 {
             bandwidth.measured(10, Duration::from_millis(10));
             pauses.push(bandwidth.pause());

@@ -21,7 +21,7 @@ use body::Body;
 use http::{Request, Response};
 use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 use upload::Upload;
 
 /// How a connection is served.
@@ -84,23 +84,23 @@ impl Settings {
 
 /// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets the
 /// request's stream (HTTP/2) or the connection (HTTP/1).
-pub async fn serve<S, F>(
+///
+/// Boxed: what is held while a connection lives is what its version needs.
+pub fn serve<'a, S, F>(
     stream: Stream,
     version: SessionProtocol,
     settings: Settings,
-    drain: &Drain,
+    drain: &'a Drain,
     service: S,
-) -> Result<(), Fault>
+) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>
 where
-    S: Fn(Request<Body>) -> F + Send + Unpin + 'static,
+    S: Fn(Request<Body>) -> F + Send + Sync + Unpin + 'static,
     F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
 {
     let watched = move |request| service(settings.watched(request));
     match version {
-        SessionProtocol::Http1 => http1::serve::serve(stream, settings.http1(), drain, watched).await,
-        SessionProtocol::Http2 => {
-            Box::pin(http2::serve::serve(stream, settings.http2(), drain, watched)).await
-        }
+        SessionProtocol::Http1 => Box::pin(http1::serve::serve(stream, settings.http1(), drain, watched)),
+        SessionProtocol::Http2 => Box::pin(http2::serve::serve(stream, settings.http2(), drain, watched)),
     }
 }
 

@@ -22,3 +22,6 @@ pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const MAX_ERROR_RESETS: usize = 1024;
 /// Bytes of a frame.
 const FRAME: u32 = 16 * 1024;
+
+#[cfg(test)]
+mod tests;
