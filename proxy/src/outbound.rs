@@ -110,12 +110,12 @@ async fn planned(
     // A connection opened for bytes carries no requests: the header on it has announced none.
     drop(spare);
     let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
-    Ok(requests(worker.clone(), target.clone(), stream, version, permit))
+    Ok(requests(worker, target.clone(), stream, version, permit))
 }
 
 /// Requests: each is sent by itself, see [`request::outbound`].
 fn requests(
-    worker: Arc<Worker>,
+    worker: &Arc<Worker>,
     target: Arc<Target>,
     stream: Stream,
     version: SessionProtocol,

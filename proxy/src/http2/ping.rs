@@ -30,7 +30,7 @@ pub enum Told {
 
 /// The pings of one connection.
 pub struct Pings {
-    pings: PingPong,
+    ping_pong: PingPong,
     /// Counts what was read of the connection.
     portion: Portion,
     keep_alive: Option<(KeepAlive, Pin<Box<Sleep>>)>,
@@ -47,7 +47,7 @@ pub struct Pings {
 impl Pings {
     /// `None` if there is nothing to ask. `portion` is that of the connection's stream.
     pub fn new(
-        pings: Option<PingPong>,
+        ping_pong: Option<PingPong>,
         portion: &Portion,
         keep_alive: Option<KeepAlive>,
         bandwidth: Option<Bandwidth>,
@@ -60,7 +60,7 @@ impl Pings {
             keep_alive.map(|keep_alive| (keep_alive, Box::pin(tokio::time::sleep(keep_alive.interval))));
         let (portion, read) = (portion.clone(), portion.read());
         Some(Self {
-            pings: pings?,
+            ping_pong: ping_pong?,
             portion,
             keep_alive,
             bandwidth,
@@ -80,7 +80,7 @@ impl Pings {
             self.heard = clock::now();
         }
         if let Some((since, before)) = self.asked {
-            if self.pings.poll_pong(cx).is_ready() {
+            if self.ping_pong.poll_pong(cx).is_ready() {
                 self.asked = None;
                 let now = clock::now();
                 self.heard = now;
@@ -114,10 +114,10 @@ impl Pings {
                     return Some(Told::Gone);
                 }
                 Some((since, _)) => {
-                    self.wait(|keep_alive| keep_alive.timeout.saturating_sub(now.since(since)))
+                    self.wait(|keep_alive| keep_alive.timeout.saturating_sub(now.since(since)));
                 }
                 None if quiet < limit.interval => {
-                    self.wait(|keep_alive| keep_alive.interval.saturating_sub(quiet))
+                    self.wait(|keep_alive| keep_alive.interval.saturating_sub(quiet));
                 }
                 None => self.ask(),
             }
@@ -126,7 +126,7 @@ impl Pings {
 
     fn ask(&mut self) {
         // It fails where one is under way already, or the connection has ended, as its next poll will say.
-        if self.pings.send_ping(Ping::opaque()).is_ok() {
+        if self.ping_pong.send_ping(Ping::opaque()).is_ok() {
             self.asked = Some((clock::now(), self.read));
         }
         self.wait(|keep_alive| keep_alive.timeout);
