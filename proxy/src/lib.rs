@@ -12,6 +12,7 @@ pub mod endpoint;
 pub mod fault;
 pub mod http;
 pub mod http1;
+pub mod http2;
 pub mod inbound;
 pub mod listen;
 pub mod metrics;
