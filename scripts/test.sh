@@ -53,6 +53,14 @@ documentation() {
     RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --document-private-items --locked
 }
 
+# The fuzzers are no member of the workspace, and so their lock file follows its dependencies by hand.
+fuzzers_lock() {
+    local fuzzers=fuzz/cargo-fuzz
+    cargo metadata --locked --format-version 1 --manifest-path $fuzzers/Cargo.toml >/dev/null && return 0
+    echo "If $fuzzers/Cargo.lock is out of date, run: cargo update --workspace --manifest-path $fuzzers/Cargo.toml"
+    return 1
+}
+
 advisories() {
     if ! timeout 120 "$DENY" --locked fetch db >"$logs/fetch" 2>&1; then
         echo "not checked: the advisory database could not be reached"
@@ -114,6 +122,7 @@ printf '%-34s' "setup"
 conclude "setup" ok "$began"
 
 step "fetch dependencies" cargo fetch --locked
+step "lock file of the fuzzers" fuzzers_lock
 step "format" format
 step "scripts (shellcheck)" shellcheck --severity=warning scripts/*.sh .ci/run
 step "dependencies (cargo deny)" "$DENY" --locked check bans licenses sources

@@ -80,7 +80,7 @@ fn read(data: &[u8]) -> (Vec<Seen>, End) {
         let end = loop {
             match reading.take(&mut ahead.bytes) {
                 Ok(Some(Part::Data(data))) => body.extend_from_slice(&data),
-                Ok(Some(Part::Trailers(_))) => {}
+                Ok(Some(Part::Trailers(..))) => {}
                 Ok(None) if reading.is_over() => break None,
                 Ok(None) => break Some(End::Cut),
                 Err(_) => break Some(End::Refused),

@@ -118,6 +118,17 @@ impl<'a> Arena<'a> {
         Ok([Ledger::of_proxy(self.mesh, &self.target()?)?, Ledger::of_proxy(self.mesh, &self.client()?)?])
     }
 
+    /// Takes both ledgers and begins with [`Self::bystanders`], some of whom are answered when this returns.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn begin(&self, kept: usize, fresh: usize) -> Result<([Ledger<'a>; 2], Load)> {
+        let ledgers = self.ledgers()?;
+        let load = self.bystanders(kept, fresh)?;
+        self.goes_on(&load)?;
+        Ok((ledgers, load))
+    }
+
     /// Waits until the bystanders have had some more answers.
     ///
     /// # Errors

@@ -20,6 +20,15 @@ pub const BYSTANDER: &str = "old";
 /// connection of HTTP/1, and more often than it sweeps them.
 const IDLE: Duration = Duration::from_secs(7);
 
+/// A mesh with these pods to attack, and the pod of others.
+///
+/// # Errors
+/// A pod does not become ready.
+pub fn open(victims: &[String]) -> Result<Mesh> {
+    let others = shop::idle(BYSTANDER, &[("linkerd.io/inject", "disabled")]);
+    shop::open(&[&[others], victims].concat())
+}
+
 /// A proxy under attack, while others are served.
 pub struct Scene<'a> {
     mesh: &'a Mesh,

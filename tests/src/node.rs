@@ -337,6 +337,18 @@ impl PodRef<'_> {
         self.node.exec(self, container, argv)
     }
 
+    /// What a command in a container of this pod prints.
+    ///
+    /// # Errors
+    /// What it said, if it failed.
+    pub fn run(&self, container: &str, argv: &[&str]) -> Result<String> {
+        let output = self.exec(container, argv)?;
+        if !output.status.success() {
+            bail!("{argv:?} {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Sends a signal to a container's first process: `Signal::KILL` is a crash, `STOP` and `CONT` a hang.
     pub fn signal(&self, container: &str, signal: Signal) -> Result<()> {
         self.node.kubelet.signal(&self.name, container, signal)

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::load::Plan;
+use crate::load::{Load, Plan};
+use crate::mesh::Mesh;
 use crate::node::{Node, PodRef};
 
 /// A pod whose proxy has no carriers: each of its connections is one between the proxies.
@@ -42,6 +43,68 @@ metadata: {name: web, namespace: shop}
 spec:
   selector: {app: web}
   ports: [{name: http, port: 8000, targetPort: http}]
+---
+";
+
+/// The shop of a machine without a mesh: a web server on port 80 behind the Service `web`, and a client.
+pub const UNMESHED: &str = "
+kind: Namespace
+apiVersion: v1
+metadata: {name: shop}
+---
+kind: Service
+apiVersion: v1
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 8000, targetPort: http}]
+---
+kind: Pod
+apiVersion: v1
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: nginx
+    image: nginx:1.27
+    ports: [{name: http, containerPort: 80}]
+    readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
+---
+kind: Pod
+apiVersion: v1
+metadata: {name: client, namespace: shop}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: curl, image: curlimages/curl, command: [sleep, infinity]}
+";
+
+/// A mesh with the shop on it: [`NAMESPACE`] and these objects, all of whose pods are ready.
+///
+/// # Errors
+/// The mesh does not start, or a pod does not become ready.
+pub fn open(objects: &[String]) -> Result<Mesh> {
+    open_on(Mesh::start()?, objects)
+}
+
+/// [`open`] on a mesh that has been started already.
+///
+/// # Errors
+/// A pod does not become ready.
+pub fn open_on(mesh: Mesh, objects: &[String]) -> Result<Mesh> {
+    mesh.apply(&format!("{NAMESPACE}{}", objects.join("\n---\n")))?;
+    mesh.wait_ready(PATIENCE)?;
+    Ok(mesh)
+}
+
+/// The Service `bytes`, port 9000: the port named `http` of the pods of `web` once more, not as HTTP but as bytes.
+pub const BYTES: &str = "
+kind: Service
+apiVersion: v1
+metadata: {name: bytes, namespace: shop}
+spec:
+  selector: {app: web}
+  ports: [{name: bytes, port: 9000, targetPort: http, appProtocol: linkerd.io/tcp}]
 ---
 ";
 
@@ -121,11 +184,7 @@ pub fn curl(from: &PodRef<'_>, arguments: &[&str]) -> Result<String> {
     let container = spec.containers.iter().find(|container| container.name != "linkerd-proxy");
     let container = container.with_context(|| format!("{} has no application", from.name))?;
     let argv: Vec<&str> = ["curl", "-sS", "--max-time", "10"].iter().chain(arguments).copied().collect();
-    let output = from.exec(&container.name, &argv)?;
-    if !output.status.success() {
-        bail!("{argv:?} {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    from.run(&container.name, &argv)
 }
 
 /// The status, the `l5d-proxy-error` header if there is one, of a GET.
@@ -152,6 +211,14 @@ pub fn web_load(node: &Node) -> Result<Plan> {
         kept: 4,
         fresh: 2,
     })
+}
+
+/// Begins with [`web_load`] from this pod.
+///
+/// # Errors
+/// There is no Service `web`.
+pub fn customers(node: &Node, from: &PodRef<'_>) -> Result<Load> {
+    Load::start(from, web_load(node)?)
 }
 
 /// What the pod's proxy knows: its `/state.json`, asked from within the pod.

@@ -58,11 +58,7 @@ pub fn client(name: &str, annotations: &[(&str, &str)]) -> String {
 /// What it said, if it failed.
 pub fn run_kit(from: &PodRef<'_>, arguments: &[&str]) -> Result<String> {
     let argv: Vec<&str> = ["/usr/lib/remora/remora-testkit"].iter().chain(arguments).copied().collect();
-    let output = from.exec("app", &argv)?;
-    if !output.status.success() {
-        bail!("{argv:?} {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    from.run("app", &argv)
 }
 
 /// The address of a Service of the shop.

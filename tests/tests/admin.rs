@@ -19,7 +19,7 @@ fn what_an_operator_may_do_is_done_from_within_the_pod_only() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), shop::idle("client", &[])]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     let address = server.ip().unwrap().to_string();
     for (path, method, inside, outside) in [
@@ -55,7 +55,7 @@ fn what_goes_wrong_on_the_admin_port_is_counted() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0")]);
+    let mesh = shop::open(&[web("web-0")]).unwrap();
     let server = mesh.pod(SHOP, "web-0").unwrap();
     let config = peer::client(mesh.root(), None, &[]).unwrap();
     let name = rustls::pki_types::ServerName::try_from("somebody.else").unwrap();
@@ -83,7 +83,7 @@ fn state_and_environment_say_what_is_known_and_keep_secrets() {
     }
     let env = r#"[{"name": "API_TOKEN", "value": "plum-7f3a"}, {"name": "SHOP", "value": "db://me:plum-9c1e@db/"}]"#;
     let client = shop::idle("client", &[("config.linkerd.io/proxy-additional-env", env)]);
-    let mesh = start(&[web("web-0"), client]);
+    let mesh = shop::open(&[web("web-0"), client]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
     // As bytes, and open: what a proxy serves now is told by protocol.
@@ -138,8 +138,13 @@ fn prometheus_accepts_the_metrics_apart_from_names_that_linkerd_gave() {
     if !check::can_run() {
         return;
     }
-    let mesh =
-        start(&[web("web-0"), shop::idle("client", &[]), BYTES.into(), shop::service("nobody", 80, "80")]);
+    let mesh = shop::open(&[
+        web("web-0"),
+        shop::idle("client", &[]),
+        shop::BYTES.into(),
+        shop::service("nobody", 80, "80"),
+    ])
+    .unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     for url in ["http://web:8000/", "http://web:8000/files/none", "http://bytes:9000/", "http://nobody/"] {
         curl(&client, &[url]).unwrap();
@@ -168,16 +173,6 @@ fn prometheus_accepts_the_metrics_apart_from_names_that_linkerd_gave() {
     assert!(gone.is_empty(), "there are no such metrics: {gone:?}");
 }
 
-const BYTES: &str = "
-kind: Service
-apiVersion: v1
-metadata: {name: bytes, namespace: shop}
-spec:
-  selector: {app: web}
-  ports: [{name: bytes, port: 9000, targetPort: http, appProtocol: linkerd.io/tcp}]
----
-";
-
 #[test]
 fn strangers_cannot_make_the_metrics_grow_beyond_their_budget() {
     if !check::can_run() {
@@ -191,7 +186,7 @@ fn strangers_cannot_make_the_metrics_grow_beyond_their_budget() {
             "labels: {{app: web}}, annotations: {{config.linkerd.io/proxy-additional-env: {annotation}}}"
         ),
     );
-    let mesh = start(&[server]);
+    let mesh = shop::open(&[server]).unwrap();
     let server = mesh.pod(SHOP, "web-0").unwrap();
     let asked = |stream: &mut TcpStream, host: &str| {
         write!(stream, "GET /{host} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
@@ -246,13 +241,6 @@ fn strangers_cannot_make_the_metrics_grow_beyond_their_budget() {
     // What is folded is still counted: none of the requests is missing.
     let all = metrics.sum("request_total", &[]).unwrap();
     assert!(all >= (2001 + 2 * BUDGET) as f64, "{all} requests were counted");
-}
-
-fn start(manifests: &[String]) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
 }
 
 #[track_caller]

@@ -33,19 +33,11 @@ fn a_control_plane_that_is_frozen_for_a_minute_is_not_missed_by_whom_is_known() 
     // Frozen, not restarted by its node: 30 s of silence are enough for that.
     let options = Options { control_plane_liveness: false, ..Options::default() };
     let mesh = Mesh::start_with(options, &serde_json::json!({})).unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
-        arena::manifests("known", &[], &[]),
-        shop::service("new", 80, "8080"),
-        shop::idle("new", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
+    let new = [shop::service("new", 80, "8080"), shop::idle("new", &[])];
+    let mesh = shop::open_on(mesh, &[&[arena::manifests("known", &[], &[])], &new[..]].concat()).unwrap();
     let arena = Arena::enter(&mesh, "known").unwrap();
     let client = arena.client().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let [destination, identity] =
         ["remora-destination", "remora-identity"].map(|name| mesh.pod("remora", name).unwrap());
     destination.signal("destination", Signal::STOP).unwrap();
@@ -93,9 +85,7 @@ fn what_makes_no_sense_replaces_nothing() {
     }
     let stage = Stage::enter();
     let (arena, client) = (stage.arena, stage.client());
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let authority = authority("known");
     let target = service("known").to_string();
     for (what, method, message) in nonsense() {
@@ -133,9 +123,7 @@ fn a_hundred_thousand_endpoints_are_as_many_as_a_destination_may_have() {
     const KEPT: f64 = 10_000.0;
     let stage = Stage::enter();
     let (arena, client) = (stage.arena, stage.client());
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     // Whoever asks makes the destination followed.
     let mut asking = client.dial(service("huge")).unwrap();
     std::io::Write::write_all(&mut asking, b"GET / HTTP/1.1\r\nHost: huge\r\n\r\n").unwrap();
@@ -176,9 +164,7 @@ fn whoever_flaps_is_asked_at_most_once_a_second() {
     }
     let stage = Stage::enter();
     let arena = stage.arena;
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     // Streams that say what they should and end.
     let said = script();
     stage.controller.answer(move |asked| Reply { then: Then::End(14), ..said(asked) });
@@ -213,9 +199,7 @@ fn whoever_contradicts_itself_is_believed_at_last() {
     }
     let stage = Stage::enter();
     let (arena, client) = (stage.arena, stage.client());
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let (authority, service) = (authority("odd"), service("odd"));
     let url = format!("http://{service}/");
     assert_eq!(shop::status(&client, &url).unwrap().0, 200);
@@ -269,15 +253,11 @@ fn whoever_is_slow_is_waited_for_within_the_deadline_and_no_longer() {
 }
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
     // Endpoints have series, which otherwise outlive them by ten minutes.
     let forgetful = arena::env(&[("LINKERD2_PROXY_METRICS_RETAIN_IDLE", "1s")]);
     let known = arena::manifests("known", &[], &[(forgetful.0, &forgetful.1)]);
-    let mut manifests = vec![shop::NAMESPACE.to_owned(), known];
-    manifests.extend(NAMES.iter().skip(1).map(|name| shop::service(name, 80, "8080")));
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    let others = NAMES.iter().skip(1).map(|name| shop::service(name, 80, "8080"));
+    shop::open(&[known].into_iter().chain(others).collect::<Vec<_>>()).unwrap()
 });
 
 static CONTROLLER: LazyLock<Controller> = LazyLock::new(|| {

@@ -13,7 +13,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use remora_tests::attack::{BYSTANDER, Scene};
+use remora_tests::attack::{self, BYSTANDER, Scene};
 use remora_tests::origin::{Origin, Seen};
 use remora_tests::peer::{self, End, PATIENCE};
 use remora_tests::shop::{self, SHOP};
@@ -27,12 +27,9 @@ const DRIP: Duration = Duration::from_millis(150);
 const SMUGGLED: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: web\r\n\r\n";
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
     let limits = r#"[{"name": "REMORA_PROXY_REQUEST_HEAD_TIMEOUT", "value": "2s"}, {"name": "REMORA_PROXY_REQUEST_BODY_TIMEOUT", "value": "2s"}]"#;
     let victim = |name| shop::idle(name, &[("config.linkerd.io/proxy-additional-env", limits)]);
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
-        shop::idle(BYSTANDER, &[("linkerd.io/inject", "disabled")]),
+    attack::open(&[
         victim("smuggled"),
         victim("slow"),
         victim("bombed"),
@@ -42,10 +39,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         victim("early"),
         victim("strange"),
         victim("interim"),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(shop::PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 /// What becomes of a request.

@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use remora_tests::attack::{BYSTANDER, Scene};
+use remora_tests::attack::{self, BYSTANDER, Scene};
 use remora_tests::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, PING, PRIORITY,
     RST_STREAM, SETTINGS, WINDOW_UPDATE, field, frame, headers, hello, raw_field, read, read_until,
@@ -33,19 +33,14 @@ const TABLE_SIZE: u16 = 1;
 const LOCAL_RESETS: usize = 1024;
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
-        shop::idle(BYSTANDER, &[("linkerd.io/inject", "disabled")]),
+    attack::open(&[
         shop::idle("flooded", &[]),
         shop::idle("reset", &[]),
         shop::idle("bombed", &[]),
         shop::idle("framed", &[]),
         shop::idle("answered", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(shop::PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 /// A connection whose answers are read by a thread of its own, so that the flood never waits for its reader.

@@ -32,13 +32,11 @@ const MEMORY: u64 = 64 << 20;
 const BUDGET: usize = 500;
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
     let memory = arena::env(&[("REMORA_PROXY_MEMORY_LIMIT", "64Mi")]);
     let budget = ("REMORA_PROXY_METRIC_BUDGET", "500");
     let inbound = arena::env(&[budget, ("LINKERD2_PROXY_INBOUND_METRICS_AUTHORITY_LABELS", "unsafe")]);
     let outbound = arena::env(&[budget, ("LINKERD2_PROXY_OUTBOUND_METRICS_HOSTNAME_LABELS", "true")]);
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         arena::manifests("idle", &[], &[]),
         arena::manifests("drip", &[], &[]),
         arena::manifests("exhausted", &[], &[]),
@@ -57,10 +55,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         shop::idle("left-deaf", &[]),
         shop::service("mute", 80, "7000"),
         shop::idle("mute", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]
@@ -73,9 +69,7 @@ fn eight_thousand_idle_connections_cost_little_and_nobody_notices() {
     const EACH: u64 = 16 << 10;
     let arena = Arena::enter(&MESH, "idle").unwrap();
     let target = arena.target().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
 
     let to = target.at(arena::PORT).unwrap();
     let idle = MESH.enter(|| crowd(to, CONNECTIONS)).unwrap().unwrap();
@@ -100,9 +94,7 @@ fn two_thousand_clients_that_never_finish_their_heads_do_not_keep_others_waiting
     const EACH: u64 = 16 << 10;
     let arena = Arena::enter(&MESH, "drip").unwrap();
     let target = arena.target().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
 
     let to = target.at(arena::PORT).unwrap();
     let mut slow = MESH.enter(|| crowd(to, CONNECTIONS)).unwrap().unwrap();
@@ -135,10 +127,8 @@ fn a_proxy_with_256_descriptors_serves_as_many_as_it_can_and_the_rest_when_they_
     let arena = Arena::enter(&MESH, "few").unwrap();
     let target = arena.target().unwrap();
     assert_eq!(target.metrics().unwrap().sum("process_max_fds", &[]), Some(256.0));
-    let ledgers = arena.ledgers().unwrap();
     // Kept, since a new one has to wait like everybody's.
-    let load = arena.bystanders(2, 0).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 0).unwrap();
 
     let to = target.at(arena::PORT).unwrap();
     let mut many = MESH.enter(|| crowd(to, CONNECTIONS)).unwrap().unwrap();
@@ -168,10 +158,8 @@ fn without_a_descriptor_left_accepting_waits_without_spinning_and_the_admin_port
     const CONNECTIONS: usize = 400;
     let arena = Arena::enter(&MESH, "exhausted").unwrap();
     let target = arena.target().unwrap();
-    let ledgers = arena.ledgers().unwrap();
     // One connection, so that nothing is dialled meanwhile.
-    let load = arena.bystanders(1, 0).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(1, 0).unwrap();
     let fds = std::fs::read_dir(format!("/proc/{}/fd", target.pid(PROXY).unwrap())).unwrap();
     let highest = fds.filter_map(|fd| fd.unwrap().file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
     // Nothing can be opened but what takes the place of something that is closed.
@@ -222,9 +210,7 @@ fn a_proxy_short_of_memory_says_so_to_whoever_wants_more_and_is_not_killed() {
     let pid = client.pid(PROXY);
     let limit = client.metrics().unwrap().sum("remora_memory_limit_bytes", &[]);
     assert_eq!(limit, Some(MEMORY as f64));
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
 
     // Its own application sends more than anybody reads: a server that reads heads and no bodies.
     let deaf = listen(&MESH.pod(SHOP, "deaf").unwrap(), 8080).unwrap();
@@ -252,9 +238,7 @@ fn a_proxy_whose_carriers_fill_its_memory_says_so_and_is_not_killed() {
     std::thread::spawn(move || never_read(&deaf));
     let to = SocketAddr::new(shop::cluster_ip(&MESH, "filled-deaf").unwrap(), 80);
     let carried = || count(&target, "remora_mux_streams_opened_total", &[("direction", "inbound")]).unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let before = carried();
     let told = filler.enter(|| flood(to)).unwrap();
     assert!(carried() > before + 100.0, "{} streams", carried() - before);
@@ -337,9 +321,7 @@ fn what_nobody_reads_is_held_back_at_its_sender() {
     /// What proxies may hold of each.
     const EACH: u64 = 1 << 20;
     let arena = Arena::enter(&MESH, "slow").unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let (client, mute) = (arena.client().unwrap(), MESH.pod(SHOP, "mute").unwrap());
     let listener = listen(&mute, 7000).unwrap();
     let to = SocketAddr::new(shop::cluster_ip(&MESH, "mute").unwrap(), 80);
@@ -381,9 +363,7 @@ fn a_hundred_thousand_names_make_no_more_series_than_the_budget() {
     const NAMES: usize = 100_000;
     let arena = Arena::enter(&MESH, "names").unwrap();
     let (target, client) = (arena.target().unwrap(), arena.client().unwrap());
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
 
     let (inbound, outbound) = (target.at(arena::PORT).unwrap(), arena.service().unwrap());
     std::thread::scope(|scope| {

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::{Arc, LazyLock};
 
-use remora_tests::attack::{BYSTANDER, Scene};
+use remora_tests::attack::{self, Scene};
 use remora_tests::origin::Origin;
 use remora_tests::shop::{self, SHOP};
 use remora_tests::{Mesh, PodRef, check, peer};
@@ -32,17 +32,7 @@ const PROTOCOL: u8 = 1;
 const FLOW_CONTROL: u8 = 2;
 const FLOOD: u8 = 3;
 
-static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
-        shop::idle(BYSTANDER, &[("linkerd.io/inject", "disabled")]),
-        shop::idle("carried", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(shop::PATIENCE).unwrap();
-    mesh
-});
+static MESH: LazyLock<Mesh> = LazyLock::new(|| attack::open(&[shop::idle("carried", &[])]).unwrap());
 
 #[test]
 fn whoever_breaks_the_rules_of_a_carrier_loses_it_alone() {

@@ -28,9 +28,7 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: peers\r\n\r\n";
 const LAST: &[u8] = b"GET / HTTP/1.1\r\nHost: peers\r\nConnection: close\r\n\r\n";
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         arena::manifests("resets", &[], &[]),
         arena::manifests("breaks", &[], &[]),
         arena::manifests("halves", &[], &[]),
@@ -43,10 +41,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         shop::idle("closer", &[]),
         shop::service("echo", 80, "7000"),
         shop::idle("echo", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]
@@ -56,9 +52,7 @@ fn a_client_that_resets_at_any_point_ends_its_own_connection_alone() {
     }
     let arena = Arena::enter(&MESH, "resets").unwrap();
     let (client, target) = (arena.client().unwrap(), arena.target().unwrap());
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
 
     let phases: [&[u8]; 9] = [
         b"",
@@ -137,9 +131,7 @@ fn a_server_that_resets_at_any_point_is_told_of_or_followed_by_its_reset_and_nob
     }
     let arena = Arena::enter(&MESH, "breaks").unwrap();
     let client = arena.client().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let listener = listen(&MESH.pod(SHOP, "breaker").unwrap(), 7000).unwrap();
     let phase = AtomicUsize::new(0);
     let to = SocketAddr::new(shop::cluster_ip(&MESH, "breaker").unwrap(), 80);
@@ -198,8 +190,7 @@ fn whoever_ends_one_way_only_still_gets_or_gives_the_other() {
     }
     let arena = Arena::enter(&MESH, "halves").unwrap();
     let client = arena.client().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     peer::echo(MESH.pod(SHOP, "echo").unwrap().listen(7000).unwrap());
     let echo = SocketAddr::new(shop::cluster_ip(&MESH, "echo").unwrap(), 80);
     for _ in 0..TIMES {
@@ -234,8 +225,7 @@ fn a_server_that_closes_idle_connections_at_the_moment_of_their_use_costs_no_ide
     const CLIENTS: usize = 4;
     let arena = Arena::enter(&MESH, "closes").unwrap();
     let client = arena.client().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let listener = listen(&MESH.pod(SHOP, "closer").unwrap(), 7000).unwrap();
     let to = SocketAddr::new(shop::cluster_ip(&MESH, "closer").unwrap(), 80);
     let (served_by, quit) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -286,9 +276,7 @@ fn a_peer_that_opens_no_window_holds_back_its_own_sender_and_nobody_else() {
     const EACH: u64 = 1 << 20;
     let arena = Arena::enter(&MESH, "windows").unwrap();
     let (client, target) = (arena.client().unwrap(), arena.target().unwrap());
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let listener = listen(&target, 7000).unwrap();
     let to = target.at(7000).unwrap();
     let bounded = |which: &str| {
@@ -359,9 +347,7 @@ fn certificates_that_no_authority_of_ours_makes_get_nobody_in() {
     }
     let arena = Arena::enter(&MESH, "shown").unwrap();
     let target = arena.target().unwrap();
-    let ledgers = arena.ledgers().unwrap();
-    let load = arena.bystanders(2, 2).unwrap();
-    arena.goes_on(&load).unwrap();
+    let (ledgers, load) = arena.begin(2, 2).unwrap();
     let good = MESH.certify(&identity("friend")).unwrap();
     let runtime = runtime();
     let name = identity("shown");

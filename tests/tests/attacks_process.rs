@@ -20,10 +20,8 @@ const BINARY: &str = "/usr/lib/remora/remora-proxy";
 const SCRATCH: &str = "/var/run/linkerd/identity/end-entity";
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
     let logs = [("config.linkerd.io/access-log", "apache"), ("config.linkerd.io/proxy-log-level", "debug")];
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         shop::web("web-0"),
         shop::web("web-1"),
         shop::idle("web-client", &[]),
@@ -35,10 +33,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         shop::idle("full-disk-client", &[]),
         shop::service("full-pipe", 80, "8080"),
         shop::idle("full-pipe-client", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]
@@ -49,7 +45,7 @@ fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
     let arena = Arena::enter(&MESH, "killed").unwrap();
     let target = arena.target().unwrap();
     // Others are those of another pod.
-    let others = Load::start(&MESH.pod(SHOP, "web-client").unwrap(), shop::web_load(&MESH).unwrap()).unwrap();
+    let others = shop::customers(&MESH, &MESH.pod(SHOP, "web-client").unwrap()).unwrap();
     for restarts in 1..=3 {
         let said = MESH.logs(&target, PROXY).len();
         target.signal(PROXY, Signal::KILL).unwrap();
@@ -86,7 +82,7 @@ fn what_is_under_way_when_a_proxy_is_told_to_stop_is_finished_downloads_among_it
     let arena = Arena::enter(&MESH, "stopping").unwrap();
     let (client, target) = (arena.client().unwrap(), arena.target().unwrap());
     let files = MESH.pod(SHOP, "files").unwrap();
-    let others = Load::start(&MESH.pod(SHOP, "web-client").unwrap(), shop::web_load(&MESH).unwrap()).unwrap();
+    let others = shop::customers(&MESH, &MESH.pod(SHOP, "web-client").unwrap()).unwrap();
     let ask = |service: &str, port: u16, head: &str| {
         let mut stream = connect(&client, address(&MESH, service, port).unwrap()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -180,8 +176,7 @@ fn a_log_without_room_costs_lines_that_are_counted_and_no_request() {
         MESH.wait_until(name, PATIENCE, || MESH.pod(SHOP, name).unwrap().is_ready()).unwrap();
         let arena = Arena::enter(&MESH, name).unwrap();
         let target = arena.target().unwrap();
-        let ledgers = arena.ledgers().unwrap();
-        let load = arena.bystanders(2, 2).unwrap();
+        let (ledgers, load) = arena.begin(2, 2).unwrap();
         let dropped = |what: &str| count(&target, what, &[]).unwrap();
         let both = || {
             dropped("remora_log_lines_dropped") > 5.0

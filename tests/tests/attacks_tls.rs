@@ -9,25 +9,15 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, LazyLock};
 
-use remora_tests::attack::{BYSTANDER, Scene};
+use remora_tests::attack::{self, Scene};
 use remora_tests::peer::{self, ALPN, End, Session};
 use remora_tests::shop::{self, SHOP};
 use remora_tests::{Mesh, PodRef, check};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
-        shop::idle(BYSTANDER, &[("linkerd.io/inject", "disabled")]),
-        shop::idle("records", &[]),
-        shop::idle("headers", &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(shop::PATIENCE).unwrap();
-    mesh
-});
+static MESH: LazyLock<Mesh> =
+    LazyLock::new(|| attack::open(&[shop::idle("records", &[]), shop::idle("headers", &[])]).unwrap());
 
 #[test]
 fn records_that_are_too_long_too_short_or_too_many_end_their_connection_and_cost_little() {

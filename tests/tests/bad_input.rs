@@ -16,7 +16,6 @@ use remora_tests::{Mesh, PodRef, check, shop};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-const READY: Duration = Duration::from_secs(30);
 /// Header bytes that a proxy takes of one message (`REMORA_PROXY_MAX_HEADER_BYTES`).
 const MAX_HEADER: usize = 65_536;
 
@@ -382,13 +381,8 @@ fn mesh() -> Mesh {
 /// With more objects, which the control plane knows by the time that `web` is ready.
 #[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn mesh_with(more: &str) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(shop::NAMESPACE).unwrap();
-    mesh.apply(more).unwrap();
-    mesh.apply(&shop::idle("web", &[])).unwrap();
-    mesh.apply(&shop::idle("old", &[("linkerd.io/inject", "disabled")])).unwrap();
-    mesh.wait_ready(READY).unwrap();
-    mesh
+    let old = shop::idle("old", &[("linkerd.io/inject", "disabled")]);
+    shop::open(&[more.to_owned(), shop::idle("web", &[]), old]).unwrap()
 }
 
 /// Sends bytes to an echo, half-closes, and returns what came back.

@@ -24,15 +24,10 @@ fn without_a_control_plane_the_known_is_served_the_unknown_fails_in_time_and_the
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(shop::NAMESPACE).unwrap();
-    for app in ["known", "silent", "dead"] {
-        mesh.apply(&shop::service(app, 80, "8000")).unwrap();
-        mesh.apply(&shop::idle(app, &[])).unwrap();
-    }
-    mesh.apply(&shop::idle("client", &[])).unwrap();
-    mesh.wait_ready(READY).unwrap();
-    for app in ["known", "silent", "dead"] {
+    let apps = ["known", "silent", "dead"];
+    let served = apps.map(|app| shop::service(app, 80, "8000") + &shop::idle(app, &[]));
+    let mesh = shop::open(&[&[shop::idle("client", &[])], &served[..]].concat()).unwrap();
+    for app in apps {
         peer::mirror(mesh.pod("shop", app).unwrap().listen(8000).unwrap());
     }
     peer::mirror(outside(&mesh));
@@ -80,10 +75,7 @@ fn a_proxy_whose_token_cannot_be_used_says_why_and_is_ready_when_it_is_mended() 
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(shop::NAMESPACE).unwrap();
-    mesh.apply(&shop::idle("donor", &[])).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open(&[shop::idle("donor", &[])]).unwrap();
     let donor = mesh.pod("shop", "donor").unwrap();
     let token = donor.exec("linkerd-proxy", &["cat", TOKEN]).unwrap();
     let token = String::from_utf8(token.stdout).unwrap();
@@ -125,10 +117,7 @@ fn a_proxy_whose_own_connections_are_redirected_is_never_ready_and_names_its_use
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(shop::NAMESPACE).unwrap();
-    mesh.apply(&shop::idle("donor", &[])).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open(&[shop::idle("donor", &[])]).unwrap();
     let donor = mesh.pod("shop", "donor").unwrap();
     // The init container exempts the user that it was told; a policy, or a hand, has given the proxy another one.
     let mut pod = another(&donor, "victim");

@@ -17,11 +17,9 @@ const DIALS: &str = "remora_outbound_speculative_dials_total";
 const LONGER_THAN_THE_DELAY: Duration = Duration::from_secs(1);
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
     let env = |name: &str, value: &str| format!(r#"[{{"name": "{name}", "value": "{value}"}}]"#);
     let with = |name: &str, env: &str| client(name, &[("config.linkerd.io/proxy-additional-env", env)]);
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         client("plain", &[]),
         with("limited", &env("REMORA_PROXY_MAX_SPECULATIVE", "1")),
         with("late", &env("REMORA_PROXY_SERVER_FIRST_DELAY", "1h")),
@@ -29,10 +27,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         kit("greeter", 7001, "greeter", &[]),
         shop::idle("shy", &[]),
         shop::service("shy", 7002, "7002"),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]

@@ -3,28 +3,22 @@
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::peer::{self, ALPN, Certificate, End, PATIENCE, Session, header};
-use remora_tests::{Mesh, PodRef, check};
+use remora_tests::{Mesh, PodRef, check, shop};
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::client::TlsStream;
 
-const READY: Duration = Duration::from_secs(30);
 const WEB: &str = "web.shop.serviceaccount.identity.remora.cluster.local";
 const PEER: &str = "peer.shop.serviceaccount.identity.remora.cluster.local";
 
 /// An injected pod without an application of its own: tests listen in it.
 const WEB_POD: &str = r"
-kind: Namespace
-apiVersion: v1
-metadata: {name: shop, annotations: {linkerd.io/inject: enabled}}
----
 kind: Pod
 apiVersion: v1
 metadata: {name: web, namespace: shop, labels: {app: web}}
@@ -40,9 +34,7 @@ fn a_linkerd_proxy_reaches_applications_through_the_transport_header() {
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(WEB_POD).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open(&[WEB_POD.into()]).unwrap();
     let web = mesh.pod("shop", "web").unwrap();
     peer::mirror(web.listen(8000).unwrap());
     peer::echo(web.listen(9000).unwrap());
@@ -99,9 +91,7 @@ fn tls_by_sni_on_the_applications_own_port_is_terminated() {
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(WEB_POD).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open(&[WEB_POD.into()]).unwrap();
     let web = mesh.pod("shop", "web").unwrap();
     peer::mirror(web.listen(8000).unwrap());
     peer::echo(web.listen(9000).unwrap());
@@ -140,12 +130,10 @@ fn what_the_contract_does_not_allow_on_4143_is_refused_counted_and_named() {
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
     let env = r#"[{"name": "LINKERD2_PROXY_INBOUND_DETECT_TIMEOUT", "value": "2s"}]"#;
     let annotated =
         format!("labels: {{app: web}}, annotations: {{config.linkerd.io/proxy-additional-env: '{env}'}}}}");
-    mesh.apply(&WEB_POD.replace("labels: {app: web}}", &annotated)).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open(&[WEB_POD.replace("labels: {app: web}}", &annotated)]).unwrap();
     let web = mesh.pod("shop", "web").unwrap();
     peer::echo(web.listen(9000).unwrap());
     let own = mesh.certify(PEER).unwrap();
@@ -210,10 +198,7 @@ fn a_linkerd_inbound_is_sent_a_header_and_bytes_if_it_picks_the_alpn_and_bytes_a
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(WEB_POD).unwrap();
-    mesh.apply(peer::MANIFEST).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open(&[WEB_POD.into(), peer::MANIFEST.into()]).unwrap();
     let (web, linkerd) = (mesh.pod("shop", "web").unwrap(), mesh.pod("shop", "peer").unwrap());
     let certificate = mesh.certify(PEER).unwrap();
     peer::wait_known(&mesh, &web).unwrap();

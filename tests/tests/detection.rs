@@ -20,11 +20,9 @@ const UNMESHED: &[(&str, &str)] = &[("linkerd.io/inject", "disabled")];
 
 /// One mesh for all: every test has a server of its own, so that its counters are its own.
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
     let tls_server = "'openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=app.example -days 1 -keyout /tmp/k \
                       -out /tmp/c 2>/dev/null && exec openssl s_server -www -accept 8443 -key /tmp/k -cert /tmp/c'";
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         client("client", &[]),
         client("stranger", UNMESHED),
         kit("http", 8080, "http", &[]),
@@ -38,10 +36,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         kit("greeter-unmeshed", 7001, "greeter", UNMESHED),
         kit("opaque", 8080, "http", &[("config.linkerd.io/opaque-ports", "8080")]),
         server("tls", "debian", 8443, &format!("sh, -c, {tls_server}"), &[]),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]
@@ -284,7 +280,5 @@ fn meshed_connections(server: &PodRef<'_>, session: &str, expected: f64) {
 #[track_caller]
 fn redis_cli(from: &PodRef<'_>, host: &str, port: &str, command: &[&str]) -> String {
     let argv: Vec<&str> = ["redis-cli", "-h", host, "-p", port].iter().chain(command).copied().collect();
-    let output = from.exec("app", &argv).unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    from.run("app", &argv).unwrap()
 }

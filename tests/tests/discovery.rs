@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, state, status, web};
-use remora_tests::{App, Load, Mesh, PodRef, Signal, check};
+use remora_tests::{App, Mesh, PodRef, Signal, check};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,9 @@ fn endpoints_that_come_and_go_are_followed_under_load_and_share_it() {
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), web("web-1"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), web("web-1"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    let load = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let load = shop::customers(&mesh, &client).unwrap();
     wait(&mesh, "200 answers", || load.tally().answered() >= 200);
     let shared = load.take();
     for replica in ["web-0", "web-1"] {
@@ -51,9 +51,9 @@ fn a_replica_that_dies_or_hangs_is_passed_over() {
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), web("web-1"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), web("web-1"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    let load = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let load = shop::customers(&mesh, &client).unwrap();
     wait(&mesh, "both replicas", || ["web-0", "web-1"].iter().all(|name| load.tally().from(name) >= 20));
 
     mesh.pod(SHOP, "web-0").unwrap().signal("linkerd-proxy", Signal::KILL).unwrap();
@@ -79,7 +79,7 @@ fn a_service_of_which_every_endpoint_refuses_fails_fast_until_one_accepts() {
         return;
     }
     let closed = shop::idle("closed", &[("linkerd.io/inject", "disabled")]);
-    let mesh = shop(&[closed, shop::service("closed", 80, "8080"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[closed, shop::service("closed", 80, "8080"), shop::idle("client", &[])]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "closed").unwrap());
     let (code, error) = status(&client, "http://closed/").unwrap();
     assert_eq!(code, 502, "{error}");
@@ -94,7 +94,7 @@ fn ports_are_found_by_name_and_pods_by_address_and_a_headless_name() {
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), shop::idle("client", &[]), HEADLESS.into()]);
+    let mesh = shop::open(&[web("web-0"), shop::idle("client", &[]), HEADLESS.into()]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
     let server = mesh.pod(SHOP, "web-0").unwrap();
     let ip = server.ip().unwrap();
@@ -121,7 +121,7 @@ fn a_service_without_selector_has_the_endpoints_of_its_slices() {
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), web("web-1"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), web("web-1"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
     let servers = ["web-0", "web-1"].map(|name| mesh.pod(SHOP, name).unwrap());
     let said = || curl(&client, &["http://by-slice:8000/"]).unwrap_or_else(|error| error.to_string());
@@ -174,7 +174,8 @@ fn what_cannot_be_reached_says_why() {
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), shop::idle("client", &[]), shop::service("nobody", 80, "80")]);
+    let mesh =
+        shop::open(&[web("web-0"), shop::idle("client", &[]), shop::service("nobody", 80, "80")]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
 
     let (code, error) = status(&client, "http://nobody/").unwrap();
@@ -192,7 +193,7 @@ fn a_declared_protocol_is_not_looked_for() {
         return;
     }
     let declared = DECLARED;
-    let mesh = shop(&[declared.into(), shop::idle("app", &[]), shop::idle("client", &[])]);
+    let mesh = shop::open(&[declared.into(), shop::idle("app", &[]), shop::idle("client", &[])]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
     let _app = App::start(&server, 8080, "app").unwrap();
     for (port, arguments, expected) in [
@@ -230,9 +231,9 @@ fn without_destination_the_last_state_holds_and_with_it_again_changes_are_follow
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), web("web-1"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), web("web-1"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    let load = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let load = shop::customers(&mesh, &client).unwrap();
     wait(&mesh, "both replicas", || ["web-0", "web-1"].iter().all(|name| load.tally().from(name) >= 20));
 
     let destination = mesh.pod("remora", "remora-destination").unwrap();
@@ -257,7 +258,7 @@ fn a_pod_at_an_address_that_another_identity_had_is_not_taken_for_it() {
     if !check::can_run() {
         return;
     }
-    let mesh = shop(&[web("web-0"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
     assert_eq!(curl(&client, &["http://web:8000/"]).unwrap(), "web-0\n");
     let before = mesh.pod(SHOP, "web-0").unwrap();
@@ -281,13 +282,6 @@ fn a_pod_at_an_address_that_another_identity_had_is_not_taken_for_it() {
         curl(&client, &[&format!("http://{address}:80/")]).is_ok_and(|answer| answer == "web-1\n")
     });
     assert!(meshed(&after) >= 1, "mutual TLS with the new identity");
-}
-
-fn shop(manifests: &[String]) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
 }
 
 #[track_caller]

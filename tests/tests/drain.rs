@@ -9,7 +9,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_tests::app::{BEGUN, ENDED};
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, web};
-use remora_tests::{App, Load, Mesh, PodRef, Signal, check};
+use remora_tests::{App, Mesh, PodRef, Signal, check};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -24,9 +24,9 @@ fn a_replica_is_stopped_under_load_and_no_client_notices() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0"), web("web-1"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), web("web-1"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    let load = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let load = shop::customers(&mesh, &client).unwrap();
     let both = || ["web-0", "web-1"].iter().all(|name| load.tally().from(name) >= 20);
     wait(&mesh, "both replicas", both);
 
@@ -51,7 +51,7 @@ fn what_was_begun_is_finished_and_its_clients_are_sent_elsewhere() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[shop::idle("app", &[]), shop::service("app", 80, "8080"), shop::idle("client", &[])]);
+    let mesh = start(&[], &[]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
     let app = App::start(&server, 8080, "app").unwrap();
     // From outside of the mesh: what is seen is the word of the server's proxy.
@@ -89,7 +89,7 @@ fn a_client_of_a_stopping_proxy_is_told_in_its_own_protocol() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[shop::idle("app", &[]), shop::service("app", 80, "8080"), shop::idle("client", &[])]);
+    let mesh = start(&[], &[]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
     let app = App::start(&server, 8080, "app").unwrap();
     in_pod(&client, || async {
@@ -123,8 +123,7 @@ fn what_was_sent_is_answered_and_who_is_silent_is_not_waited_for() {
     }
     let env = r#"[{"name": "REMORA_PROXY_FIRST_LOOKUP_TIMEOUT", "value": "20s"}]"#;
     let patient = ("config.linkerd.io/proxy-additional-env", env);
-    let mesh =
-        start(&[shop::idle("app", &[]), shop::service("app", 80, "8080"), shop::idle("client", &[patient])]);
+    let mesh = start(&[], &[patient]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
     let _app = App::start(&server, 8080, "app").unwrap();
     let destination = mesh.pod("remora", "remora-destination").unwrap();
@@ -160,8 +159,7 @@ fn what_never_ends_is_cut_off_when_the_grace_period_is_over() {
         return;
     }
     let grace = ("config.linkerd.io/shutdown-grace-period", "2s");
-    let mesh =
-        start(&[shop::idle("app", &[grace]), shop::service("app", 80, "8080"), shop::idle("client", &[])]);
+    let mesh = start(&[grace], &[]);
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
     let _app = App::start(&server, 8080, "app").unwrap();
     in_pod(&client, || async {
@@ -183,7 +181,7 @@ fn shutdown_is_for_the_pod_itself_and_only_where_it_is_allowed() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[shop::idle("app", &[SHUTDOWN]), shop::idle("client", &[])]);
+    let mesh = shop::open(&[shop::idle("app", &[SHUTDOWN]), shop::idle("client", &[])]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "app").unwrap());
     let post = |from: &PodRef<'_>, host: &str| {
         let url = format!("http://{host}:4191/shutdown");
@@ -197,11 +195,10 @@ fn shutdown_is_for_the_pod_itself_and_only_where_it_is_allowed() {
     assert_eq!(server.last_exit(PROXY), Some(0));
 }
 
-fn start(manifests: &[String]) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+/// The pod `app` behind a Service of its name, and `client`, with these annotations.
+fn start(app: &[(&str, &str)], client: &[(&str, &str)]) -> Mesh {
+    let service = shop::service("app", 80, "8080");
+    shop::open(&[shop::idle("app", app), service, shop::idle("client", client)]).unwrap()
 }
 
 #[track_caller]

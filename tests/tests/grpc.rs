@@ -11,9 +11,7 @@ use std::sync::LazyLock;
 const GROWTH_KIB: u64 = 12 * 1024;
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         client("client", &[]),
         kit("grpc", 9000, "grpc", &[]),
         kit("failing", 9000, "grpc", &[]),
@@ -24,10 +22,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         client("outsider", &[("linkerd.io/inject", "disabled")]),
         kit("guarded", 9000, "grpc", &[("config.linkerd.io/default-inbound-policy", "all-authenticated")]),
         shop::service("nobody", 9000, "9000"),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]
@@ -150,7 +146,7 @@ fn a_reader_that_does_not_read_costs_the_proxies_no_memory() {
     // 64 messages of 1 MiB, of which one is read; the process is ended when its pod is.
     let holding = "/usr/lib/remora/remora-testkit grpc-client http://streaming:9000 stream --count 64 --size 1048576 \
                    --hold > /tmp/said 2>&1 &";
-    assert!(patient.exec("app", &["sh", "-c", holding]).unwrap().status.success());
+    patient.run("app", &["sh", "-c", holding]).unwrap();
     MESH.wait_until("the first message", PATIENCE, || {
         let said = patient.exec("app", &["cat", "/tmp/said"]);
         said.is_ok_and(|said| said.stdout.ends_with(b"holding\n"))
@@ -181,7 +177,7 @@ fn calls_under_way_finish_when_their_server_goes() {
     let client = pod("client");
     let calling =
         "/usr/lib/remora/remora-testkit grpc-client http://going:9000 bidi --count 60000 > /tmp/going 2>&1 &";
-    assert!(client.exec("app", &["sh", "-c", calling]).unwrap().status.success());
+    client.run("app", &["sh", "-c", calling]).unwrap();
     let said = || client.exec("app", &["cat", "/tmp/going"]).unwrap().stdout;
     MESH.wait_until("the call to be under way", PATIENCE, || said().len() > 100).unwrap();
     // SIGTERM to the proxy alone: it drains, with GOAWAY, and the application goes on.

@@ -4,54 +4,23 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use remora_tests::{Node, Options, PodRef, check};
+use remora_tests::shop::UNMESHED;
+use remora_tests::{Node, Options, check};
 
 const PATIENCE: Duration = Duration::from_secs(15);
-
-const SHOP: &str = r"
-kind: Namespace
-apiVersion: v1
-metadata: {name: shop}
----
-kind: Service
-apiVersion: v1
-metadata: {name: web, namespace: shop}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 8000, targetPort: http}]
----
-kind: Pod
-apiVersion: v1
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: nginx
-    image: nginx:1.27
-    ports: [{name: http, containerPort: 80}]
-    readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
----
-kind: Pod
-apiVersion: v1
-metadata: {name: client, namespace: shop}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {name: curl, image: curlimages/curl, command: [sleep, infinity]}
-";
 
 #[test]
 fn two_pods_talk_through_a_cluster_ip_and_dns() {
     if !check::can_run() {
         return;
     }
-    let node = node(SHOP);
+    let node = node(UNMESHED);
     node.wait_ready(PATIENCE).unwrap();
     let client = node.pod("shop", "client").unwrap();
     let capture = node.capture("tcp port 80").unwrap();
     for url in ["http://web:8000/", "http://web.shop.svc.cluster.local:8000/"] {
         assert_eq!(
-            run(&client, "curl", &["curl", "-sS", "--max-time", "5", url]),
+            client.run("curl", &["curl", "-sS", "--max-time", "5", url]).unwrap(),
             "Welcome to nginx!\n",
             "{url}"
         );
@@ -67,13 +36,13 @@ fn a_dual_stack_service_is_reached_over_either_family() {
         return;
     }
     let node = node(
-        &SHOP.replace("selector: {app: web}", "ipFamilyPolicy: RequireDualStack\n  selector: {app: web}"),
+        &UNMESHED.replace("selector: {app: web}", "ipFamilyPolicy: RequireDualStack\n  selector: {app: web}"),
     );
     node.wait_ready(PATIENCE).unwrap();
     let client = node.pod("shop", "client").unwrap();
     for family in ["-4", "-6"] {
         let argv = ["curl", "-sS", "--max-time", "5", family, "http://web.shop:8000/"];
-        assert_eq!(run(&client, "curl", &argv), "Welcome to nginx!\n", "{family}");
+        assert_eq!(client.run("curl", &argv).unwrap(), "Welcome to nginx!\n", "{family}");
     }
 }
 
@@ -83,14 +52,14 @@ fn a_pod_reaches_itself_through_its_own_service() {
         return;
     }
     let node = node(
-        &SHOP.replace("selector: {app: web}", "ipFamilyPolicy: RequireDualStack\n  selector: {app: web}"),
+        &UNMESHED.replace("selector: {app: web}", "ipFamilyPolicy: RequireDualStack\n  selector: {app: web}"),
     );
     node.wait_ready(PATIENCE).unwrap();
     let web = node.pod("shop", "web").unwrap();
     // Not by `web`, which is the pod's own host name too.
     for family in ["-4", "-6"] {
         let argv = ["curl", "-sS", "--max-time", "5", family, "http://web.shop:8000/"];
-        assert_eq!(run(&web, "nginx", &argv), "Welcome to nginx!\n", "{family}");
+        assert_eq!(web.run("nginx", &argv).unwrap(), "Welcome to nginx!\n", "{family}");
     }
 }
 
@@ -103,7 +72,7 @@ fn a_container_is_what_its_manifest_says() {
     node.wait_ready(PATIENCE).unwrap();
     let pod = node.pod("shop", "detailed").unwrap();
     let ip = pod.ip().unwrap();
-    let env = run(&pod, "app", &["cat", "/proc/1/environ"]).replace('\0', "\n");
+    let env = pod.run("app", &["cat", "/proc/1/environ"]).unwrap().replace('\0', "\n");
     for line in [
         "POD=detailed.shop".to_owned(),
         format!("ADDRESS={ip}:80"),
@@ -114,7 +83,7 @@ fn a_container_is_what_its_manifest_says() {
     ] {
         assert!(env.lines().any(|found| found == line), "no {line} in:\n{env}");
     }
-    let status = run(&pod, "app", &["cat", "/proc/1/status"]);
+    let status = pod.run("app", &["cat", "/proc/1/status"]).unwrap();
     for line in [
         "Uid:\t1234\t1234\t1234\t1234",
         "Gid:\t5678\t5678\t5678\t5678",
@@ -127,9 +96,9 @@ fn a_container_is_what_its_manifest_says() {
     ] {
         assert!(status.lines().any(|found| found == line), "no {line:?} in:\n{status}");
     }
-    assert_eq!(run(&pod, "app", &["cat", "/config/nested/one"]), "1");
+    assert_eq!(pod.run("app", &["cat", "/config/nested/one"]).unwrap(), "1");
     assert_eq!(
-        run(&pod, "app", &["cat", "/run/remora-harness/config/nested/one"]),
+        pod.run("app", &["cat", "/run/remora-harness/config/nested/one"]).unwrap(),
         "1",
         "/var/run is a link"
     );
@@ -137,11 +106,18 @@ fn a_container_is_what_its_manifest_says() {
         !std::path::Path::new("/run/remora-harness").exists(),
         "a mount point was made on the machine itself"
     );
-    assert_eq!(run(&pod, "app", &["sh", "-c", "echo x > /scratch/f && stat -c %g /scratch/f"]), "4321\n");
+    assert_eq!(
+        pod.run("app", &["sh", "-c", "echo x > /scratch/f && stat -c %g /scratch/f"]).unwrap(),
+        "4321\n"
+    );
     let written = node.exec(&pod, "app", &["sh", "-c", "echo x > /tmp/f"]).unwrap();
     assert!(!written.status.success(), "the root must be read-only");
-    assert_eq!(run(&pod, "app", &["cat", "/scratch/order"]), "first\nsecond\n", "init containers in order");
-    assert_eq!(run(&pod, "app", &["pwd"]), "/scratch\n");
+    assert_eq!(
+        pod.run("app", &["cat", "/scratch/order"]).unwrap(),
+        "first\nsecond\n",
+        "init containers in order"
+    );
+    assert_eq!(pod.run("app", &["pwd"]).unwrap(), "/scratch\n");
 }
 
 const DETAILED: &str = r"
@@ -210,7 +186,7 @@ fn a_projected_token_verifies_against_the_public_key() {
     let node = node(DETAILED);
     node.wait_ready(PATIENCE).unwrap();
     let pod = node.pod("shop", "detailed").unwrap();
-    let token = run(&pod, "app", &["cat", "/token/t"]);
+    let token = pod.run("app", &["cat", "/token/t"]).unwrap();
     let key = DecodingKey::from_ec_pem(node.token_public_key().as_bytes()).unwrap();
     let mut validation = Validation::new(Algorithm::ES256);
     validation.set_audience(&["identity.l5d.io"]);
@@ -225,7 +201,7 @@ fn a_crashed_container_is_started_again_and_a_deleted_pod_is_gone() {
     if !check::can_run() {
         return;
     }
-    let node = node(SHOP);
+    let node = node(UNMESHED);
     node.wait_ready(PATIENCE).unwrap();
     let web = node.pod("shop", "web").unwrap();
     web.signal("nginx", remora_tests::Signal::KILL).unwrap();
@@ -240,15 +216,16 @@ fn nodes_side_by_side_do_not_meet() {
     if !check::can_run() {
         return;
     }
-    let nodes = [node(SHOP), node(SHOP)];
+    let nodes = [node(UNMESHED), node(UNMESHED)];
     for node in &nodes {
         node.wait_ready(PATIENCE).unwrap();
         let web = node.pod("shop", "web").unwrap();
-        run(&web, "nginx", &["sh", "-c", &format!("echo {} > /usr/share/nginx/html/index.html", node.pid())]);
+        web.run("nginx", &["sh", "-c", &format!("echo {} > /usr/share/nginx/html/index.html", node.pid())])
+            .unwrap();
     }
     for node in &nodes {
         let client = node.pod("shop", "client").unwrap();
-        let answer = run(&client, "curl", &["curl", "-sS", "http://web:8000/"]);
+        let answer = client.run("curl", &["curl", "-sS", "http://web:8000/"]).unwrap();
         assert_eq!(answer, format!("{}\n", node.pid()), "the answer of another node");
     }
 }
@@ -306,7 +283,7 @@ fn nothing_stays_after_the_harness_is_killed() {
 #[test]
 #[ignore = "run by nothing_stays_after_the_harness_is_killed, which kills it"]
 fn the_victim() {
-    let node = node(SHOP);
+    let node = node(UNMESHED);
     node.wait_ready(PATIENCE).unwrap();
     println!("node pid {}", node.pid());
     // The reader of our output kills us; should it be gone, so are we.
@@ -318,7 +295,7 @@ fn nothing_stays_when_a_node_is_dropped() {
     if !check::can_run() {
         return;
     }
-    let node = node(SHOP);
+    let node = node(UNMESHED);
     node.wait_ready(PATIENCE).unwrap();
     let web = node.pod("shop", "web").unwrap();
     let pids = [node.pid(), web.pid("nginx").unwrap(), web.sandbox().unwrap()];
@@ -337,25 +314,17 @@ fn nothing_stays_when_a_node_is_dropped() {
 }
 
 #[expect(clippy::unwrap_used, reason = "a helper of tests")]
-fn node(yaml: &str) -> Node {
-    let node = Node::start(Options::default()).unwrap();
-    node.apply(yaml).unwrap();
-    node
-}
-
-#[expect(clippy::unwrap_used, reason = "a helper of tests")]
-#[track_caller]
-fn run(pod: &PodRef<'_>, container: &str, argv: &[&str]) -> String {
-    let output = pod.exec(container, argv).unwrap();
-    assert!(output.status.success(), "{argv:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn directories(prefix: &str) -> usize {
     let entries = std::fs::read_dir(std::env::temp_dir()).unwrap();
     entries
         .flatten()
         .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)))
         .count()
+}
+
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
+fn node(yaml: &str) -> Node {
+    let node = Node::start(Options::default()).unwrap();
+    node.apply(yaml).unwrap();
+    node
 }

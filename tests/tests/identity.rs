@@ -14,24 +14,13 @@ const END_ENTITY: &str = "/var/run/linkerd/identity/end-entity";
 /// The shortest that identity issues for.
 const LIFETIME: u64 = 30;
 
-/// As [`shop::NAMESPACE`] has it, but bytes: without carriers every connection is one mTLS connection of its own.
-const BYTES: &str = "
-kind: Service
-apiVersion: v1
-metadata: {name: bytes, namespace: shop}
-spec:
-  selector: {app: web}
-  ports: [{name: bytes, port: 9000, targetPort: http, appProtocol: linkerd.io/tcp}]
----
-";
-
 #[test]
 fn a_certificate_names_its_pods_account_and_stays_in_its_pod() {
     if !check::can_run() {
         return;
     }
     let client = shop::idle("client", &[shop::WITHOUT_MUX]);
-    let mesh = start(Options::default(), &[web("web-0"), client, BYTES.into()]);
+    let mesh = shop::open(&[web("web-0"), client, shop::BYTES.into()]).unwrap();
     let (server, client) = (mesh.pod(SHOP, "web-0").unwrap(), mesh.pod(SHOP, "client").unwrap());
 
     // rustls checks the chain and the name, with the trust anchor alone.
@@ -71,9 +60,10 @@ fn certificates_are_renewed_in_time_and_by_a_new_issuer_and_no_request_notices()
         ("remora-identity", "--clock-skew-allowance=0".to_owned()),
     ];
     let options = Options { control_plane_args: short, ..Options::default() };
-    let mesh = start(options, &[web("web-0"), shop::idle("client", &[]), BYTES.into()]);
+    let mesh = Mesh::start_with(options, &serde_json::json!({})).unwrap();
+    let mesh = shop::open_on(mesh, &[web("web-0"), shop::idle("client", &[]), shop::BYTES.into()]).unwrap();
     let (server, client) = (mesh.pod(SHOP, "web-0").unwrap(), mesh.pod(SHOP, "client").unwrap());
-    let pooled = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let pooled = shop::customers(&mesh, &client).unwrap();
     let mut plan = shop::web_load(&mesh).unwrap();
     plan.target = SocketAddr::new(shop::cluster_ip(&mesh, "bytes").unwrap(), 9000);
     let bytes = Load::start(&client, plan).unwrap();
@@ -112,7 +102,7 @@ fn an_issuer_of_another_root_is_refused_while_the_old_one_serves() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(Options::default(), &[shop::idle("client", &[])]);
+    let mesh = shop::open(&[shop::idle("client", &[])]).unwrap();
     let foreign = Authority::root("root.of.somebody.else").unwrap().intermediate("identity").unwrap();
     mesh.offer_issuer(&foreign).unwrap();
     wait(&mesh, "identity to refuse the issuer", || {
@@ -131,9 +121,9 @@ fn without_identity_those_who_have_a_certificate_go_on_and_new_ones_wait() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(Options::default(), &[web("web-0"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    let load = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let load = shop::customers(&mesh, &client).unwrap();
     wait(&mesh, "answers", || load.tally().answered() >= 20);
 
     let authority = mesh.pod("remora", "remora-identity").unwrap();
@@ -158,13 +148,6 @@ fn without_identity_those_who_have_a_certificate_go_on_and_new_ones_wait() {
     wait(&mesh, "the new pod to be asked", || load.tally().from("web-1") >= 10);
     let tally = load.finish().unwrap();
     assert_eq!(tally.failed, 0, "{tally:?}");
-}
-
-fn start(options: Options, manifests: &[String]) -> Mesh {
-    let mesh = Mesh::start_with(options, &serde_json::json!({})).unwrap();
-    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
 }
 
 #[track_caller]

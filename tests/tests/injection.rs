@@ -23,11 +23,12 @@ fn the_proxy_runs_as_its_annotations_say() {
         "config.linkerd.io/proxy-log-format: json",
         "config.linkerd.io/shutdown-grace-period: 7s",
     ];
-    let mesh = start(&[
+    let mesh = shop::open(&[
         annotate(&web("web-0"), &annotated),
         shop::idle("client", &[]),
         annotate(&shop::idle("other", &[]), &annotated),
-    ]);
+    ])
+    .unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     let other = mesh.pod(SHOP, "other").unwrap();
 
@@ -72,7 +73,7 @@ fn skipped_ports_do_not_pass_through_the_proxy_and_opaque_ones_are_not_read() {
     let skipped = annotate(&web("web-0"), &["config.linkerd.io/skip-inbound-ports: '80'"]);
     let opaque = web("bytes-0").replace("app: web", "app: bytes");
     let opaque = annotate(&opaque, &["config.linkerd.io/opaque-ports: '80'"]);
-    let mesh = start(&[
+    let mesh = shop::open(&[
         skipped,
         opaque,
         annotate(&shop::service("bytes", 80, "http"), &["config.linkerd.io/opaque-ports: '80'"]),
@@ -80,7 +81,8 @@ fn skipped_ports_do_not_pass_through_the_proxy_and_opaque_ones_are_not_read() {
         shop::service("other", 80, "http"),
         shop::idle("client", &[]),
         shop::idle("skipper", &[("config.linkerd.io/skip-outbound-ports", "80")]),
-    ]);
+    ])
+    .unwrap();
     let pod = |name: &str| mesh.pod(SHOP, name).unwrap();
     let (client, skipper) = (pod("client"), pod("skipper"));
 
@@ -129,7 +131,7 @@ spec:
         )
     };
     let ordinary = "config.linkerd.io/proxy-enable-native-sidecar: 'false'";
-    let mesh = start(&[web("web-0")]);
+    let mesh = shop::open(&[web("web-0")]).unwrap();
     mesh.apply(
         &[
             first("native", "", "sleep infinity", "Always"),
@@ -160,7 +162,7 @@ fn what_remora_inject_prints_runs_as_it_is() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0")]);
+    let mesh = shop::open(&[web("web-0")]).unwrap();
     let anchors = mesh.manifests().join("../anchors.pem");
     std::fs::write(&anchors, mesh.trust_anchor()).unwrap();
     let plain = shop::idle("client", &[]).replace("namespace: shop", "namespace: plain");
@@ -192,7 +194,8 @@ fn a_dual_stack_service_is_meshed_over_either_family() {
     }
     let dual = shop::service("dual", 80, "http")
         .replace("selector:", "ipFamilyPolicy: RequireDualStack\n  selector:");
-    let mesh = start(&[web("web-0").replace("app: web", "app: dual"), dual, shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0").replace("app: web", "app: dual"), dual, shop::idle("client", &[])])
+        .unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     let id = identity("client");
     let meshed = [("direction", "inbound"), ("tls", "true"), ("client_id", id.as_str())];
@@ -204,13 +207,6 @@ fn a_dual_stack_service_is_meshed_over_either_family() {
         server.object().status.unwrap().pod_ips.unwrap().into_iter().find(|ip| ip.ip.contains(':')).unwrap();
     assert_eq!(curl(&client, &[&format!("http://[{}]:80/", v6.ip)]).unwrap(), "web-0\n");
     assert_eq!(requests(&server, &meshed), 3, "a pod's own IPv6 address was reached without mutual TLS");
-}
-
-fn start(manifests: &[String]) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
 }
 
 /// Adds annotations, each as `key: value`, to the manifest of an object.

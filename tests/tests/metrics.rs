@@ -1,8 +1,8 @@
 //! The metrics that Linkerd's queries ask for are there, under the names and labels that they ask by. Contract 5.1, 5.4.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
-use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity, web};
-use remora_tests::{Mesh, PodRef, check};
+use remora_tests::shop::{self, SHOP, curl, identity, web};
+use remora_tests::{PodRef, check};
 
 /// Series per family, where a test sets it.
 const BUDGET: usize = 60;
@@ -12,7 +12,7 @@ fn what_an_outbound_proxy_counts_is_found_by_parent_route_and_backend() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), shop::idle("client", &[])]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     for _ in 0..3 {
         assert_eq!(curl(&client, &["http://web:8000/who"]).unwrap(), "web-0\n");
@@ -73,7 +73,7 @@ fn what_is_asked_of_the_control_plane_is_counted() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[web("web-0"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[web("web-0"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
     assert_eq!(curl(&client, &["http://web:8000/who"]).unwrap(), "web-0\n");
     let metrics = client.metrics().unwrap();
@@ -108,7 +108,7 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
             "labels: {{app: web}}, annotations: {{config.linkerd.io/proxy-additional-env: '[{budget}, {unsafely}]'}}"
         ),
     );
-    let mesh = start(&[server, shop::idle("client", &names), shop::idle("plain", &[])]);
+    let mesh = shop::open(&[server, shop::idle("client", &names), shop::idle("plain", &[])]).unwrap();
     let (client, server) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web-0").unwrap());
     let ask = |from: &PodRef<'_>, host: &str| {
         assert_eq!(curl(from, &["-H", &format!("Host: {host}"), "http://web:8000/who"]).unwrap(), "web-0\n");
@@ -130,7 +130,7 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
 
     let script = "for n in $(seq 180); do curl -sS -o /dev/null -H \"Host: host-$n.example\" http://web:8000/who; done";
     assert_eq!(BUDGET, 60, "three times as many hosts");
-    assert!(client.exec("app", &["sh", "-c", script]).unwrap().status.success());
+    client.run("app", &["sh", "-c", script]).unwrap();
     for (pod, family, all) in [(&client, family, 3 * BUDGET + 3), (&server, "request_total", 3 * BUDGET + 4)]
     {
         let metrics = pod.metrics().unwrap();
@@ -140,11 +140,4 @@ fn names_that_clients_choose_are_labels_where_that_is_wanted_and_never_without_b
         // What is folded is still counted. Probes are requests too.
         assert!(metrics.sum(family, &[]) >= Some(all as f64), "{family} lacks some");
     }
-}
-
-fn start(manifests: &[String]) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(&format!("{}{}", shop::NAMESPACE, manifests.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
 }

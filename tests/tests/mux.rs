@@ -4,7 +4,7 @@
 
 use remora_tests::metrics::{self, Samples};
 use remora_tests::shop::{self, PATIENCE, SHOP, curl};
-use remora_tests::{Load, Mesh, PodRef, Signal, check, peer};
+use remora_tests::{Mesh, PodRef, Signal, check, peer};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn many_connections_between_two_proxies_are_one() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[shop::idle("client", &[]), shop::idle("server", &[])]);
+    let mesh = shop::open(&[shop::idle("client", &[]), shop::idle("server", &[])]).unwrap();
     let (client, server) = (pod(&mesh, "client"), pod(&mesh, "server"));
     peer::echo(server.listen(9000).unwrap());
     peer::mirror(server.listen(8000).unwrap());
@@ -79,7 +79,7 @@ fn proxies_with_and_without_carriers_understand_each_other() {
         shop::idle("also-with", &[]),
         shop::idle("also-without", &[shop::WITHOUT_MUX]),
     ];
-    let mesh = start(&pods);
+    let mesh = shop::open(&pods).unwrap();
     for name in ["also-with", "also-without"] {
         peer::echo(pod(&mesh, name).listen(9000).unwrap());
         peer::mirror(pod(&mesh, name).listen(8000).unwrap());
@@ -112,7 +112,7 @@ fn a_stream_that_nobody_reads_stops_no_other() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[shop::idle("client", &[]), shop::idle("server", &[])]);
+    let mesh = shop::open(&[shop::idle("client", &[]), shop::idle("server", &[])]).unwrap();
     let (client, server) = (pod(&mesh, "client"), pod(&mesh, "server"));
     peer::echo(server.listen(9000).unwrap());
     meshed(&mesh, &client, &server);
@@ -183,9 +183,9 @@ fn a_peer_that_is_gone_is_noticed_and_its_restart_as_well() {
     if !check::can_run() {
         return;
     }
-    let mesh = start(&[shop::web("web-0"), shop::web("web-1"), shop::idle("client", &[])]);
+    let mesh = shop::open(&[shop::web("web-0"), shop::web("web-1"), shop::idle("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    let load = Load::start(&client, shop::web_load(&mesh).unwrap()).unwrap();
+    let load = shop::customers(&mesh, &client).unwrap();
     let both = || ["web-0", "web-1"].iter().all(|name| load.tally().from(name) >= 20);
     mesh.wait_until("both replicas", PATIENCE, both).unwrap();
     // Stopped in good order: the carrier says so before its streams could be lost.
@@ -215,13 +215,6 @@ fn a_peer_that_is_gone_is_noticed_and_its_restart_as_well() {
         .unwrap();
     }
     mesh.wait_until("answers", PATIENCE, || curl(&client, &["-f", "http://web:8000/"]).is_ok()).unwrap();
-}
-
-fn start(pods: &[String]) -> Mesh {
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(&(shop::NAMESPACE.to_owned() + &pods.concat())).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
 }
 
 /// What a proxy counted, asked from within its pod: whatever the policy, that is allowed.

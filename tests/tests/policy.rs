@@ -34,14 +34,11 @@ fn every_default_policy_admits_whom_it_names_and_probes() {
     }
     let mesh = Mesh::start().unwrap();
     outside(&mesh);
-    mesh.apply(shop::NAMESPACE).unwrap();
-    mesh.apply(&shop::idle("client", &[])).unwrap();
-    for (policy, _) in POLICIES {
-        mesh.apply(&server("shop", policy, &format!("config.linkerd.io/default-inbound-policy: {policy}")))
-            .unwrap();
-    }
+    let servers = POLICIES.map(|(policy, _)| {
+        server("shop", policy, &format!("config.linkerd.io/default-inbound-policy: {policy}"))
+    });
     // That they become ready shows that their probes pass, under every policy.
-    mesh.wait_ready(READY).unwrap();
+    let mesh = shop::open_on(mesh, &[&[shop::idle("client", &[])], &servers[..]].concat()).unwrap();
     for (policy, admits) in POLICIES {
         holds(&mesh, &mesh.pod("shop", policy).unwrap(), policy, admits);
     }
@@ -54,13 +51,14 @@ fn a_namespaces_policy_holds_for_its_pods_unless_they_say_otherwise() {
     }
     let mesh = Mesh::start().unwrap();
     outside(&mesh);
-    mesh.apply(shop::NAMESPACE).unwrap();
-    mesh.apply(&shop::idle("client", &[])).unwrap();
-    mesh.apply(&namespace("strict", "cluster-authenticated")).unwrap();
-    mesh.apply(&server("strict", "inherits", "")).unwrap();
-    mesh.apply(&server("strict", "differs", "config.linkerd.io/default-inbound-policy: all-unauthenticated"))
-        .unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let differs = "config.linkerd.io/default-inbound-policy: all-unauthenticated";
+    let objects = [
+        shop::idle("client", &[]),
+        namespace("strict", "cluster-authenticated"),
+        server("strict", "inherits", ""),
+        server("strict", "differs", differs),
+    ];
+    let mesh = shop::open_on(mesh, &objects).unwrap();
     for (pod, policy) in [("inherits", "cluster-authenticated"), ("differs", "all-unauthenticated")] {
         let (_, admits) = POLICIES.into_iter().find(|(name, _)| *name == policy).unwrap();
         holds(&mesh, &mesh.pod("strict", pod).unwrap(), policy, admits);
@@ -159,10 +157,8 @@ fn a_silent_client_that_policy_does_not_admit_is_not_waited_for_whatever_its_ide
     if !check::can_run() {
         return;
     }
-    let mesh = Mesh::start().unwrap();
-    mesh.apply(shop::NAMESPACE).unwrap();
-    mesh.apply(&server("shop", "deny", "config.linkerd.io/default-inbound-policy: deny")).unwrap();
-    mesh.wait_ready(READY).unwrap();
+    let denies = "config.linkerd.io/default-inbound-policy: deny";
+    let mesh = shop::open(&[server("shop", "deny", denies)]).unwrap();
     let deny = mesh.pod("shop", "deny").unwrap();
     let own = mesh.certify(&shop::identity("traveller")).unwrap();
     let config = peer::client(mesh.root(), Some(&own), &[]).unwrap();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use remora_tests::{Node, Options, PodRef, check};
+use remora_tests::shop::UNMESHED;
+use remora_tests::{Node, Options, check};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -11,7 +12,7 @@ fn probes_gate_readiness_and_with_it_traffic() {
     if !check::can_run() {
         return;
     }
-    let node = node(GATED);
+    let node = node(&UNMESHED.replace("{path: /,", "{path: /health,"));
     let web = node.pod("shop", "web").unwrap();
     node.wait_until("nginx to run", PATIENCE, || web.pid("nginx").is_some()).unwrap();
     let client = node.pod("shop", "client").unwrap();
@@ -20,41 +21,13 @@ fn probes_gate_readiness_and_with_it_traffic() {
     assert!(!web.is_ready());
     let refused = node.exec(&client, "curl", &argv).unwrap();
     assert_eq!(refused.status.code(), Some(7), "refused at once while no pod is ready: {refused:?}");
-    run(&web, "nginx", &["sh", "-c", "echo fine > /usr/share/nginx/html/health"]);
+    web.run("nginx", &["sh", "-c", "echo fine > /usr/share/nginx/html/health"]).unwrap();
     node.wait_until("the web pod to be ready", PATIENCE, || web.is_ready()).unwrap();
-    assert_eq!(run(&client, "curl", &argv), "Welcome to nginx!\n");
-    run(&web, "nginx", &["rm", "/usr/share/nginx/html/health"]);
+    assert_eq!(client.run("curl", &argv).unwrap(), "Welcome to nginx!\n");
+    web.run("nginx", &["rm", "/usr/share/nginx/html/health"]).unwrap();
     node.wait_until("the web pod to be unready", PATIENCE, || !web.is_ready()).unwrap();
     assert_eq!(node.exec(&client, "curl", &argv).unwrap().status.code(), Some(7));
 }
-
-const GATED: &str = r"
-kind: Service
-apiVersion: v1
-metadata: {name: web, namespace: shop}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 8000, targetPort: http}]
----
-kind: Pod
-apiVersion: v1
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: nginx
-    image: nginx:1.27
-    ports: [{name: http, containerPort: 80}]
-    readinessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 1, failureThreshold: 1}
----
-kind: Pod
-apiVersion: v1
-metadata: {name: client, namespace: shop}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {name: curl, image: curlimages/curl, command: [sleep, infinity]}
-";
 
 #[test]
 fn a_container_whose_liveness_probe_fails_is_started_again_and_no_other() {
@@ -66,14 +39,14 @@ fn a_container_whose_liveness_probe_fails_is_started_again_and_no_other() {
     let pod = node.pod("shop", "lively").unwrap();
     let (sick, well) = (pod.pid("sick").unwrap(), pod.pid("well").unwrap());
     assert_eq!(pod.restarts("sick"), 0);
-    run(&pod, "sick", &["rm", "/tmp/well"]);
+    pod.run("sick", &["rm", "/tmp/well"]).unwrap();
     node.wait_until("a restart", PATIENCE, || {
         pod.restarts("sick") == 1 && pod.pid("sick").is_some_and(|pid| pid != sick) && pod.is_ready()
     })
     .unwrap();
     assert!(pod.last_exit("sick").is_some_and(|code| code != 0), "it was ended: {:?}", pod.last_exit("sick"));
     // The new one has a file system of its own, in which the probe is answered again.
-    run(&pod, "sick", &["test", "-e", "/tmp/well"]);
+    pod.run("sick", &["test", "-e", "/tmp/well"]).unwrap();
     assert_eq!((pod.restarts("well"), pod.pid("well")), (0, Some(well)), "the other container was touched");
 }
 
@@ -97,12 +70,4 @@ fn node(yaml: &str) -> Node {
     let node = Node::start(Options::default()).unwrap();
     node.apply(yaml).unwrap();
     node
-}
-
-#[expect(clippy::unwrap_used, reason = "a helper of tests")]
-#[track_caller]
-fn run(pod: &PodRef<'_>, container: &str, argv: &[&str]) -> String {
-    let output = pod.exec(container, argv).unwrap();
-    assert!(output.status.success(), "{argv:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }

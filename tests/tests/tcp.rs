@@ -19,9 +19,7 @@ const PARALLEL: usize = 500;
 const AT_ONCE: usize = 32;
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let mesh = Mesh::start().unwrap();
-    let manifests = [
-        shop::NAMESPACE.to_owned(),
+    shop::open(&[
         client("client", &[]),
         // The counters of one test are its own.
         client("counting-client", &[]),
@@ -31,10 +29,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         client("deaf", &[]) + &shop::service("deaf", 7000, "7000"),
         shop::service("nobody", 7000, "7000"),
         client("own-server", &[]) + &shop::service("own-server", 7000, "7000"),
-    ];
-    mesh.apply(&manifests.concat()).unwrap();
-    mesh.wait_ready(PATIENCE).unwrap();
-    mesh
+    ])
+    .unwrap()
 });
 
 #[test]

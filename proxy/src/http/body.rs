@@ -31,7 +31,7 @@ pub struct Body {
     upload: Option<Box<Upload>>,
     /// Sizes of data frames.
     frames: Option<Histogram>,
-    /// Of the names in the message's head, if it came over HTTP/1.
+    /// Of the names in the message's head, if it came over HTTP/1; once there are trailers, of theirs.
     pub spelling: Spelling,
 }
 
@@ -176,8 +176,8 @@ impl http_body::Body for Body {
         let polled = match &mut this.kind {
             Kind::Absent => return Poll::Ready(None),
             Kind::Http2(body) => body.poll_frame(cx),
-            Kind::Request(body) => body.poll_frame(cx).map_err(HttpError::from),
-            Kind::Answer(body) => body.poll_frame(cx).map_err(HttpError::from),
+            Kind::Request(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
+            Kind::Answer(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
         };
         let mut frame = match &mut this.upload {
             Some(upload) => ready!(upload.watch(cx, polled)),

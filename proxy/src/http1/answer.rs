@@ -124,7 +124,7 @@ impl Sending<'_> {
             };
             let out = &mut self.shared.lock().out;
             match frame {
-                Poll::Ready(Some(Ok(frame))) => self.coding.frame(out, frame)?,
+                Poll::Ready(Some(Ok(frame))) => self.coding.frame(out, frame, &self.body.spelling)?,
                 Poll::Ready(Some(Err(error))) => return Err(Fault::Answer(error.to_string().into())),
                 Poll::Ready(None) => {
                     self.over = true;

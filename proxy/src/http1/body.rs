@@ -3,6 +3,7 @@
 use super::{
     Error,
     exchange::{Connection, Upload},
+    head::Spelling,
     wire::{Part, Relayed, Shared, Write},
 };
 use crate::{http::client::Client, stream::Stream};
@@ -27,7 +28,12 @@ impl Request {
         Self { wire, expects_continue, over: false }
     }
 
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    /// The next piece. `spelling` becomes that of its trailers.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        spelling: &mut Spelling,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if self.over {
             return Poll::Ready(None);
         }
@@ -41,7 +47,7 @@ impl Request {
         }
         let part = ready!(wire.poll_body(cx));
         self.over = wire.body.is_over() || !matches!(part, Some(Ok(_)));
-        Poll::Ready(part.map(|part| part.map(frame)))
+        Poll::Ready(part.map(|part| part.map(|part| frame(part, spelling))))
     }
 
     pub fn is_over(&self) -> bool {
@@ -84,7 +90,12 @@ impl Answer {
         Self { connection: Some(connection), upload, home }
     }
 
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    /// The next piece. `spelling` becomes that of its trailers.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        spelling: &mut Spelling,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.drive(cx);
         let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
         let part = ready!(connection.wire.poll_body(cx));
@@ -92,7 +103,7 @@ impl Answer {
             connection.persists = false;
         }
         self.leave();
-        Poll::Ready(part.map(|part| part.map(frame)))
+        Poll::Ready(part.map(|part| part.map(|part| frame(part, spelling))))
     }
 
     /// See [`Wire::poll_relay`](super::wire::Wire::poll_relay).
@@ -155,9 +166,12 @@ impl Answer {
     }
 }
 
-fn frame(part: Part) -> Frame<Bytes> {
+fn frame(part: Part, spelling: &mut Spelling) -> Frame<Bytes> {
     match part {
         Part::Data(data) => Frame::data(data),
-        Part::Trailers(trailers) => Frame::trailers(trailers),
+        Part::Trailers(trailers, spelled) => {
+            *spelling = spelled;
+            Frame::trailers(trailers)
+        }
     }
 }

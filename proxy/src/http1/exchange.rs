@@ -155,7 +155,7 @@ impl Sending {
                 self.touched = true;
                 match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
-                        self.coding.frame(&mut wire.out, frame)?;
+                        self.coding.frame(&mut wire.out, frame, &body.spelling)?;
                         self.over = body.is_end_stream();
                     }
                     Poll::Ready(None) => self.over = true,
@@ -235,6 +235,42 @@ impl Error {
         match self {
             Self::Io(error) => Some(error),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        http1::{
+            body::Request as RequestBody,
+            wire::{
+                Shared,
+                tests::{Writes, connection},
+            },
+        },
+        stream::Stream,
+    };
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test]
+    async fn a_request_and_its_short_body_leave_in_one_write() {
+        for length in [Length::Known(5), Length::Chunked] {
+            let limits = Limits { head_bytes: 100, fields: 4 };
+            let (near, mut client) = connection().await;
+            client.write_all(b"5\r\nhello\r\n0\r\n\r\n").await.unwrap();
+            let shared = Shared::new(near);
+            poll_fn(|cx| shared.lock().poll_fill(cx)).await.unwrap();
+            shared.lock().body = Reading::new(length, &limits);
+            let mut request = Request::new(Body::request(RequestBody::new(shared, false)));
+            let (far, _server) = connection().await;
+            let writes = std::sync::Arc::new(Writes::default());
+            let mut wire = Wire::new(Stream::metered(far, writes.clone()));
+            let mut sending = Sending::begin(&mut wire, &request);
+            let sent = poll_fn(|cx| sending.poll(cx, &mut wire, request.body_mut())).await;
+            assert!(sent.is_ok());
+            assert_eq!(writes.take(), [usize::try_from(wire.out.written).unwrap()], "{length:?}");
         }
     }
 }

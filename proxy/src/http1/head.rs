@@ -17,7 +17,7 @@ const USUAL_FIELDS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Reason(pub Bytes);
 
-/// How the names of a head's fields were written. HTTP/1 does not care, and some of its readers do.
+/// How the names of a head's fields, or of a trailer section's, were written. HTTP/1 does not care, and some of its readers do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Spelling {
     /// `content-type`.
@@ -93,86 +93,57 @@ pub fn request(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Request
         ahead.bytes.advance(2);
         ahead.scanned = 0;
     }
-    if !ahead.is_worth_a_try() {
-        return ahead.too_large(limits).map(|()| None);
-    }
-    let parsed = with_fields(limits, |fields| {
+    let found = find(ahead, limits, |bytes, fields| {
         let mut request = httparse::Request::new(fields);
-        let length = match request.parse(&ahead.bytes) {
-            Ok(httparse::Status::Complete(length)) => length,
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return Err(malformed(error)),
-        };
-        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version)
-        else {
-            return Err(Error::Malformed(Malformed::Head("it has no request line")));
-        };
-        let at = (span(&ahead.bytes, target.as_bytes()), Method::from_bytes(method.as_bytes()), version);
-        Ok(Some((length, at, spans(&ahead.bytes, request.headers))))
+        let httparse::Status::Complete(length) = request.parse(bytes)? else { return Ok(None) };
+        let target = span(bytes, request.path.unwrap_or_default().as_bytes());
+        let method = Method::from_bytes(request.method.unwrap_or_default().as_bytes());
+        Ok(Some((length, (method, target, request.version == Some(1)), spans(bytes, request.headers))))
     })?;
-    let Some((length, (target, method, version), spans)) = parsed else {
-        return ahead.too_large(limits).map(|()| None);
+    let Some(Found { bytes, line: (method, target, http11), fields, framing }) = found else {
+        return Ok(None);
     };
-    if length > limits.head_bytes {
-        return Err(Error::TooLarge);
-    }
-    let bytes = ahead.take_head(length);
     let method = method.map_err(|_| Malformed::Head("its method is no token"))?;
     let target = slice(&bytes, target);
     if target.len() > MAX_TARGET {
         return Err(Error::LongTarget);
     }
-    let fields = Fields::read(&bytes, &spans)?;
-    let spelling = fields.spelling(&bytes, &spans);
     let mut head = Request::new(());
     *head.uri_mut() = parse_target(&method, target)?;
     *head.method_mut() = method;
-    *head.version_mut() = if version == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    *head.version_mut() = version(http11);
     *head.headers_mut() = fields.headers;
-    Ok(Some(Head { head, framing: fields.framing, spelling, http11: version == 1 }))
+    Ok(Some(Head { head, framing, spelling: fields.spelling, http11 }))
 }
 
 /// The next answer's head out of what was read; `None` if it is not whole.
 pub fn answer(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Response<()>>>, Error> {
-    if !ahead.is_worth_a_try() {
-        return ahead.too_large(limits).map(|()| None);
-    }
-    let parsed = with_fields(limits, |fields| {
+    let found = find(ahead, limits, |bytes, fields| {
         let mut answer = httparse::Response::new(fields);
-        let length = match httparse::ParserConfig::default().parse_response(&mut answer, &ahead.bytes) {
-            Ok(httparse::Status::Complete(length)) => length,
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return Err(malformed(error)),
-        };
+        let httparse::Status::Complete(length) = answer.parse(bytes)? else { return Ok(None) };
         let reason = answer.reason.filter(|reason| !reason.is_empty());
-        let reason = reason.map(|reason| span(&ahead.bytes, reason.as_bytes()));
-        let at = (answer.code.unwrap_or_default(), answer.version == Some(1), reason);
-        Ok(Some((length, at, spans(&ahead.bytes, answer.headers))))
+        let reason = reason.map(|reason| span(bytes, reason.as_bytes()));
+        let line = (answer.code.unwrap_or_default(), reason, answer.version == Some(1));
+        Ok(Some((length, line, spans(bytes, answer.headers))))
     })?;
-    let Some((length, (code, http11, reason), spans)) = parsed else {
-        return ahead.too_large(limits).map(|()| None);
+    let Some(Found { bytes, line: (code, reason, http11), fields, framing }) = found else {
+        return Ok(None);
     };
-    if length > limits.head_bytes {
-        return Err(Error::TooLarge);
-    }
-    let bytes = ahead.take_head(length);
-    let fields = Fields::read(&bytes, &spans)?;
-    let spelling = fields.spelling(&bytes, &spans);
     let mut head = Response::new(());
     *head.status_mut() =
         StatusCode::from_u16(code).map_err(|_| Malformed::Head("its status is no status"))?;
-    *head.version_mut() = if http11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    *head.version_mut() = version(http11);
     *head.headers_mut() = fields.headers;
     if let Some(reason) = reason.map(|reason| slice(&bytes, reason))
         && head.status().canonical_reason().is_none_or(|usual| usual.as_bytes() != reason)
     {
         head.extensions_mut().insert(Reason(reason));
     }
-    Ok(Some(Head { head, framing: fields.framing, spelling, http11 }))
+    Ok(Some(Head { head, framing, spelling: fields.spelling, http11 }))
 }
 
-/// The fields of a trailer section.
-pub fn trailers(mut lines: Vec<u8>, fields: usize) -> Result<HeaderMap, Error> {
+/// The fields of a trailer section, and how their names were written.
+pub fn trailers(mut lines: Vec<u8>, fields: usize) -> Result<(HeaderMap, Spelling), Error> {
     lines.extend_from_slice(b"\r\n");
     let bytes = Bytes::from(lines);
     let spans = with_fields(&Limits { head_bytes: 0, fields }, |fields| {
@@ -182,12 +153,43 @@ pub fn trailers(mut lines: Vec<u8>, fields: usize) -> Result<HeaderMap, Error> {
             Err(error) => Err(malformed(error)),
         }
     })?;
-    let mut headers = HeaderMap::with_capacity(spans.len());
-    for Span { name, value } in spans {
-        let (name, value) = (slice(&bytes, name), slice(&bytes, value));
-        headers.append(field_name(&name)?, field_value(value)?);
+    // Nothing in it says where a message ends.
+    let fields = Fields::read(&bytes, &spans, |_, _| Ok(Keep::Yes))?;
+    Ok((fields.headers, fields.spelling))
+}
+
+/// A head that was found in what was read.
+struct Found<L> {
+    bytes: Bytes,
+    /// What its first line says.
+    line: L,
+    fields: Fields,
+    framing: Framing,
+}
+
+/// Finds a head, of which `parse` says how long it is, what its first line says, and where its fields are.
+fn find<L>(
+    ahead: &mut Ahead,
+    limits: &Limits,
+    parse: impl for<'b> FnOnce(
+        &'b [u8],
+        &mut [httparse::Header<'b>],
+    ) -> Result<Option<(usize, L, Vec<Span>)>, httparse::Error>,
+) -> Result<Option<Found<L>>, Error> {
+    if !ahead.is_worth_a_try() {
+        return ahead.too_large(limits).map(|()| None);
     }
-    Ok(headers)
+    let parsed = with_fields(limits, |fields| parse(&ahead.bytes, fields)).map_err(malformed)?;
+    let Some((length, line, spans)) = parsed else {
+        return ahead.too_large(limits).map(|()| None);
+    };
+    if length > limits.head_bytes {
+        return Err(Error::TooLarge);
+    }
+    let bytes = ahead.take_head(length);
+    let mut framing = Framing::default();
+    let fields = Fields::read(&bytes, &spans, |name, value| framing.field(name, value))?;
+    Ok(Some(Found { bytes, line, fields, framing }))
 }
 
 fn with_fields<'b, T>(limits: &Limits, parse: impl FnOnce(&mut [httparse::Header<'b>]) -> T) -> T {
@@ -249,6 +251,10 @@ fn field_value(value: Bytes) -> Result<HeaderValue, Malformed> {
         .map_err(|_| Malformed::Head("a field's value has a control character"))
 }
 
+fn version(http11: bool) -> Version {
+    if http11 { Version::HTTP_11 } else { Version::HTTP_10 }
+}
+
 fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Malformed> {
     let uri = Uri::from_maybe_shared(target).map_err(|_| Malformed::Head("its target is no URI"))?;
     // Both forms without a path are for these methods only: RFC 9112 section 3.2.
@@ -261,41 +267,36 @@ fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Malformed> {
 
 struct Fields {
     headers: HeaderMap,
-    framing: Framing,
-    /// Whether all names so far are written so.
-    lower: bool,
-    title: bool,
+    spelling: Spelling,
 }
 
 impl Fields {
-    fn read(bytes: &Bytes, spans: &[Span]) -> Result<Self, Error> {
-        let headers = HeaderMap::with_capacity(spans.len());
-        let mut fields = Self { headers, framing: Framing::default(), lower: true, title: true };
+    /// Those at `spans` that `look` keeps.
+    fn read(
+        bytes: &Bytes,
+        spans: &[Span],
+        mut look: impl FnMut(&[u8], &[u8]) -> Result<Keep, Malformed>,
+    ) -> Result<Self, Malformed> {
+        let mut headers = HeaderMap::with_capacity(spans.len());
+        // Whether all names so far are written so.
+        let (mut lower, mut title) = (true, true);
         for span in spans {
-            fields.add(bytes, span)?;
+            let raw = bytes.get(span.name.from..span.name.to).unwrap_or_default();
+            let value = slice(bytes, span.value);
+            if look(raw, &value)? == Keep::No {
+                continue;
+            }
+            let name = field_name(raw)?;
+            lower &= raw == name.as_str().as_bytes();
+            title &= is_title(raw);
+            headers.append(name, field_value(value)?);
         }
-        Ok(fields)
-    }
-
-    fn add(&mut self, bytes: &Bytes, span: &Span) -> Result<(), Error> {
-        let raw = bytes.get(span.name.from..span.name.to).unwrap_or_default();
-        let value = slice(bytes, span.value);
-        if self.framing.field(raw, &value)? == Keep::No {
-            return Ok(());
-        }
-        let name = field_name(raw)?;
-        self.lower &= raw == name.as_str().as_bytes();
-        self.title &= is_title(raw);
-        self.headers.append(name, field_value(value)?);
-        Ok(())
-    }
-
-    fn spelling(&self, bytes: &Bytes, spans: &[Span]) -> Spelling {
-        match (self.lower, self.title) {
+        let spelling = match (lower, title) {
             (true, _) => Spelling::Lower,
             (false, true) => Spelling::Title,
             (false, false) => Spelling::Mixed(spans.iter().map(|span| slice(bytes, span.name)).collect()),
-        }
+        };
+        Ok(Self { headers, spelling })
     }
 }
 
@@ -314,7 +315,7 @@ pub fn to_title(name: &mut [u8]) {
 }
 
 fn is_title(name: &[u8]) -> bool {
-    if name.starts_with(b"l5d-") {
+    if name.get(..4).is_some_and(|begins| begins.eq_ignore_ascii_case(b"l5d-")) {
         return !name.iter().any(u8::is_ascii_uppercase);
     }
     let mut begins = true;
@@ -324,3 +325,6 @@ fn is_title(name: &[u8]) -> bool {
         fits
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -199,7 +199,7 @@ async fn discard(shared: &Shared) -> bool {
         while !wire.body.is_over() && read < UNWANTED {
             match wire.poll_body(cx) {
                 Poll::Ready(Some(Ok(Part::Data(data)))) => read += data.len(),
-                Poll::Ready(Some(Ok(Part::Trailers(_)))) => {}
+                Poll::Ready(Some(Ok(Part::Trailers(..)))) => {}
                 Poll::Ready(Some(Err(_)) | None) | Poll::Pending => break,
             }
         }

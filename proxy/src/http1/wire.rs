@@ -2,7 +2,7 @@
 
 use super::{
     Error, Limits,
-    head::{self, Ahead},
+    head::{self, Ahead, Spelling},
 };
 use crate::{scratch, stream::Stream};
 use bytes::{Buf, Bytes, BytesMut};
@@ -160,7 +160,8 @@ pub struct Relayed {
 /// A piece of a body.
 pub enum Part {
     Data(Bytes),
-    Trailers(http::HeaderMap),
+    /// With how their names were written.
+    Trailers(http::HeaderMap, Spelling),
 }
 
 /// How far a body has been read.
@@ -231,7 +232,8 @@ impl Reading {
                     Piece::Data(count) => count,
                     Piece::End(lines) if lines.is_empty() => 0,
                     Piece::End(lines) => {
-                        return Ok(Some(Part::Trailers(head::trailers(lines, self.fields)?)));
+                        let (trailers, spelling) = head::trailers(lines, self.fields)?;
+                        return Ok(Some(Part::Trailers(trailers, spelling)));
                     }
                 }
             }
@@ -336,3 +338,6 @@ impl Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+pub mod tests;

@@ -56,14 +56,19 @@ impl Coding {
         }
     }
 
-    /// Adds a piece of the body.
-    pub fn frame(&mut self, out: &mut Outgoing, frame: Frame<Bytes>) -> Result<(), WrongLength> {
+    /// Adds a piece of the body. `spelling` is that of trailers.
+    pub fn frame(
+        &mut self,
+        out: &mut Outgoing,
+        frame: Frame<Bytes>,
+        spelling: &Spelling,
+    ) -> Result<(), WrongLength> {
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
                 if let (Ok(trailers), Self::Chunked) = (frame.into_trailers(), &self) {
                     out.tail().extend_from_slice(b"0\r\n");
-                    fields(out.tail(), &trailers, &Spelling::Lower, |_| true);
+                    fields(out.tail(), &trailers, spelling, |_| true);
                     out.tail().extend_from_slice(b"\r\n");
                     *self = Self::None;
                 }
@@ -226,3 +231,6 @@ fn spelled(out: &mut BytesMut, name: &HeaderName, spelling: &Spelling) {
         head::to_title(written);
     }
 }
+
+#[cfg(test)]
+mod tests;
