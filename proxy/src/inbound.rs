@@ -205,7 +205,12 @@ async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> 
     }
     let target = SocketAddr::new(plain.target.ip(), header.port.get());
     let connection = Connection { target, peer, no_tls: None, ..plain };
-    announced(worker, connection, stream, header.protocol).await
+    let rest = announced(worker, connection, stream, header.protocol).await?;
+    // A drain waits for its end.
+    Ok(Box::pin(async move {
+        let _busy = busy;
+        rest.await
+    }))
 }
 
 /// A stream of a carrier: a connection whose OPEN said where it goes.
