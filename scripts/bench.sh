@@ -21,7 +21,7 @@ scripts/clean-run.sh --quiet
 
 echo "bench: building in release, and the proxy as it ships (the first build takes some ten minutes)"
 cargo build --release --locked --workspace --bins
-cargo build --profile dist --locked --workspace --bin remora-proxy
+scripts/dist.sh
 mkdir -p "$REMORA_BIN_DIR"
 find "$CARGO_TARGET_DIR/release" -maxdepth 1 -type f -perm -u+x -exec ln -f {} "$REMORA_BIN_DIR/" \;
 ln -f "$CARGO_TARGET_DIR/dist/remora-proxy" "$REMORA_BIN_DIR/"

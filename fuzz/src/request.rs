@@ -212,6 +212,7 @@ fn proxy(runtime: &Runtime) -> Proxy {
         inbound_permits: Arc::new(Semaphore::new(16)),
         outbound_permits: Arc::new(Semaphore::new(16)),
         speculative_permits: Arc::new(Semaphore::new(16)),
+        spare: Arc::default(),
         access_log: None,
         tasks: Tasks::new(),
         drain: Drain::new(),

@@ -22,13 +22,7 @@ use remora_core::{
     policy::{self, Peer},
 };
 use remora_runtime::admin::Admin;
-use std::{
-    convert::Infallible,
-    fs::File,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, future::poll_fn, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -42,22 +36,15 @@ const IDLE: Duration = Duration::from_mins(1);
 /// Connections served at once; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 128;
 
-/// Descriptors kept for this port, so that it answers also when connections have taken all others.
-const SPARE: usize = 4;
-
 /// Serves the admin port until the process ends.
 pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let spare = Arc::new(Spare::default());
     let mut failing = false;
     loop {
-        spare.refill();
+        proxy.spare.refill();
         // The semaphore is never closed.
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let accepted = match listener.accept().await {
-            Err(error) if listen::is_out_of_descriptors(&error) && spare.give() => listener.accept().await,
-            accepted => accepted,
-        };
+        let accepted = poll_fn(|cx| proxy.spare.with_ours(|| listener.poll_accept(cx))).await;
         let (tcp, client) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -69,7 +56,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) 
             }
         };
         failing = false;
-        let (proxy, admin, spare) = (proxy.clone(), admin.clone(), spare.clone());
+        let (proxy, admin) = (proxy.clone(), admin.clone());
         let tasks = proxy.tasks.clone();
         tasks.spawn("admin connection", async move {
             let _permit = permit;
@@ -80,28 +67,8 @@ pub async fn serve(proxy: Arc<Proxy>, listener: TcpListener, admin: Arc<Admin>) 
                 debug!(%client, %fault, "an admin connection failed");
             }
             // Its descriptor has just become free.
-            spare.refill();
+            proxy.spare.refill();
         });
-    }
-}
-
-/// Descriptors held for nothing but to be given up in need.
-#[derive(Default)]
-struct Spare(Mutex<Vec<File>>);
-
-impl Spare {
-    /// Frees one, if there is one.
-    fn give(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().is_some()
-    }
-
-    /// Takes what is missing and can be had.
-    fn refill(&self) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while held.len() < SPARE {
-            let Ok(file) = File::open("/dev/null") else { return };
-            held.push(file);
-        }
     }
 }
 

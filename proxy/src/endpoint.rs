@@ -151,10 +151,10 @@ impl LiveEndpoint {
         self.state().in_flight
     }
 
-    /// Counts one more request or connection until the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> InFlight {
+    /// Counts one more request or connection, begun `now`, until the guard is dropped.
+    pub fn begin(self: &Arc<Self>, now: Time) -> InFlight {
         self.state().in_flight += 1;
-        InFlight { endpoint: self.clone(), started: clock::now(), answered: false }
+        InFlight { endpoint: self.clone(), started: now, answered: false }
     }
 
     /// Opens a connection for bytes that are not HTTP (or that the endpoint must not take for HTTP).

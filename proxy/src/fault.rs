@@ -285,6 +285,14 @@ impl Fault {
         error.h2().is_some_and(h2::Error::is_reset)
     }
 
+    /// The code of the reset by which an HTTP/2 client is told.
+    pub fn h2_reason(&self) -> h2::Reason {
+        match self {
+            Self::Server(error) => error.h2_reason(),
+            _ => h2::Reason::INTERNAL_ERROR,
+        }
+    }
+
     /// Whether an inbound connection was refused before it was known what it is: it is counted as opened and closed, like
     /// any other.
     pub fn is_refused_at_the_door(&self) -> bool {

@@ -6,21 +6,22 @@
 //! ```
 
 pub mod app;
+mod opaque;
 
 use crate::{
     Worker,
     fault::Fault,
     http::{self, request},
     listen::Accepted,
-    metrics::detect::Served,
     mux,
     policy::PortPolicy,
     sniff::{self, AsServer, Detected, First, MeshHello, Never, Speculate},
     stream::Stream,
-    tcp, tls,
+    tls,
 };
 pub use app::Apps;
 use app::{AppConnection, Speculation};
+use opaque::opaque;
 use remora_core::{
     detect::Protocol,
     endpoint::NoTlsReason,
@@ -28,7 +29,7 @@ use remora_core::{
     policy::{self, Peer, ResourceRef, ServerPolicy, ServerProtocol},
 };
 use remora_runtime::clock;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tracing::info;
 
@@ -45,6 +46,10 @@ pub struct Connection {
     pub permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
+/// What is left of a connection when it is known what it is and who serves it. While it lives nothing is held that was
+/// needed to find that out.
+pub type Rest = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
+
 /// Serves a connection to its end.
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault> {
     let Accepted { tcp, client, target, permit } = accepted;
@@ -58,10 +63,14 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
         permit: Some(Arc::new(permit)),
     };
     // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
-    let served = if target.port() == worker.proxy.config.inbound.listen.port() {
+    let rest = if target.port() == worker.proxy.config.inbound.listen.port() {
         Box::pin(direct(&worker, plain, stream)).await
     } else {
         Box::pin(redirected(&worker, plain, stream)).await
+    };
+    let served = match rest {
+        Ok(rest) => rest.await,
+        Err(fault) => Err(fault),
     };
     if let Err(fault) = &served {
         refused(&worker, client, target, fault);
@@ -82,7 +91,7 @@ fn refused(worker: &Worker, client: SocketAddr, target: SocketAddr, fault: &Faul
 }
 
 /// A connection to the application's port: mesh TLS is recognised by its SNI, everything else is what it is.
-async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<(), Fault> {
+async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<Rest, Fault> {
     ours(worker, plain.target)?;
     let mut policy = worker.proxy.policies.port(plain.target.port());
     let server = policy.latest();
@@ -155,12 +164,12 @@ async fn redirected(worker: &Arc<Worker>, plain: Connection, mut stream: Stream)
             return Box::pin(opaque(worker, connection, policy, stream, spare)).await;
         }
     };
-    Box::pin(http(worker, connection, policy, stream, version)).await
+    Ok(requests(worker.clone(), connection, policy, stream, version))
 }
 
 /// A connection to the proxy's own port, from another proxy: mTLS, then a transport header that says the rest, or a
 /// carrier, each stream of which says it by itself.
-async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<(), Fault> {
+async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> Result<Rest, Fault> {
     let limit = worker.proxy.config.inbound.detect_timeout;
     let name = worker.proxy.server_name().ok_or(Fault::NoCredentials)?;
     // Nobody but another proxy has business here, and proxies do not wait.
@@ -185,7 +194,8 @@ async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> 
         // What a drain waits for are its streams.
         drop(busy);
         let connection = Connection { peer, no_tls: None, ..plain };
-        return Box::pin(mux::accept::serve(worker, connection, standing, stream)).await;
+        let worker = worker.clone();
+        return Ok(Box::pin(async move { mux::accept::serve(&worker, connection, standing, stream).await }));
     }
 
     let header = sniff::transport_header(&mut stream, limit).await?;
@@ -195,7 +205,12 @@ async fn direct(worker: &Arc<Worker>, plain: Connection, mut stream: Stream) -> 
     }
     let target = SocketAddr::new(plain.target.ip(), header.port.get());
     let connection = Connection { target, peer, no_tls: None, ..plain };
-    announced(worker, connection, stream, header.protocol).await
+    let rest = announced(worker, connection, stream, header.protocol).await?;
+    // A drain waits for its end.
+    Ok(Box::pin(async move {
+        let _busy = busy;
+        rest.await
+    }))
 }
 
 /// A stream of a carrier: a connection whose OPEN said where it goes.
@@ -207,7 +222,10 @@ pub async fn stream(
 ) -> Result<(), Fault> {
     let _busy = worker.proxy.drain.guard();
     let (client, target) = (connection.client, connection.target);
-    let served = announced(&worker, connection, stream, protocol).await;
+    let served = match Box::pin(announced(&worker, connection, stream, protocol)).await {
+        Ok(rest) => rest.await,
+        Err(fault) => Err(fault),
+    };
     if let Err(fault) = &served {
         refused(&worker, client, target, fault);
     }
@@ -220,15 +238,15 @@ async fn announced(
     connection: Connection,
     stream: Stream,
     protocol: Option<SessionProtocol>,
-) -> Result<(), Fault> {
+) -> Result<Rest, Fault> {
     if let Err(fault) = ours(worker, connection.target) {
         stream.reset_on_close();
         return Err(fault);
     }
     let policy = worker.proxy.policies.port(connection.target.port());
     match protocol {
-        None => Box::pin(opaque(worker, connection, policy, stream, None)).await,
-        Some(version) => Box::pin(http(worker, connection, policy, stream, version)).await,
+        None => opaque(worker, connection, policy, stream, None).await,
+        Some(version) => Ok(requests(worker.clone(), connection, policy, stream, version)),
     }
 }
 
@@ -297,72 +315,28 @@ async fn detect(
     }
 }
 
-/// Bytes: may this client connect? Then copy, for as long as it may.
-async fn opaque(
-    worker: &Arc<Worker>,
-    connection: Connection,
-    mut policy: PortPolicy,
-    stream: Stream,
-    spare: Option<AppConnection>,
-) -> Result<(), Fault> {
-    // Whoever is silent may be waiting for what the application says, and a drain with it.
-    let _busy = worker.proxy.drain.guard();
-    let metrics = &worker.proxy.metrics;
-    let server = policy.latest();
-    let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
-    let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
-    metrics.tcp_authorized(&connection, &server, authorized.as_ref().ok());
-    let authorization = authorized.map_err(|denial| denied(&connection, &server, denial))?;
-    audit(&connection, &authorization);
-    let _open = metrics.inbound.serve(Served::Opaque);
-
-    let app = match spare {
-        Some(app) => app,
-        None => match Box::pin(app::for_bytes(worker, connection.target)).await {
-            Ok(app) => app,
-            Err(fault) => {
-                // An orderly end without a byte would look like the application's answer.
-                stream.reset_on_close();
-                return Err(fault);
-            }
-        },
-    };
-    // Boxed: it is held twice, before and while it is awaited.
-    let revoked = Box::pin(revoked(worker, &connection, policy));
-    tcp::forward(stream, app.into_stream(), revoked).await
-}
-
-/// Ends when a changed policy does not admit the connection any more.
-async fn revoked(worker: &Worker, connection: &Connection, mut policy: PortPolicy) -> Fault {
-    loop {
-        policy.changed().await;
-        let server = policy.latest();
-        if policy::authorize_tcp(&server, connection.client.ip(), &connection.peer).is_err() {
-            worker.proxy.metrics.tcp_terminated(connection, &server);
-            return Fault::Revoked(server.meta.name.clone());
-        }
-    }
-}
-
 /// Requests: each is authorised by itself, see [`request::inbound`].
-async fn http(
-    worker: &Arc<Worker>,
+fn requests(
+    worker: Arc<Worker>,
     connection: Connection,
     policy: PortPolicy,
     stream: Stream,
     version: SessionProtocol,
-) -> Result<(), Fault> {
-    let proxy = &worker.proxy;
+) -> Rest {
+    let proxy = worker.proxy.clone();
     let meter = proxy.metrics.inbound_tcp(&connection, &policy.current());
     let stream = stream.metered(Arc::new(meter.open()));
-    let _open = proxy.metrics.inbound.serve(version.into());
+    let open = proxy.metrics.inbound.serve(version.into());
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let settings = http::Settings::inbound(&proxy.config, meshed);
-    let context = Arc::new(request::Inbound::new(worker.clone(), connection, policy));
-    http::serve(stream, version, settings, &proxy.drain, move |request| {
-        request::inbound(context.clone(), request)
+    let context = Arc::new(request::Inbound::new(worker, connection, policy));
+    Box::pin(async move {
+        let _open = open;
+        http::serve(stream, version, settings, &proxy.drain, move |request| {
+            request::inbound(context.clone(), request)
+        })
+        .await
     })
-    .await
 }
 
 /// The fault of a refused client. Names the client by what it proved, or by its address.

@@ -12,6 +12,7 @@ pub mod endpoint;
 pub mod fault;
 pub mod http;
 pub mod http1;
+pub mod http2;
 pub mod inbound;
 pub mod listen;
 pub mod metrics;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod run;
 pub mod scratch;
 pub mod sniff;
+pub mod spare;
 pub mod state;
 pub mod stream;
 pub mod tcp;
@@ -38,6 +40,7 @@ use remora_runtime::{
     tasks::{Drain, Tasks},
     tls::Credentials,
 };
+use spare::Spare;
 use std::{net::IpAddr, sync::Arc};
 use tokio::sync::{Semaphore, watch};
 
@@ -53,6 +56,8 @@ pub struct Proxy {
     pub outbound_permits: Arc<Semaphore>,
     /// Speculative dials open at once.
     pub speculative_permits: Arc<Semaphore>,
+    /// Descriptors for the admin port.
+    pub spare: Arc<Spare>,
     /// Where inbound requests are logged, if they are.
     pub access_log: Option<http::access_log::Writer>,
     pub tasks: Tasks,

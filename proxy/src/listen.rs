@@ -1,9 +1,10 @@
 //! Binds, accepts, limits, and says where a redirected connection was going.
 
-use crate::{config::SocketConfig, connect};
+use crate::{config::SocketConfig, connect, spare::Spare};
 use remora_runtime::{metrics::Counter, room, tasks::Drain};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
+    future::poll_fn,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -87,6 +88,7 @@ pub async fn accept(
     permits: Arc<Semaphore>,
     drain: Drain,
     counts: Accepts,
+    spare: Arc<Spare>,
     serve: impl Fn(Accepted),
 ) {
     let draining = drain.draining();
@@ -100,7 +102,7 @@ pub async fn accept(
         let accepted = tokio::select! {
             biased;
             () = &mut draining => return,
-            accepted = next(&listener, &permits) => accepted,
+            accepted = next(&listener, &permits, &spare) => accepted,
         };
         match accepted {
             Ok((tcp, client, permit)) => {
@@ -145,18 +147,20 @@ fn has_room() -> bool {
 
 /// Whether the process or the machine has no descriptor left.
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+    matches!(error.raw_os_error(), Some(OUT_OF_DESCRIPTORS | ENFILE))
 }
 
-const EMFILE: i32 = 24;
+/// `EMFILE`.
+pub const OUT_OF_DESCRIPTORS: i32 = 24;
 const ENFILE: i32 = 23;
 
 async fn next(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
+    spare: &Spare,
 ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (tcp, client) = listener.accept().await?;
+    let (tcp, client) = poll_fn(|cx| spare.after_ours(|| listener.poll_accept(cx))).await?;
     Ok((tcp, client, permit))
 }
 

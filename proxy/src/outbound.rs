@@ -10,6 +10,7 @@ use crate::{
     endpoint::{InFlight, LiveEndpoint},
     fault::Fault,
     http::{self, request},
+    inbound::Rest,
     listen::Accepted,
     metrics::detect::Served,
     sniff::{self, AsServer, First, Never, Speculate},
@@ -30,9 +31,13 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) -> Result<(), Fault>
     // A drain waits for what is being looked up, and for whoever has spoken.
     let stream = Stream::plain(tcp).attended(&worker.proxy.drain);
     let stream = stream.metered(Arc::new(worker.proxy.metrics.outbound_tcp(addr).open()));
-    let served = match Box::pin(lookup(&worker, client, addr)).await {
-        Ok(target) => planned(&worker, &target, stream, permit).await,
+    let rest = match Box::pin(lookup(&worker, client, addr)).await {
+        Ok(target) => Box::pin(planned(&worker, &target, stream, permit.clone())).await,
         Err(fault) => Box::pin(refuse(&worker, stream, &fault)).await.and(Err(fault)),
+    };
+    let served = match rest {
+        Ok(rest) => rest.await,
+        Err(fault) => Err(fault),
     };
     if let Err(fault) = &served {
         worker.proxy.metrics.outbound_fault(fault);
@@ -52,13 +57,13 @@ async fn lookup(worker: &Arc<Worker>, client: SocketAddr, addr: SocketAddr) -> R
     Ok(target)
 }
 
-/// As the plan says.
+/// As the plan says: finds out what the connection is, and who serves it. What is left of it is returned.
 async fn planned(
     worker: &Arc<Worker>,
     target: &Arc<Target>,
     mut stream: Stream,
     permit: Arc<OwnedSemaphorePermit>,
-) -> Result<(), Fault> {
+) -> Result<Rest, Fault> {
     let plan = target.plan(worker);
     let metrics = &worker.proxy.metrics;
     let (protocol, spare) = match &plan.protocol {
@@ -105,27 +110,41 @@ async fn planned(
     // A connection opened for bytes carries no requests: the header on it has announced none.
     drop(spare);
     let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
-    let _open = metrics.outbound.serve(version.into());
-    let context = Arc::new(request::Outbound::new(worker.clone(), target.clone(), permit));
-    let settings = http::Settings::outbound(&worker.proxy.config);
-    // Boxed: what is held while a connection lives is the step that it is in, not the largest of all steps.
-    let serving = http::serve(stream, version, settings, &worker.proxy.drain, move |request| {
-        request::outbound(context.clone(), request)
-    });
-    Box::pin(serving).await
+    Ok(requests(worker, target.clone(), stream, version, permit))
 }
 
-/// Bytes: pick an endpoint, dial it with mTLS if it has an identity, copy.
+/// Requests: each is sent by itself, see [`request::outbound`].
+fn requests(
+    worker: &Arc<Worker>,
+    target: Arc<Target>,
+    stream: Stream,
+    version: SessionProtocol,
+    permit: Arc<OwnedSemaphorePermit>,
+) -> Rest {
+    let open = worker.proxy.metrics.outbound.serve(version.into());
+    let context = Arc::new(request::Outbound::new(worker.clone(), target, permit));
+    let settings = http::Settings::outbound(&worker.proxy.config);
+    let drain = worker.proxy.drain.clone();
+    Box::pin(async move {
+        let _open = open;
+        http::serve(stream, version, settings, &drain, move |request| {
+            request::outbound(context.clone(), request)
+        })
+        .await
+    })
+}
+
+/// Bytes: pick an endpoint, dial it with mTLS if it has an identity; what is left is to copy.
 async fn opaque(
     worker: &Arc<Worker>,
     split: &Split,
     stream: Stream,
     spare: Option<Server>,
     served: Served,
-) -> Result<(), Fault> {
+) -> Result<Rest, Fault> {
     // A client may wait for what its server says first, and a drain with it.
-    let _busy = worker.proxy.drain.guard();
-    let _open = worker.proxy.metrics.outbound.serve(served);
+    let busy = worker.proxy.drain.guard();
+    let open = worker.proxy.metrics.outbound.serve(served);
     let server = match spare {
         Some(server) => server,
         None => match Box::pin(dial(split)).await {
@@ -137,9 +156,13 @@ async fn opaque(
             }
         },
     };
-    let Server { stream: server, in_flight: _under_way, permit: speculative } = server;
+    let Server { stream: server, in_flight, permit: speculative } = server;
     drop(speculative);
-    tcp::forward(stream, server, pending()).await
+    let copying = Box::pin(tcp::forward(stream, server, pending()));
+    Ok(Box::pin(async move {
+        let _held = (busy, open, in_flight);
+        copying.await
+    }))
 }
 
 /// Dials an endpoint of the split; one that cannot be reached is followed by one other.
@@ -156,7 +179,7 @@ async fn dial(split: &Split) -> Result<Server, Fault> {
 }
 
 async fn connect(endpoint: &Arc<LiveEndpoint>) -> Result<Server, Fault> {
-    let mut in_flight = endpoint.begin();
+    let mut in_flight = endpoint.begin(remora_runtime::clock::now());
     let stream = endpoint.connect_opaque().await?;
     // Of bytes nobody knows what is an answer: the dial is the round trip that is measured.
     in_flight.answered();

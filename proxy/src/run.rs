@@ -211,6 +211,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
             proxy.inbound_permits.clone(),
             proxy.drain.clone(),
             proxy.metrics.inbound_accepts.clone(),
+            proxy.spare.clone(),
             move |accepted| {
                 let (client, target) = (accepted.client, accepted.target);
                 let served = inbound::serve(for_serve.clone(), accepted);
@@ -230,6 +231,7 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
                 proxy.outbound_permits.clone(),
                 proxy.drain.clone(),
                 proxy.metrics.outbound_accepts.clone(),
+                proxy.spare.clone(),
                 move |accepted| {
                     let (client, target) = (accepted.client, accepted.target);
                     let served = outbound::serve(for_serve.clone(), accepted);
@@ -320,6 +322,7 @@ fn assemble(
         inbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         outbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         speculative_permits: Arc::new(Semaphore::new(limits.max_speculative)),
+        spare: Arc::default(),
         tasks,
         drain,
         config,

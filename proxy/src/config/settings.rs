@@ -150,7 +150,7 @@ pub const GROUPS: &[Group] = &[
             "REMORA_PROXY_MEMORY_LIMIT" | "" | "Memory that the proxy may use, such as 64Mi; unset: as its control group says; 0: no limit. From 70 % on nothing new is begun, from 85 % on whoever sends is cut off"
             "LINKERD2_PROXY_SHUTDOWN_GRACE_PERIOD" | "2m" | "How long a drain may take"
             "LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED" | "false" | "POST /shutdown on the admin port answers loopback"
-            "LINKERD2_PROXY_LOG" | "warn,linkerd=info,hickory=error" | "Log filter; the target `linkerd` means this proxy"
+            "LINKERD2_PROXY_LOG" | "warn,linkerd=info,hickory=error" | "Log filter; the target `linkerd` means this proxy. Its finest level is `debug`"
             "LINKERD2_PROXY_LOG_FORMAT" | "plain" | "plain or json"
             "LINKERD2_PROXY_ACCESS_LOG" | "" | "apache or json: one line per inbound request"
         },

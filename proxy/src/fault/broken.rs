@@ -10,11 +10,14 @@ pub enum HttpError {
     #[error(transparent)]
     Http1(#[from] http1::Error),
     #[error(transparent)]
-    Http2(Shared<hyper::Error>),
+    Http2(Shared<h2::Error>),
+    /// The other end of an HTTP/2 connection is not there any more.
+    #[error("a ping was not answered in time")]
+    Ping,
 }
 
-impl From<hyper::Error> for HttpError {
-    fn from(error: hyper::Error) -> Self {
+impl From<h2::Error> for HttpError {
+    fn from(error: h2::Error) -> Self {
         Self::Http2(Arc::new(error))
     }
 }
@@ -23,16 +26,22 @@ impl HttpError {
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Http1(error) => error.io().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut),
-            Self::Http2(error) => error.is_timeout(),
+            Self::Http2(_) => false,
+            Self::Ping => true,
         }
     }
 
-    /// The HTTP/2 error among the causes.
+    /// The HTTP/2 error, if it is one.
     pub(super) fn h2(&self) -> Option<&h2::Error> {
         match self {
-            Self::Http1(_) => None,
-            Self::Http2(error) => h2_error(error),
+            Self::Http1(_) | Self::Ping => None,
+            Self::Http2(error) => Some(error),
         }
+    }
+
+    /// The code by which an HTTP/2 stream is told.
+    pub fn h2_reason(&self) -> h2::Reason {
+        self.h2().and_then(h2::Error::reason).unwrap_or(h2::Reason::INTERNAL_ERROR)
     }
 }
 
@@ -40,10 +49,9 @@ impl HttpError {
 pub fn stream_error(error: &HttpError) -> &'static str {
     let error = match error {
         HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return "IO",
-        HttpError::Http1(_) => return "UNKNOWN",
+        HttpError::Http1(_) | HttpError::Ping => return "UNKNOWN",
         HttpError::Http2(error) => error,
     };
-    let Some(error) = h2_error(error) else { return "UNKNOWN" };
     match error.reason() {
         Some(h2::Reason::CANCEL) if error.is_reset() => "CANCEL",
         Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => "REFUSED",
@@ -53,18 +61,6 @@ pub fn stream_error(error: &HttpError) -> &'static str {
         _ if error.is_io() => "IO",
         _ => "UNKNOWN",
     }
-}
-
-/// The first HTTP/2 error among an error's causes.
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        source = error.source();
-    }
-    None
 }
 
 /// What a client did that is no request: it was answered with 400, 414 or 431, or its connection was ended.
@@ -82,10 +78,12 @@ impl Misuse {
                 return Some(Self::TooLarge);
             }
             HttpError::Http1(http1::Error::Malformed(_)) => return Some(Self::Malformed),
-            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return None,
+            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) | HttpError::Ping => return None,
             HttpError::Http2(error) => error,
         };
-        let error = h2_error(error).filter(|error| error.is_library() && error.is_go_away())?;
+        if !(error.is_library() && error.is_go_away()) {
+            return None;
+        }
         match error.reason() {
             Some(h2::Reason::ENHANCE_YOUR_CALM) => Some(Self::Flood),
             Some(h2::Reason::NO_ERROR) | None => None,

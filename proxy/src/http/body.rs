@@ -12,15 +12,14 @@ use crate::{
         head::Spelling,
         wire::{Relayed, Write},
     },
+    http2,
     stream::Stream,
 };
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Frame, SizeHint};
 use remora_runtime::metrics::Histogram;
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -38,11 +37,8 @@ pub struct Body {
 
 enum Kind {
     Absent,
-    /// Over HTTP/2, and of an answer what counts its stream among its connection's.
-    Http2 {
-        body: Incoming,
-        _stream: Option<Arc<()>>,
-    },
+    /// Over HTTP/2.
+    Http2(http2::body::Incoming),
     /// Of a request over HTTP/1.
     Request(http1::body::Request),
     /// Of an answer over HTTP/1.
@@ -55,9 +51,8 @@ impl Body {
         Self::of(Kind::Absent)
     }
 
-    /// `stream` is held for as long as the body.
-    pub fn http2(body: Incoming, stream: Option<Arc<()>>) -> Self {
-        Self::of(Kind::Http2 { body, _stream: stream })
+    pub fn http2(body: http2::body::Incoming) -> Self {
+        Self::of(Kind::Http2(body))
     }
 
     pub fn request(body: http1::body::Request) -> Self {
@@ -82,7 +77,7 @@ impl Body {
     pub fn is_absent(&self) -> bool {
         match &self.kind {
             Kind::Absent => true,
-            Kind::Http2 { body, .. } => body.is_end_stream(),
+            Kind::Http2(body) => body.is_over(),
             Kind::Request(_) | Kind::Answer(_) => false,
         }
     }
@@ -91,7 +86,7 @@ impl Body {
     pub fn length(&self) -> Option<u64> {
         match &self.kind {
             Kind::Absent => Some(0),
-            Kind::Http2 { body, .. } => body.size_hint().exact(),
+            Kind::Http2(body) => body.left(),
             Kind::Request(body) => body.left(),
             Kind::Answer(body) => body.left(),
         }
@@ -107,7 +102,7 @@ impl Body {
         let relayed = match &mut self.kind {
             Kind::Answer(body) => body.poll_relay(cx, write)?.map_err(HttpError::from),
             // Who watches an upload sees its frames.
-            Kind::Absent | Kind::Http2 { .. } | Kind::Request(_) => return None,
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) => return None,
         };
         match &relayed {
             Poll::Ready(Ok(relayed)) if relayed.read > 0 => {
@@ -132,7 +127,7 @@ impl Body {
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.kind {
             Kind::Answer(body) => body.poll_finish(cx),
-            Kind::Absent | Kind::Http2 { .. } | Kind::Request(_) => Poll::Ready(()),
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) => Poll::Ready(()),
         }
     }
 
@@ -140,7 +135,7 @@ impl Body {
     pub fn take_stream(&mut self) -> Option<Stream> {
         match std::mem::replace(&mut self.kind, Kind::Absent) {
             Kind::Answer(body) => body.into_stream(),
-            Kind::Absent | Kind::Http2 { .. } | Kind::Request(_) => None,
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) => None,
         }
     }
 
@@ -180,7 +175,7 @@ impl http_body::Body for Body {
         let this = self.get_mut();
         let polled = match &mut this.kind {
             Kind::Absent => return Poll::Ready(None),
-            Kind::Http2 { body, .. } => Pin::new(body).poll_frame(cx).map_err(HttpError::from),
+            Kind::Http2(body) => body.poll_frame(cx),
             Kind::Request(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
             Kind::Answer(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
         };
@@ -213,19 +208,14 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Absent => true,
-            Kind::Http2 { body, .. } => body.is_end_stream(),
+            Kind::Http2(body) => body.is_over(),
             Kind::Request(body) => body.is_over(),
             Kind::Answer(body) => body.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Http2 { body, .. } => body.size_hint(),
-            Kind::Absent | Kind::Request(_) | Kind::Answer(_) => {
-                self.length().map_or_else(SizeHint::new, SizeHint::with_exact)
-            }
-        }
+        self.length().map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }
 

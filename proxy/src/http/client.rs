@@ -3,7 +3,7 @@
 //! Belongs to one worker and one endpoint. A request is handed back unsent whenever no byte of it was written, so that
 //! the caller may try elsewhere.
 
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, body::Body};
+use super::body::Body;
 use crate::{
     fault::Fault,
     http1::{
@@ -11,11 +11,10 @@ use crate::{
         body::Home,
         exchange::{Broken, Connection},
     },
+    http2,
     stream::Stream,
 };
 use http::{Request, Response, Version};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use remora_core::{
     header::SessionProtocol,
     pool::{self, Condition, PoolBounds, Pooled},
@@ -24,7 +23,7 @@ use remora_core::{
 use remora_runtime::clock;
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -58,8 +57,9 @@ impl PoolLimits {
 pub struct Client {
     limits: PoolLimits,
     http1: Mutex<Pool>,
-    /// Held while dialling, so that many requests make one connection.
-    http2: tokio::sync::Mutex<Slot>,
+    http2: Mutex<Slot>,
+    /// Held while an HTTP/2 connection is dialled, so that many requests make one.
+    dialling: tokio::sync::Mutex<()>,
 }
 
 /// Streams on one HTTP/2 connection: what every server is expected to allow (RFC 9113 section 6.5.2). One more would
@@ -80,6 +80,17 @@ struct Slot {
     swept: bool,
 }
 
+impl Slot {
+    /// A connection with room for a stream; those that are not to be used any more are let go, and serve their streams
+    /// to the end: it is these that hold them.
+    fn with_room(&mut self, now: Time, max_age: Duration) -> Option<http2::exchange::Connection> {
+        let usable = |http2: &Http2| !http2.connection.is_closed() && now.since(http2.born) < max_age;
+        self.connections.retain(usable);
+        let mut all = self.connections.iter().map(|http2| &http2.connection);
+        all.find(|connection| connection.streams() < MAX_STREAMS).cloned()
+    }
+}
+
 #[derive(Default)]
 struct Pool {
     idle: pool::Pool<Connection>,
@@ -92,18 +103,10 @@ fn condition(connection: &mut Connection) -> Condition {
 }
 
 struct Http2 {
-    sender: http2::SendRequest<Body>,
+    connection: http2::exchange::Connection,
     born: Time,
-    /// One count is ours, every other a stream.
-    streams: Arc<()>,
     /// Had no stream when it was last looked at.
     idle: bool,
-}
-
-impl Http2 {
-    fn streams(&self) -> usize {
-        Arc::strong_count(&self.streams) - 1
-    }
 }
 
 /// Why there is no response.
@@ -116,7 +119,12 @@ pub enum SendError {
 
 impl Client {
     pub fn new(limits: PoolLimits) -> Arc<Self> {
-        Arc::new(Self { limits, http1: Mutex::default(), http2: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            limits,
+            http1: Mutex::default(),
+            http2: Mutex::default(),
+            dialling: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Idle HTTP/1 connections, for `/state.json`.
@@ -125,14 +133,15 @@ impl Client {
     }
 
     /// Sends a request in its own version and waits for the response's head. The request's head stays; its body is taken
-    /// as far as it is sent.
+    /// as far as it is sent. `now` is when it came.
     pub async fn send<D: Dial>(
         self: &Arc<Self>,
         dial: &D,
         request: &mut Request<Body>,
+        now: Time,
     ) -> Result<Response<Body>, SendError> {
         match request.version() {
-            Version::HTTP_2 => Box::pin(self.send_http2(dial, request)).await,
+            Version::HTTP_2 => self.send_http2(dial, request, now).await,
             _ => self.send_http1(dial, request).await,
         }
     }
@@ -189,21 +198,24 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         request: &mut Request<Body>,
+        now: Time,
     ) -> Result<Response<Body>, SendError> {
         loop {
-            let (mut sender, stream, fresh) = self.http2_sender(dial).await.map_err(SendError::Unsent)?;
-            let sending = std::mem::replace(request, Request::new(Body::absent()));
-            match sender.try_send_request(sending).await {
-                Ok(response) => return Ok(response.map(|body| Body::http2(body, Some(stream)))),
-                Err(mut refused) => match refused.take_message() {
-                    Some(unsent) => {
-                        *request = unsent;
-                        if fresh {
-                            return Err(SendError::Unsent(Fault::Server(refused.into_error().into())));
-                        }
-                    }
-                    None => return Err(SendError::Failed(Fault::Server(refused.into_error().into()))),
-                },
+            let open = self.slot().with_room(now, self.limits.max_age);
+            let (connection, fresh) = match open {
+                Some(connection) => (connection, false),
+                // Boxed: most requests need none.
+                None => Box::pin(self.dial_http2(dial)).await.map_err(SendError::Unsent)?,
+            };
+            match connection.exchange(request).await {
+                Ok(response) => return Ok(response),
+                Err(http2::exchange::Broken::Unsent(_)) if !fresh => {}
+                Err(http2::exchange::Broken::Unsent(error)) => {
+                    return Err(SendError::Unsent(Fault::Server(error)));
+                }
+                Err(http2::exchange::Broken::Unanswered(error)) => {
+                    return Err(SendError::Failed(Fault::Server(error)));
+                }
             }
         }
     }
@@ -213,53 +225,46 @@ impl Client {
         pool.idle.take(clock::now(), &self.limits.bounds(), condition)
     }
 
-    /// An HTTP/2 connection with room for a stream, the stream's count, and whether it was made just now.
-    async fn http2_sender<D: Dial>(
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.http2.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An HTTP/2 connection with room for a stream, and whether it was made just now.
+    async fn dial_http2<D: Dial>(
         self: &Arc<Self>,
         dial: &D,
-    ) -> Result<(http2::SendRequest<Body>, Arc<()>, bool), Fault> {
+    ) -> Result<(http2::exchange::Connection, bool), Fault> {
         let asked = clock::now();
-        let mut slot = self.http2.lock().await;
-        let now = clock::now();
-        if let Some((at, fault)) = &slot.failed
-            && *at >= asked
+        let _dialling = self.dialling.lock().await;
+        let born = clock::now();
         {
-            // The attempt that this request waited for was its own.
-            return Err(fault.clone());
-        }
-        let usable = |http2: &Http2| !http2.sender.is_closed() && now.since(http2.born) < self.limits.max_age;
-        // What is too old serves its streams to their end: they hold the sender.
-        slot.connections.retain(usable);
-        if let Some(http2) = slot.connections.iter().find(|http2| http2.streams() < MAX_STREAMS) {
-            return Ok((http2.sender.clone(), http2.streams.clone(), false));
-        }
-        if slot.connections.len() >= MAX_HTTP2 {
-            let what = format!("a stream: {MAX_HTTP2} connections with {MAX_STREAMS} streams each are busy");
-            return Err(Fault::Overloaded(what.into()));
+            let mut slot = self.slot();
+            if let Some((at, fault)) = &slot.failed
+                && *at >= asked
+            {
+                // The attempt that this request waited for was its own.
+                return Err(fault.clone());
+            }
+            if let Some(connection) = slot.with_room(born, self.limits.max_age) {
+                return Ok((connection, false));
+            }
+            if slot.connections.len() >= MAX_HTTP2 {
+                let what =
+                    format!("a stream: {MAX_HTTP2} connections with {MAX_STREAMS} streams each are busy");
+                return Err(Fault::Overloaded(what.into()));
+            }
         }
         let dialled = dial.dial(SessionProtocol::Http2).await;
-        let stream = dialled.inspect_err(|fault| slot.failed = Some((clock::now(), fault.clone())))?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(u32::try_from(self.limits.max_header_bytes).unwrap_or(u32::MAX))
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Fault::Server(error.into()))?;
-        // Ends when the last sender is dropped and its streams have ended.
-        tokio::spawn(connection);
-        let streams = Arc::new(());
-        let http2 = Http2 { sender: sender.clone(), born: now, streams: streams.clone(), idle: false };
-        slot.connections.push(http2);
+        let stream = dialled.inspect_err(|fault| self.slot().failed = Some((clock::now(), fault.clone())))?;
+        let begun = http2::exchange::Connection::begin(stream, self.limits.max_header_bytes).await;
+        let connection = begun.map_err(Fault::Server)?;
+        let mut slot = self.slot();
+        slot.connections.push(Http2 { connection: connection.clone(), born, idle: false });
         if !slot.swept {
             slot.swept = true;
             tokio::spawn(sweep_http2(Arc::downgrade(self)));
         }
-        Ok((sender, streams, true))
+        Ok((connection, true))
     }
 
     /// Keeps a connection that nobody uses for the next request.
@@ -292,11 +297,11 @@ async fn sweep_http2(client: std::sync::Weak<Client>) {
     loop {
         tokio::time::sleep(HTTP2_IDLE).await;
         let Some(client) = client.upgrade() else { return };
-        let mut slot = client.http2.lock().await;
+        let mut slot = client.slot();
         slot.connections.retain_mut(|http2| {
-            let now_idle = http2.streams() == 0;
+            let now_idle = http2.connection.streams() == 0;
             let was_idle = std::mem::replace(&mut http2.idle, now_idle);
-            !(http2.sender.is_closed() || was_idle && now_idle)
+            !(http2.connection.is_closed() || was_idle && now_idle)
         });
         if slot.connections.is_empty() {
             slot.swept = false;
@@ -317,14 +322,17 @@ mod tests {
     #[tokio::test]
     async fn an_idempotent_request_outlives_the_close_of_its_pooled_connection() {
         let (client, server) = pooled().await;
-        let answer = client.send(&server, &mut request("GET")).await.ok().unwrap();
+        let answer = client.send(&server, &mut request("GET"), clock::now()).await.ok().unwrap();
         assert_eq!(answer.status(), 200);
     }
 
     #[tokio::test]
     async fn a_request_that_may_have_been_processed_is_not_sent_again() {
         let (client, server) = pooled().await;
-        assert!(matches!(client.send(&server, &mut request("POST")).await, Err(SendError::Failed(_))));
+        assert!(matches!(
+            client.send(&server, &mut request("POST"), clock::now()).await,
+            Err(SendError::Failed(_))
+        ));
     }
 
     #[tokio::test]
@@ -337,7 +345,7 @@ mod tests {
             let mut request = request("GET");
             *request.version_mut() = Version::HTTP_2;
             *request.uri_mut() = "http://web/".parse().unwrap();
-            tokio::spawn(async move { client.send(&*server, &mut request).await.is_ok() });
+            tokio::spawn(async move { client.send(&*server, &mut request, clock::now()).await.is_ok() });
         }
         let two = async { (listener.accept().await.unwrap(), listener.accept().await.unwrap()) };
         let connections = tokio::time::timeout(Duration::from_secs(10), two).await;
@@ -367,7 +375,7 @@ mod tests {
             }
         });
         let client = Client::new(LIMITS);
-        drop(client.send(&server, &mut request("GET")).await.ok().unwrap());
+        drop(client.send(&server, &mut request("GET"), clock::now()).await.ok().unwrap());
         assert_eq!(client.idle(), 1, "nothing was pooled");
         (client, server)
     }

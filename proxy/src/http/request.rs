@@ -56,16 +56,15 @@ impl Inbound {
 }
 
 /// An inbound request, and its line in the access log.
-pub async fn inbound(context: Arc<Inbound>, request: Request<Body>) -> Result<Response<Body>, Fault> {
+pub async fn inbound(context: Arc<Inbound>, mut request: Request<Body>) -> Result<Response<Body>, Fault> {
     let started = clock::now();
-    let Some(log) = &context.worker.proxy.access_log else {
-        return authorized(&context, request, started).await;
-    };
-    let client_id = context.connection.peer.identity().map(remora_core::identity::Identity::as_str);
-    let entry = access_log::Entry::of(&request, context.connection.client, client_id);
-    let answered = authorized(&context, request, started).await;
-    if let Ok(response) = &answered {
-        log.write(&entry, response, clock::unix_now().0, clock::now().since(started));
+    let log = context.worker.proxy.access_log.as_ref().map(|log| {
+        let client_id = context.connection.peer.identity().map(remora_core::identity::Identity::as_str);
+        (log, Box::new(access_log::Entry::of(&request, context.connection.client, client_id)))
+    });
+    let answered = authorized(&context, &mut request, started).await;
+    if let (Some((log, entry)), Ok(response)) = (&log, &answered) {
+        log.write(entry, response, clock::unix_now().0, clock::now().since(started));
     }
     answered
 }
@@ -73,19 +72,19 @@ pub async fn inbound(context: Arc<Inbound>, request: Request<Body>) -> Result<Re
 /// Authorises an inbound request and sends it to the application.
 async fn authorized(
     context: &Arc<Inbound>,
-    mut request: Request<Body>,
+    request: &mut Request<Body>,
     started: Time,
 ) -> Result<Response<Body>, Fault> {
     let Inbound { worker, connection, policy, app, .. } = &**context;
     let metrics = &worker.proxy.metrics;
     let meshed = matches!(connection.peer, Peer::Tls { .. });
-    let asker = Asker::of(&request, meshed);
+    let asker = Asker::of(request, meshed);
 
     let config = &worker.proxy.config;
     // What came is judged, not what is made of it.
-    let sound = headers::check(&request, config.header_list(&config.inbound.http2));
+    let sound = headers::check(request, config.header_list(&config.inbound.http2));
     let own = headers::has_own(request.headers());
-    let orig_proto = (own && meshed).then(|| headers::undo_orig_proto(&mut request)).flatten();
+    let orig_proto = (own && meshed).then(|| headers::undo_orig_proto(request)).flatten();
     if own {
         // Only this proxy says who the client is. And from outside of the mesh nobody may steer this pod's own outbound
         // proxy, should its application pass headers on.
@@ -94,9 +93,9 @@ async fn authorized(
         }
     }
 
-    headers::complete_authority(&mut request);
+    headers::complete_authority(request);
     let server = policy.current();
-    let view = View(&request);
+    let view = View(request);
     let permit = policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view);
     let counted = context.requests.of(metrics, &server, permit.as_ref(), view.authority());
     counted.request();
@@ -117,7 +116,7 @@ async fn authorized(
         tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
         return Ok(answer(&fault, asker, &counted, started));
     }
-    let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request)).flatten();
+    let offered = headers::wants_upgrade(request).then(|| upgrade::offered(request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     if let Some(client_id) = &context.client_id {
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
@@ -125,7 +124,7 @@ async fn authorized(
 
     let fate = request.body().fate();
     request.body_mut().measure(counted.request_frames());
-    let response = match app.client.send(&**app, &mut request).await {
+    let response = match app.client.send(&**app, request, started).await {
         Ok(response) => response,
         Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
             return failed(fate.or(fault), asker, &counted, started, orig_proto.is_some());
@@ -300,9 +299,9 @@ async fn send(
             failed = Some((endpoint.clone(), fault));
         }
         require_identity(required, &endpoint)?;
-        let in_flight = endpoint.begin();
-        endpoint.requests.request();
         let began = clock::now();
+        let in_flight = endpoint.begin(began);
+        endpoint.requests.request();
         let failed_at = |fault: &Fault| {
             endpoint.requests.failed(fault, clock::now().since(began));
             if let Some(metrics) = metrics {
@@ -312,7 +311,7 @@ async fn send(
         if let Some(metrics) = metrics {
             metrics.requests.inc();
         }
-        match endpoint.client().send(&endpoint, request).await {
+        match endpoint.client().send(&endpoint, request, began).await {
             Ok(response) => {
                 fate.answered();
                 let backend = metrics.clone().map(|metrics| (metrics, began));

@@ -1,4 +1,4 @@
-//! An HTTP/2 client's stream, read in portions: h2 unpacks everything that it can read before it hands out the first
+//! An HTTP/2 connection's stream, read in portions: h2 unpacks everything that it can read before it hands out the first
 //! request, and a few bytes unpack to a multiple of them (RFC 7541). Between portions the requests so far are looked at,
 //! and those that are too large are let go.
 
@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -20,22 +20,35 @@ const PORTION: usize = 32 * 1024;
 
 /// What is left of a portion.
 #[derive(Clone, Debug, Default)]
-pub struct Portion(Arc<AtomicUsize>);
+pub struct Portion(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    left: AtomicUsize,
+    read: AtomicU64,
+}
 
 impl Portion {
     /// Begins the next portion: before the connection is polled.
     pub fn begin(&self) {
-        self.0.store(PORTION, Ordering::Relaxed);
+        self.0.left.store(PORTION, Ordering::Relaxed);
     }
 
     /// Whether it is used up.
     fn is_over(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.0.left.load(Ordering::Relaxed) == 0
+    }
+
+    /// Bytes read since the beginning.
+    pub fn read(&self) -> u64 {
+        self.0.read.load(Ordering::Relaxed)
     }
 
     fn took(&self, bytes: usize) {
         // One task reads and renews.
-        self.0.store(self.0.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+        let Shared { left, read } = &*self.0;
+        left.store(left.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+        read.store(self.read() + bytes as u64, Ordering::Relaxed);
     }
 }
 
