@@ -33,6 +33,13 @@ pub struct Accepted {
     pub permit: OwnedSemaphorePermit,
 }
 
+/// What bounds accepting.
+pub struct Bounds {
+    /// One for each connection served at once.
+    pub permits: Arc<Semaphore>,
+    pub spare: Arc<Spare>,
+}
+
 /// What accepting counts.
 #[derive(Clone, Debug)]
 pub struct Accepts {
@@ -85,24 +92,23 @@ pub fn unmapped(addr: SocketAddr) -> SocketAddr {
 pub async fn accept(
     listener: TcpListener,
     socket: SocketConfig,
-    permits: Arc<Semaphore>,
+    bounds: Bounds,
     drain: Drain,
     counts: Accepts,
-    spare: Arc<Spare>,
     serve: impl Fn(Accepted),
 ) {
     let draining = drain.draining();
     tokio::pin!(draining);
     let mut failing = false;
     loop {
-        if permits.available_permits() == 0 {
+        if bounds.permits.available_permits() == 0 {
             counts.limited.inc();
         }
         // Waits before accepting: what is beyond the bound stays in the kernel's backlog.
         let accepted = tokio::select! {
             biased;
             () = &mut draining => return,
-            accepted = next(&listener, &permits, &spare) => accepted,
+            accepted = next(&listener, &bounds) => accepted,
         };
         match accepted {
             Ok((tcp, client, permit)) => {
@@ -156,11 +162,10 @@ const ENFILE: i32 = 23;
 
 async fn next(
     listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-    spare: &Spare,
+    bounds: &Bounds,
 ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (tcp, client) = poll_fn(|cx| spare.after_ours(|| listener.poll_accept(cx))).await?;
+    let permit = bounds.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (tcp, client) = poll_fn(|cx| bounds.spare.after_ours(|| listener.poll_accept(cx))).await?;
     Ok((tcp, client, permit))
 }
 

@@ -208,10 +208,9 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
         listen::accept(
             inbound_socket,
             proxy.config.inbound.socket,
-            proxy.inbound_permits.clone(),
+            listen::Bounds { permits: proxy.inbound_permits.clone(), spare: proxy.spare.clone() },
             proxy.drain.clone(),
             proxy.metrics.inbound_accepts.clone(),
-            proxy.spare.clone(),
             move |accepted| {
                 let (client, target) = (accepted.client, accepted.target);
                 let served = inbound::serve(for_serve.clone(), accepted);
@@ -228,10 +227,9 @@ fn accept_all(worker: &Arc<Worker>, sockets: Sockets) -> std::io::Result<()> {
             listen::accept(
                 socket,
                 proxy.config.outbound.socket,
-                proxy.outbound_permits.clone(),
+                listen::Bounds { permits: proxy.outbound_permits.clone(), spare: proxy.spare.clone() },
                 proxy.drain.clone(),
                 proxy.metrics.outbound_accepts.clone(),
-                proxy.spare.clone(),
                 move |accepted| {
                     let (client, target) = (accepted.client, accepted.target);
                     let served = outbound::serve(for_serve.clone(), accepted);
