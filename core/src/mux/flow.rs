@@ -61,9 +61,10 @@ impl Account {
         held >= self.window
     }
 
-    /// Is less than a quarter of the shared part left?
+    /// Is less than a quarter of the shared part left, or so little that a sender takes none of it? Then a sender may
+    /// wait for whatever it is owed.
     pub(super) fn is_scarce(&self) -> bool {
-        self.shared - self.used.min(self.shared) < self.shared / 4 || self.shared == 0
+        self.shared.saturating_sub(self.used) < CRUMB.max(self.shared / 4)
     }
 
     /// A stream that held `before` holds `after` now.

@@ -23,6 +23,7 @@ impl Session {
     }
 
     /// [`write`](Self::write) of several pieces, in one turn.
+    #[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
     pub fn write_vectored<'a>(
         &mut self,
         id: StreamId,

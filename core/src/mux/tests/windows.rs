@@ -193,6 +193,17 @@ fn what_idle_streams_are_owed_is_returned_when_the_shared_part_is_short() {
 }
 
 #[test]
+fn credit_is_returned_at_once_where_a_sender_takes_nothing_of_the_shared_part() {
+    let limits = Limits { window: 10_000, shared: 1000, ..small() };
+    let mut pair = Pair::new(limits, limits);
+    let stream = pair.open();
+    assert_eq!(send_all(&mut pair, stream), 4096);
+    assert_eq!(drain(&mut pair.server, stream).0.len(), 4096);
+    pair.flow();
+    assert_eq!(events(&mut pair.client), [Event::Writable(stream)]);
+}
+
+#[test]
 fn what_a_finished_stream_is_owed_is_returned_with_its_end() {
     let limits = Limits { window: 100_000, guaranteed: 4096, shared: 100_000, ..small() };
     let mut pair = Pair::new(limits, limits);
