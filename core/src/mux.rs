@@ -42,6 +42,8 @@ use core::num::NonZeroU16;
 pub const ALPN: &[u8] = b"remora.io/mux/1";
 /// The longest text of a refusal, in bytes.
 pub const MAX_REASON: usize = 128;
+/// What a stream may write in its turn, in bytes: an answer of 64 KiB and its head.
+const TURN: usize = 5 * MAX_PAYLOAD;
 /// Control frames that may wait beyond [`Limits::out`] before the peer counts as one that does not read, in bytes.
 const MAX_ANSWERS: usize = 1 << 18;
 
@@ -56,18 +58,18 @@ pub struct Limits {
     pub guaranteed: u32,
     /// What all streams together may have unread beyond that, at most 2^30.
     pub shared: u32,
-    /// DATA that waits to be written, at least 32 KiB.
+    /// DATA that waits to be written, at least 80 KiB.
     pub out: usize,
     /// Streams that a client may reset within a second before they were answered. A number.
     pub resets: u32,
 }
 
 impl Default for Limits {
-    /// For a LAN: a bulk stream has 256 KiB on its way, 16 of them do not disturb each other; 20 MiB unread at worst.
+    /// For a LAN: a bulk stream has 512 KiB on its way, 8 of them do not disturb each other; 20 MiB unread at worst.
     fn default() -> Self {
         Self {
             streams: 1024,
-            window: 1 << 18,
+            window: 1 << 19,
             guaranteed: 1 << 14,
             shared: 1 << 22,
             out: 1 << 18,
@@ -85,7 +87,7 @@ impl Limits {
             window: self.window.clamp(guaranteed, MAX_WINDOW),
             guaranteed,
             shared: self.shared.min(MAX_WINDOW),
-            out: self.out.max(2 * MAX_PAYLOAD),
+            out: self.out.max(TURN),
             resets: self.resets,
         }
     }
@@ -180,6 +182,8 @@ pub struct Session {
     /// Streams with an event, each once.
     events: VecDeque<Slot>,
     notices: Notices,
+    /// Streams for which the sender is owed credit that is not worth a write of its own; each once.
+    owed: VecDeque<Slot>,
     /// Streams that want to write and wait for their turn, or for the shared part; each in one of them, once.
     turns: VecDeque<Slot>,
     sharers: VecDeque<Slot>,
@@ -227,6 +231,7 @@ impl Session {
             out,
             events: VecDeque::new(),
             notices: Notices::default(),
+            owed: VecDeque::new(),
             turns: VecDeque::new(),
             sharers: VecDeque::new(),
             granted: Vec::new(),
@@ -273,6 +278,7 @@ impl Session {
     /// The next thing that happened, if any. To be asked until there is none, after every `receive` and `written`, and
     /// whenever [`wants_driver`](Self::wants_driver) says so.
     pub fn poll_event(&mut self) -> Option<Event> {
+        self.settle_debts();
         if core::mem::take(&mut self.notices.settings) {
             return Some(Event::Settings);
         }
@@ -358,6 +364,9 @@ impl Session {
         if self.events.is_empty() {
             self.events = VecDeque::new();
         }
+        if self.owed.is_empty() {
+            self.owed = VecDeque::new();
+        }
         if self.turns.is_empty() && self.sharers.is_empty() && self.granted.is_empty() {
             (self.turns, self.sharers, self.granted) = (VecDeque::new(), VecDeque::new(), Vec::new());
         }
@@ -366,6 +375,7 @@ impl Session {
     /// Memory behind this session, in bytes; see [`Limits::most_allocated`].
     pub fn allocated(&self) -> usize {
         let queued = self.events.capacity()
+            + self.owed.capacity()
             + self.turns.capacity()
             + self.sharers.capacity()
             + self.granted.capacity();

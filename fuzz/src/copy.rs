@@ -3,7 +3,7 @@
 //! and no more than one buffer is held for a side that does not read.
 
 use arbitrary::{Arbitrary, Unstructured};
-use remora_proxy::tcp::Duplex;
+use remora_proxy::{scratch::SIZE, stream::Lend, tcp::Duplex};
 use std::{
     io,
     pin::Pin,
@@ -31,7 +31,7 @@ fn byte_at(at: usize) -> u8 {
 }
 
 /// Bytes that may be on their way in one direction: read and not written.
-const MOST_KEPT: usize = 64 * 1024;
+const MOST_KEPT: usize = SIZE;
 
 #[derive(Arbitrary, Debug)]
 struct Described {
@@ -219,6 +219,8 @@ impl AsyncRead for End {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Lend for End {}
 
 impl AsyncWrite for End {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-/// Bytes read at once.
-const SIZE: usize = 64 * 1024;
+/// Bytes read at once: two of the largest packets that Linux passes on whole, and an answer of 64 KiB with its head.
+pub const SIZE: usize = 128 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SIZE]);

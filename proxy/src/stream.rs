@@ -1,6 +1,6 @@
 //! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
 
-use crate::mux::MuxStream;
+use crate::{mux::MuxStream, scratch};
 use bytes::{Buf, Bytes};
 use remora_runtime::{
     room,
@@ -11,7 +11,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
@@ -189,6 +189,27 @@ impl Stream {
         tcp.take_error().unwrap_or_else(Some)
     }
 
+    /// Counts what was read, of so many bytes that were there.
+    fn has_read<T>(&mut self, bytes: usize, seen: usize, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if !self.essential
+            && let Err(full) = room::took(bytes)
+        {
+            return Poll::Ready(Err(full));
+        }
+        if let Some(attention) = &mut self.attention {
+            attention.read(seen, polled.is_pending());
+        }
+        if let Some(meter) = &self.meter {
+            if bytes > 0 {
+                meter.read(bytes);
+            }
+            if let Poll::Ready(Err(error)) = &polled {
+                meter.failed(error);
+            }
+        }
+        polled
+    }
+
     /// Makes the close of this connection a reset: the peer must not take it for an orderly end.
     pub fn reset_on_close(&self) {
         let tcp = match self.below() {
@@ -198,6 +219,43 @@ impl Stream {
         // A socket that cannot be asked to linger is closed as it is; there is nobody to tell.
         let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
     }
+}
+
+/// What lends the bytes that are read from it, so that whoever passes them on needs no copy.
+pub trait Lend: AsyncRead + Unpin {
+    /// Whether what is not taken stays, and is lent again. Else all has to be taken.
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    /// Reads once, up to `most` bytes, and lends them to `take`, which says how many it has taken. Returns that; 0 at the
+    /// end. Pending also if there were some and none was taken.
+    fn poll_lend(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        take: impl FnOnce(&mut Context<'_>, &[u8]) -> usize,
+    ) -> Poll<io::Result<usize>> {
+        read_and_lend(self, cx, most, take)
+    }
+}
+
+fn read_and_lend<R: AsyncRead + Unpin + ?Sized>(
+    reader: &mut R,
+    cx: &mut Context<'_>,
+    most: usize,
+    take: impl FnOnce(&mut Context<'_>, &[u8]) -> usize,
+) -> Poll<io::Result<usize>> {
+    scratch::with(|scratch| {
+        let most = most.min(scratch.len());
+        let mut buf = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
+        ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
+        let bytes = buf.filled();
+        if !bytes.is_empty() {
+            take(cx, bytes);
+        }
+        Poll::Ready(Ok(bytes.len()))
+    })
 }
 
 impl AsyncRead for Stream {
@@ -215,23 +273,36 @@ impl AsyncRead for Stream {
             Io::Mux(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let bytes = buf.filled().len() - before;
-        if !this.essential
-            && let Err(full) = room::took(bytes)
-        {
-            return Poll::Ready(Err(full));
-        }
-        if let Some(attention) = &mut this.attention {
-            attention.read(bytes, polled.is_pending());
-        }
-        if let Some(meter) = &this.meter {
-            if bytes > 0 {
-                meter.read(bytes);
+        this.has_read(bytes, bytes, polled)
+    }
+}
+
+impl Lend for Stream {
+    fn keeps(&self) -> bool {
+        self.is_mux() && self.head.is_empty()
+    }
+
+    fn poll_lend(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        take: impl FnOnce(&mut Context<'_>, &[u8]) -> usize,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Mux(stream) if self.head.is_empty() => {
+                let mut seen = 0;
+                let polled = stream.poll_lend(cx, most, |cx, lent| {
+                    seen = lent.len();
+                    take(cx, lent)
+                });
+                let bytes = match polled {
+                    Poll::Ready(Ok(taken)) => taken,
+                    Poll::Ready(Err(_)) | Poll::Pending => 0,
+                };
+                self.has_read(bytes, seen, polled)
             }
-            if let Poll::Ready(Err(error)) = &polled {
-                meter.failed(error);
-            }
+            _ => read_and_lend(self, cx, most, take),
         }
-        polled
     }
 }
 

@@ -1,10 +1,7 @@
 //! Copies bytes both ways until both sides have ended; half-closes travel; nothing is held for an idle connection.
 
 use crate::fault::Fault;
-use crate::{
-    scratch,
-    stream::{LOOK, Stream},
-};
+use crate::stream::{LOOK, Lend, Stream};
 use bytes::{Buf, Bytes};
 #[cfg(planted)]
 use remora_core::planted;
@@ -15,7 +12,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
 /// Reads of one direction in one poll before the other connections of the worker get their turn.
 const READS_PER_POLL: usize = 8;
@@ -67,15 +64,15 @@ pub struct Duplex {
 impl Duplex {
     /// Whether something of the client's waits for the server to take it.
     fn holds_the_clients(&self) -> bool {
-        self.up.kept.has_remaining()
+        self.up.kept.has_remaining() || self.up.waits
     }
 
     /// Copies what can be copied now. Ready when both directions have ended, or when one has and the other has nobody
     /// left to hear it; an error is a reader's.
     pub fn poll<C, S>(&mut self, cx: &mut Context<'_>, client: &mut C, server: &mut S) -> Poll<io::Result<()>>
     where
-        C: AsyncRead + AsyncWrite + Unpin,
-        S: AsyncRead + AsyncWrite + Unpin,
+        C: Lend + AsyncWrite,
+        S: Lend + AsyncWrite,
     {
         let sent = self.up.poll(cx, client, server);
         let received = self.down.poll(cx, server, client);
@@ -99,6 +96,8 @@ impl Duplex {
 struct Direction {
     /// Read and not yet taken by the writer.
     kept: Bytes,
+    /// Some is there, where it is kept, that the writer has not taken.
+    waits: bool,
     unflushed: bool,
     state: State,
 }
@@ -117,7 +116,7 @@ enum State {
 impl Direction {
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
     where
-        R: AsyncRead + Unpin,
+        R: Lend,
         W: AsyncWrite + Unpin,
     {
         let mut reads = 0;
@@ -177,7 +176,7 @@ impl Direction {
         self.unflushed = false;
     }
 
-    /// Reads once and writes what was read; keeps what the writer does not take. Zero bytes: the reader has ended.
+    /// Reads once and writes what was read; what the writer does not take is kept here, or where it was. Zero bytes: the reader has ended.
     fn read_and_write<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -185,14 +184,13 @@ impl Direction {
         writer: &mut W,
     ) -> Poll<io::Result<usize>>
     where
-        R: AsyncRead + Unpin,
+        R: Lend,
         W: AsyncWrite + Unpin,
     {
-        scratch::with(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(reader).poll_read(cx, &mut buf))?;
-            let mut rest = buf.filled();
-            let read = rest.len();
+        let keeps = reader.keeps();
+        self.waits = false;
+        reader.poll_lend(cx, usize::MAX, |cx, bytes| {
+            let mut rest = bytes;
             while !rest.is_empty() && self.state == State::Copying {
                 match Pin::new(&mut *writer).poll_write(cx, rest) {
                     Poll::Ready(Ok(written)) if written > 0 => {
@@ -200,6 +198,10 @@ impl Direction {
                         rest = rest.get(written..).unwrap_or_default();
                     }
                     Poll::Ready(Ok(_) | Err(_)) => self.discard(),
+                    Poll::Pending if keeps => {
+                        self.waits = true;
+                        return bytes.len() - rest.len();
+                    }
                     Poll::Pending => {
                         #[cfg(planted)]
                         if planted::makes(planted::Mistake::ByteLostWhenFull) {
@@ -210,7 +212,7 @@ impl Direction {
                     }
                 }
             }
-            Poll::Ready(Ok(read))
+            bytes.len()
         })
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Buffers {
 /// How many empty buffers are kept.
 const SPARES: usize = 4;
 /// The largest buffer that is kept, in bytes.
-const LARGE: usize = 1 << 16;
+const LARGE: usize = 1 << 18;
 /// Up to here buffers are large enough, not tight; in bytes.
 pub(super) const GENEROUS: usize = 1 << 21;
 /// Beyond that, a buffer is at most this many times what it holds after a read,

@@ -20,6 +20,15 @@ pub(super) struct Account {
     used: u32,
 }
 
+/// When a receiver returns credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Now,
+    /// With the next write, whatever it is for.
+    Soon,
+    Not,
+}
+
 /// A sender leaves less than this of the shared part alone rather than send crumbs.
 const CRUMB: u32 = 1024;
 
@@ -52,9 +61,10 @@ impl Account {
         held >= self.window
     }
 
-    /// Is less than a quarter of the shared part left?
-    fn is_scarce(&self) -> bool {
-        self.shared - self.used.min(self.shared) < self.shared / 4 || self.shared == 0
+    /// Is less than a quarter of the shared part left, or so little that a sender takes none of it? Then a sender may
+    /// wait for whatever it is owed.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.shared.saturating_sub(self.used) < CRUMB.max(self.shared / 4)
     }
 
     /// A stream that held `before` holds `after` now.
@@ -71,12 +81,23 @@ impl Account {
         self.used > self.shared
     }
 
-    /// Should the receiver return credit for `consumed` bytes of a stream, of which `unread` are left?
+    /// When should the receiver return credit for `consumed` bytes of a stream of which `unread` more are there?
     ///
-    /// A reader that keeps up gets half the guaranteed part back at once, so an idle stream holds less than that and
-    /// nothing of the shared part. One that lags is credited by half windows, or sooner when others need the share.
-    pub(super) fn is_due(&self, consumed: u32, unread: usize) -> bool {
-        let enough = if unread == 0 || self.is_scarce() { self.guaranteed / 2 } else { self.window / 2 };
-        consumed >= enough
+    /// Half a window is worth a write of its own: the sender has the other half. Less, if it is half the guaranteed part,
+    /// is returned with whatever else is written, or at once when others need the shared part.
+    pub(super) fn is_due(&self, consumed: u32, unread: usize) -> Due {
+        let least = self.guaranteed / 2;
+        if consumed >= least.max(self.window / 2) || (consumed >= least && self.is_scarce()) {
+            Due::Now
+        } else if consumed >= least && unread == 0 {
+            Due::Soon
+        } else {
+            Due::Not
+        }
+    }
+
+    /// Is it worth a frame to return so much credit?
+    pub(super) fn is_worth(&self, consumed: u32) -> bool {
+        consumed >= self.guaranteed / 2
     }
 }

@@ -79,6 +79,9 @@ impl Session {
     fn give_back(&mut self, slot: Slot) {
         self.unpark(slot);
         if let Some(stream) = self.table.get_mut(slot) {
+            if core::mem::take(&mut stream.is_owed) {
+                remove(&mut self.owed, slot);
+            }
             self.sending.change(core::mem::take(&mut stream.sent), 0);
             self.receiving.change(core::mem::take(&mut stream.received), 0);
             self.buffers.empty(&mut stream.unread);

@@ -1,6 +1,6 @@
 //! Reading streams, and returning what was read to the sender's window.
 
-use super::{Session, StreamId, frame::Frame, table::Slot};
+use super::{Session, StreamId, flow::Due, frame::Frame, table::Slot};
 
 /// What can be read, without a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -93,21 +93,50 @@ impl Session {
     }
 
     /// Returns credit, if it is due.
-    fn credit(&mut self, slot: Slot) {
+    pub(super) fn credit(&mut self, slot: Slot) {
         let credit = self.consumed(slot);
         let Some(stream) = self.table.get_mut(slot) else { return };
-        let due = if stream.peer_finished {
-            // Nothing more will come, but as long as the sender holds shared bytes for it others lack them.
-            stream.unread.is_empty() && stream.received > self.receiving.guaranteed
-        } else {
+        let due = if !stream.peer_finished {
             self.receiving.is_due(credit, stream.unread.len())
+        } else if stream.unread.is_empty() && stream.received > self.receiving.guaranteed {
+            // Nothing more will come, but as long as the sender holds shared bytes for it others lack them.
+            Due::Now
+        } else {
+            Due::Not
         };
-        if due && self.dead.is_none() {
+        match due {
+            Due::Now => self.send_credit(slot, credit),
+            Due::Soon if !core::mem::replace(&mut stream.is_owed, true) => self.owed.push_back(slot),
+            Due::Soon | Due::Not => {}
+        }
+    }
+
+    fn send_credit(&mut self, slot: Slot, credit: u32) {
+        if self.dead.is_some() {
+            return;
+        }
+        if let Some(stream) = self.table.get_mut(slot) {
             self.receiving.change(stream.received, stream.received - credit);
             stream.received -= credit;
             stream.answered = true;
             let id = stream.id;
             self.out.frame(&Frame::Window { id, credit });
+        }
+    }
+
+    /// Returns what is owed if something is written anyway, or if others need the shared part.
+    pub(super) fn settle_debts(&mut self) {
+        if self.owed.is_empty() || (self.out.is_empty() && !self.receiving.is_scarce()) {
+            return;
+        }
+        while let Some(slot) = self.owed.pop_front() {
+            let Some(stream) = self.table.get_mut(slot) else { continue };
+            stream.is_owed = false;
+            let is_over = stream.peer_finished;
+            let credit = self.consumed(slot);
+            if !is_over && self.receiving.is_worth(credit) {
+                self.send_credit(slot, credit);
+            }
         }
     }
 

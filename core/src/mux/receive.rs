@@ -142,6 +142,8 @@ impl Session {
             stream.peer_finished = true;
             stream.is_readable = true;
             self.queue(slot);
+            // What was read before may be owed.
+            self.credit(slot);
         }
     }
 

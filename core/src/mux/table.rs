@@ -31,6 +31,8 @@ pub(super) struct Stream {
     pub answered: bool,
     /// In the queue of events, for one of the next two or for `ended`.
     pub queued: bool,
+    /// In the queue of those that are owed credit.
+    pub is_owed: bool,
     pub is_new: bool,
     pub is_readable: bool,
     pub parked: Parked,
@@ -67,6 +69,7 @@ impl Stream {
             end_read: false,
             answered: false,
             queued: false,
+            is_owed: false,
             is_new: false,
             is_readable: false,
             parked: Parked::No,

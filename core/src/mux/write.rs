@@ -1,12 +1,12 @@
 //! Writing streams, fairly.
 //!
 //! A write that finds neither others waiting nor the buffer full takes what windows and buffer admit. Otherwise streams
-//! take turns, first come first served, of at most one full frame each: whoever took much goes behind those who wait.
+//! take turns, first come first served, of at most five full frames each: whoever took much goes behind those who wait.
 
 use super::{
-    Role, Session, StreamId,
+    Role, Session, StreamId, TURN,
     error::{Code, Gone, TooLate},
-    frame::{Frame, MAX_PAYLOAD, is_printable},
+    frame::{Frame, is_printable},
     table::{Parked, Slot},
 };
 use crate::mux::MAX_REASON;
@@ -19,9 +19,20 @@ impl Session {
     /// Takes as much of `data` as may be sent now and says how much. 0 of a non-empty `data` means that
     /// [`Writable`](super::Event::Writable) will tell when to try again, or [`Ended`](super::Event::Ended) why not.
     pub fn write(&mut self, id: StreamId, data: &[u8]) -> Result<usize, Gone> {
+        self.write_vectored(id, core::iter::once(data))
+    }
+
+    /// [`write`](Self::write) of several pieces, in one turn.
+    #[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
+    pub fn write_vectored<'a>(
+        &mut self,
+        id: StreamId,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<usize, Gone> {
         let slot = self.usable(id).ok_or(Gone)?;
         let stream = self.table.get(slot).filter(|stream| !stream.finished).ok_or(Gone)?;
-        if data.is_empty() {
+        let length = pieces.clone().fold(0, |sum: usize, piece| sum.saturating_add(piece.len()));
+        if length == 0 {
             return Ok(0);
         }
         let (sent, parked) = (stream.sent, stream.parked);
@@ -39,21 +50,26 @@ impl Session {
         }
         let is_contended = !self.turns.is_empty() || !self.granted.is_empty();
         let place = self.place();
-        if place < CRUMB.min(data.len()) || (is_contended && !is_granted) {
+        if place < CRUMB.min(length) || (is_contended && !is_granted) {
             self.park(slot);
             return Ok(0);
         }
-        let most = if is_contended { MAX_PAYLOAD } else { usize::MAX };
-        let count = data.len().min(room).min(place).min(most);
-        let data = data.get(..count).unwrap_or(data);
-        self.out.data(id.0, data);
+        let most = if is_contended { TURN } else { usize::MAX };
+        let count = length.min(room).min(place).min(most);
+        let mut left = count;
+        for piece in pieces {
+            let piece = piece.get(..left).unwrap_or(piece);
+            self.out.data(id.0, piece);
+            left -= piece.len();
+        }
         self.wrote = true;
         if let Some(stream) = self.table.get_mut(slot) {
-            stream.sent += data.len() as u32;
+            // No more than the window, which is within 32 bits.
+            stream.sent += count as u32;
             self.sending.change(sent, stream.sent);
             stream.answered |= self.role == Role::Server;
         }
-        Ok(data.len())
+        Ok(count)
     }
 
     /// Ends our direction. What was written still arrives; reading goes on.
@@ -96,7 +112,7 @@ impl Session {
         self.out.frame(&Frame::Refused { id, reason: reason.into() });
     }
 
-    /// Whose turn it is to write, if anybody's. A full frame is kept free for each who was told and has not written.
+    /// Whose turn it is to write, if anybody's. A turn's bytes are kept free for each who was told and has not written.
     pub(super) fn next_turn(&mut self) -> Option<StreamId> {
         if core::mem::take(&mut self.round_is_over) {
             // They were told a round ago, and with an empty buffer nothing kept them: others must not wait for them.
@@ -113,7 +129,7 @@ impl Session {
                 self.line_up(slot);
             }
         }
-        while self.granted.len() < self.place() / MAX_PAYLOAD
+        while self.granted.len() < self.place() / TURN
             && let Some(slot) = self.turns.pop_front()
         {
             let Some(stream) = self.table.get_mut(slot) else { continue };
@@ -132,7 +148,7 @@ impl Session {
     /// Do streams wait although there is place?
     pub(super) fn has_turns(&self) -> bool {
         let waiting = !self.turns.is_empty() || (!self.sharers.is_empty() && self.sending.spare() > 0);
-        waiting && (self.out.is_empty() || self.granted.len() < self.place() / MAX_PAYLOAD)
+        waiting && (self.out.is_empty() || self.granted.len() < self.place() / TURN)
     }
 
     /// How much more DATA the outgoing buffer takes, in bytes.

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::{io::AsyncWrite as _, time::Sleep};
+use tokio::time::Sleep;
 
 /// Rounds of reading and writing in one poll before the worker's other connections get their turn.
 const ROUNDS: u32 = 8;
@@ -107,15 +107,13 @@ impl Sending<'_> {
 
     /// Takes what is there of the body; whether more has to be waited for.
     fn take(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
-        // Most of a long answer goes from the one socket to the other.
-        if !self.over && self.shared.lock().out.is_empty() {
+        while !self.over && self.shared.lock().out.has_room() {
+            // Most of a long answer goes from the one socket to the other.
             match self.relay(cx) {
                 Some(Poll::Ready(relayed)) => return relayed.map(|()| false),
                 Some(Poll::Pending) => return Ok(true),
                 None => {}
             }
-        }
-        while !self.over && self.shared.lock().out.has_room() {
             // Not while the connection is held: the body may read the request's.
             let frame = if self.body.is_end_stream() {
                 Poll::Ready(None)
@@ -142,12 +140,8 @@ impl Sending<'_> {
             return None;
         }
         let write = &mut |cx: &mut Context<'_>, bytes: &[u8]| {
-            let mut wire = self.shared.lock();
-            let taken = Pin::new(&mut wire.stream).poll_write(cx, bytes);
-            if let Poll::Ready(Ok(taken)) = taken {
-                wire.out.relayed(taken);
-            }
-            taken
+            let wire = &mut *self.shared.lock();
+            wire.out.poll_write_with(cx, &mut wire.stream, bytes)
         };
         let relayed = match self.body.poll_relay(cx, write)? {
             Poll::Ready(Ok(relayed)) => relayed,

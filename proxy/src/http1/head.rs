@@ -57,9 +57,10 @@ impl Ahead {
         let from = self.scanned.saturating_sub(2);
         let mut fresh = self.bytes.get(from..).unwrap_or_default();
         let mut whole = false;
-        while let Some(at) = fresh.iter().position(|byte| *byte == b'\n') {
+        // What follows the end may be long, and is no head's.
+        while !whole && let Some(at) = fresh.iter().position(|byte| *byte == b'\n') {
             fresh = fresh.get(at + 1..).unwrap_or_default();
-            whole |= fresh.starts_with(b"\n") || fresh.starts_with(b"\r\n");
+            whole = fresh.starts_with(b"\n") || fresh.starts_with(b"\r\n");
         }
         self.scanned = self.bytes.len();
         self.tries = self.tries.saturating_add(1);

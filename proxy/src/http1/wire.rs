@@ -4,7 +4,7 @@ use super::{
     Error, Limits,
     head::{self, Ahead, Spelling},
 };
-use crate::{scratch, stream::Stream};
+use crate::stream::{Lend as _, Stream};
 use bytes::{Buf, Bytes, BytesMut};
 use remora_core::http1::{
     Length,
@@ -17,10 +17,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
 /// What is collected before it is written.
 const ENOUGH: usize = 32 * 1024;
+/// Bytes that are read at once where a head is due: what follows a head is relayed without a copy.
+const HEAD: usize = SMALL;
+/// Bytes of a body that are read at once where they are kept until they are written.
+const PIECE: usize = 64 * 1024;
 /// A piece of a body up to here is copied to what is written with it; a larger one is written from where it is.
 const SMALL: usize = 4 * 1024;
 
@@ -62,13 +66,16 @@ impl Wire {
         Self { stream, ahead: Ahead::default(), body: Reading::over(), out, torn: false }
     }
 
-    /// Reads what is there, once; how many bytes, none at the end.
+    /// Reads of a head what is there, once; how many bytes, none at the end.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        scratch::with(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
-            self.ahead.bytes.extend_from_slice(buf.filled());
-            Poll::Ready(Ok(buf.filled().len()))
+        self.fill(cx, HEAD)
+    }
+
+    fn fill(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        let ahead = &mut self.ahead.bytes;
+        self.stream.poll_lend(cx, most, |_, bytes| {
+            ahead.extend_from_slice(bytes);
+            bytes.len()
         })
     }
 
@@ -81,7 +88,7 @@ impl Wire {
                 Ok(None) if self.body.is_over() => return Poll::Ready(None),
                 Ok(None) => {}
             }
-            match ready!(self.poll_fill(cx)) {
+            match ready!(self.fill(cx, PIECE)) {
                 Ok(0) if self.body.ends_with_connection() => self.body = Reading::over(),
                 Ok(0) => return Poll::Ready(Some(Err(Error::Cut))),
                 Ok(_) => {}
@@ -105,30 +112,37 @@ impl Wire {
             State::Close => usize::MAX,
             State::Chunks(_) => return None,
         };
-        Some(scratch::with(|scratch| {
-            let most = most.min(scratch.len());
-            let mut buf = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
-                Ok(()) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
-            let read = buf.filled().len();
-            match &mut self.body.state {
-                State::Length(_) if read == 0 => return Poll::Ready(Err(Error::Cut)),
-                State::Length(left) => *left -= read as u64,
-                State::Close if read == 0 => self.body = Reading::over(),
-                State::Close | State::Chunks(_) => {}
-            }
-            let mut rest = buf.filled();
+        let ahead = &mut self.ahead.bytes;
+        let keeps = self.stream.keeps();
+        let mut kept = Bytes::new();
+        // More than the body is asked for: a read that fills its place is followed by one that finds nothing.
+        let polled = self.stream.poll_lend(cx, usize::MAX, |cx, bytes| {
+            let (bytes, after) = bytes.split_at_checked(most).unwrap_or((bytes, &[]));
+            let mut rest = bytes;
             while !rest.is_empty() {
                 match write(cx, rest) {
                     Poll::Ready(Ok(taken)) if taken > 0 => rest = rest.get(taken..).unwrap_or_default(),
+                    Poll::Pending if keeps => return bytes.len() - rest.len(),
                     // Whoever writes the rest hears of it again.
                     Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => break,
                 }
             }
-            Poll::Ready(Ok(Relayed { read, rest: Bytes::copy_from_slice(rest) }))
-        }))
+            kept = Bytes::copy_from_slice(rest);
+            ahead.extend_from_slice(after);
+            bytes.len() + after.len()
+        });
+        let relayed = match polled {
+            Poll::Ready(Ok(read)) => Relayed { read: read.min(most), rest: kept },
+            Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error.into()))),
+            Poll::Pending => return Some(Poll::Pending),
+        };
+        match &mut self.body.state {
+            State::Length(_) if relayed.read == 0 => return Some(Poll::Ready(Err(Error::Cut))),
+            State::Length(left) => *left -= relayed.read as u64,
+            State::Close if relayed.read == 0 => self.body = Reading::over(),
+            State::Close | State::Chunks(_) => {}
+        }
+        Some(Poll::Ready(Ok(relayed)))
     }
 
     /// Writes all that is to be written; pending until that is done.
@@ -282,10 +296,33 @@ impl Outgoing {
         }
     }
 
-    /// Counts what was written without passing through here.
-    pub fn relayed(&mut self, bytes: usize) {
-        self.written += bytes as u64;
-        self.unflushed |= bytes > 0;
+    /// Writes what waits, and `bytes` behind it; how many of `bytes` were taken.
+    pub fn poll_write_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let stream = Pin::new(&mut *stream);
+            let waiting = self.first.len() + self.piece.len() + self.last.len();
+            let count = if waiting == 0 {
+                ready!(stream.poll_write(cx, bytes))?
+            } else if stream.is_write_vectored() {
+                let bufs =
+                    [self.first.as_ref(), self.piece.as_ref(), self.last.as_ref(), bytes].map(IoSlice::new);
+                ready!(stream.poll_write_vectored(cx, &bufs))?
+            } else {
+                ready!(self.poll_write(cx, stream.get_mut()))?;
+                continue;
+            };
+            self.written += count as u64;
+            self.unflushed |= count > 0;
+            self.took(count.min(waiting));
+            if count == 0 || count > waiting {
+                return Poll::Ready(Ok(count.saturating_sub(waiting)));
+            }
+        }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {

@@ -274,6 +274,42 @@ impl MuxStream {
         self.carrier.lock().why(self.id)
     }
 
+    /// Lends up to `most` bytes to `take` where they lie; what it does not take stays. See [`Lend`](crate::stream::Lend).
+    pub fn poll_lend(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+        take: impl FnOnce(&mut Context<'_>, &[u8]) -> usize,
+    ) -> Poll<io::Result<usize>> {
+        let mut shared = self.carrier.lock();
+        let shared = &mut *shared;
+        match shared.session.chunk(self.id) {
+            Chunk::Bytes(bytes) => {
+                let bytes = bytes.get(..most).unwrap_or(bytes);
+                // Whoever writes it to a stream of this carrier would wait for himself: no connection joins two of one.
+                let taken = take(cx, bytes);
+                if taken == 0 {
+                    return Poll::Pending;
+                }
+                shared.session.consume(self.id, taken);
+                shared.nudge();
+                return Poll::Ready(Ok(taken));
+            }
+            Chunk::Wait => {
+                keep(&mut shared.waiting.entry(self.id).or_default().read, cx);
+                return Poll::Pending;
+            }
+            Chunk::End => self.ended = true,
+            Chunk::Gone => {
+                if let Some(error) = shared.why(self.id) {
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        shared.nudge();
+        Poll::Ready(Ok(0))
+    }
+
     /// Makes the close of this stream a reset.
     pub fn reset_on_close(&self) {
         self.reset.store(true, Ordering::Relaxed);
@@ -325,29 +361,19 @@ impl AsyncWrite for MuxStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let mut shared = this.carrier.lock();
-        let mut total = 0;
-        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
-            match shared.session.write(this.id, buf) {
-                Ok(0) if total == 0 => {
-                    keep(&mut shared.waiting.entry(this.id).or_default().write, cx);
-                    shared.nudge();
-                    return Poll::Pending;
-                }
-                Ok(count) => {
-                    total += count;
-                    if count < buf.len() {
-                        break;
-                    }
-                }
-                Err(_) if total > 0 => break,
-                Err(_) => {
-                    let why = shared.why(this.id).unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
-                    return Poll::Ready(Err(why));
-                }
+        let polled = match shared.session.write_vectored(this.id, bufs.iter().map(|buf| &**buf)) {
+            Ok(0) if bufs.iter().any(|buf| !buf.is_empty()) => {
+                keep(&mut shared.waiting.entry(this.id).or_default().write, cx);
+                Poll::Pending
             }
-        }
+            Ok(count) => Poll::Ready(Ok(count)),
+            Err(_) => {
+                let why = shared.why(this.id).unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
+                return Poll::Ready(Err(why));
+            }
+        };
         shared.nudge();
-        Poll::Ready(Ok(total))
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

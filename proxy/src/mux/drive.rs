@@ -20,10 +20,8 @@ use std::{
 };
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
-/// Plaintext given to TLS at once: four full records.
-const FLIGHT: usize = 64 * 1024;
-/// Reads in one poll before the worker's other tasks get their turn.
-const READS_PER_POLL: usize = 4;
+/// Plaintext given to TLS at once: eight full records.
+const FLIGHT: usize = 128 * 1024;
 /// How often a carrier is looked at: is the peer alive, does anybody use it?
 const TICK: Duration = Duration::from_secs(10);
 /// Ticks without a stream after which the side that dialled ends a carrier.
@@ -122,21 +120,26 @@ impl Driver {
 
     fn poll(&mut self, cx: &mut Context<'_>, opened: &mut impl FnMut(Opened)) -> Poll<Result<(), Error>> {
         let mut peer_closed = false;
-        for nth in 0..READS_PER_POLL {
-            match self.poll_receive(cx) {
-                Poll::Ready(Ok(0)) => {
-                    peer_closed = true;
-                    break;
+        let mut received = 0;
+        while let Poll::Ready(read) = self.poll_receive(cx) {
+            match read {
+                Ok(read @ 1..) => {
+                    received += read;
+                    if received >= scratch::SIZE {
+                        // First the streams pass on what has come, while the processor's cache holds it.
+                        cx.waker().wake_by_ref();
+                        break;
+                    }
                 }
-                Poll::Ready(Ok(_)) if nth + 1 == READS_PER_POLL => cx.waker().wake_by_ref(),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => {
+                Ok(_) => peer_closed = true,
+                Err(error) => {
                     self.carrier.lock().lost();
                     tracing::debug!(%error, "a carrier ended");
                     peer_closed = true;
-                    break;
                 }
-                Poll::Pending => break,
+            }
+            if peer_closed {
+                break;
             }
         }
         let carrier = self.carrier.clone();

@@ -4,7 +4,7 @@ use super::*;
 
 /// Nothing waits in windows, so the buffer is all that limits.
 fn wide() -> Limits {
-    Limits { streams: 64, window: 1 << 30, guaranteed: 1 << 20, shared: 1 << 30, out: 1 << 16, resets: 1 }
+    Limits { streams: 64, window: 1 << 30, guaranteed: 1 << 20, shared: 1 << 30, out: 1 << 18, resets: 1 }
 }
 
 fn many(count: usize) -> (Pair, Vec<StreamId>) {
@@ -15,7 +15,7 @@ fn many(count: usize) -> (Pair, Vec<StreamId>) {
 
 /// Writes until nothing is taken.
 fn stuff(session: &mut Session, stream: StreamId) -> usize {
-    let data = vec![0; 1 << 16];
+    let data = vec![0; 1 << 18];
     let mut total = 0;
     loop {
         match session.write(stream, &data) {
@@ -40,14 +40,14 @@ fn round(session: &mut Session) -> Vec<(StreamId, usize)> {
 #[test]
 fn a_lone_writer_fills_the_buffer_at_once() {
     let (mut pair, streams) = many(1);
-    assert_eq!(stuff(&mut pair.client, streams[0]), 1 << 16);
+    assert_eq!(stuff(&mut pair.client, streams[0]), 1 << 18);
     assert_eq!(events(&mut pair.client), []);
     pair.client.written(usize::MAX);
     assert_eq!(events(&mut pair.client), [Event::Writable(streams[0])]);
 }
 
 #[test]
-fn who_waits_writes_a_frame_in_the_order_of_waiting() {
+fn who_waits_writes_five_frames_in_the_order_of_waiting() {
     let (mut pair, streams) = many(5);
     for stream in &streams {
         stuff(&mut pair.client, *stream);
@@ -59,7 +59,7 @@ fn who_waits_writes_a_frame_in_the_order_of_waiting() {
         let wrote = round(&mut pair.client);
         assert!(wrote.len() >= 3, "{wrote:?}");
         for (stream, count) in wrote {
-            assert_eq!((Some(&stream), count), (expected.next(), MAX_PAYLOAD));
+            assert_eq!((Some(&stream), count), (expected.next(), TURN));
         }
     }
 }
@@ -100,7 +100,7 @@ fn whoever_leaves_leaves_no_gap() {
     }
     pair.client.written(usize::MAX);
     let told = events(&mut pair.client);
-    assert_eq!(told.len(), 4);
+    assert_eq!(told.len(), 3);
     // Those whose turn it is, and some that wait.
     for stream in &streams[..10] {
         pair.client.reset(*stream, Code::Cancelled);
@@ -108,7 +108,7 @@ fn whoever_leaves_leaves_no_gap() {
     pair.client.written(usize::MAX);
     let told = events(&mut pair.client);
     assert_eq!(told[0], Event::Writable(streams[10]));
-    assert_eq!(told.len(), 4);
+    assert_eq!(told.len(), 3);
 }
 
 #[test]
@@ -126,4 +126,23 @@ fn no_stream_is_opened_behind_a_full_buffer() {
     assert_eq!(pair.client.open(PORT, None), Err(CannotOpen::Busy));
     pair.client.written(usize::MAX);
     assert!(pair.client.open(PORT, None).is_ok());
+}
+
+#[test]
+fn pieces_go_out_in_one_turn() {
+    let (mut pair, streams) = many(3);
+    for stream in &streams {
+        stuff(&mut pair.client, *stream);
+    }
+    pair.client.written(usize::MAX);
+    assert_eq!(pair.client.poll_event(), Some(Event::Writable(streams[0])));
+    let pieces = [&b"head "[..], b"", b"and body"];
+    assert_eq!(pair.client.write_vectored(streams[0], pieces.into_iter()), Ok(13));
+    assert_eq!(pair.client.out(), data(1, b"head and body", 0));
+    // More than a turn, cut within a piece.
+    assert_eq!(pair.client.poll_event(), Some(Event::Writable(streams[1])));
+    let long = vec![1; 40_000];
+    let pieces = [&long[..], &long, &long];
+    assert_eq!(pair.client.write_vectored(streams[1], pieces.into_iter()), Ok(TURN));
+    assert_eq!(pair.client.write_vectored(streams[0], [&b"x"[..]].into_iter()), Ok(0));
 }

@@ -121,35 +121,99 @@ fn until_settings_come_each_stream_has_4_kib() {
     carry(&mut client, &mut server).unwrap();
     carry(&mut server, &mut client).unwrap();
     assert_eq!(events(&mut client), [Event::Settings, Event::Writable(stream)]);
-    assert_eq!(client.write(stream, &data), Ok((1 << 18) - 4096));
+    assert_eq!(client.write(stream, &data), Ok(1 << 18), "what the buffer takes");
 }
 
 #[test]
-fn a_reader_that_keeps_up_returns_credit_in_few_frames() {
+fn a_reader_returns_credit_in_few_frames() {
     let mut pair = Pair::new(Limits::default(), Limits::default());
+    let half = Limits::default().window as usize / 2;
     let stream = pair.open();
     let mut windows = 0;
-    for _ in 0..1000 {
-        assert_eq!(pair.client.write(stream, &[3; 1000]), Ok(1000));
+    for _ in 0..10 * half / 1024 {
+        assert_eq!(pair.client.write(stream, &[3; 1024]), Ok(1024));
         pair.flow();
         drain(&mut pair.server, stream);
+        assert_eq!(events(&mut pair.server).len(), 1);
         windows += usize::from(!pair.server.out().is_empty());
     }
-    // Half the guaranteed part each.
-    assert_eq!(windows, 1_000_000 / 9000);
-    // One that lags: half the window each.
-    for _ in 0..16 {
-        assert_eq!(pair.client.write(stream, &[3; 16_000]), Ok(16_000));
-    }
+    assert_eq!(windows, 10);
+    // One that lags.
     pair.flow();
-    let mut some = [0; 1000];
+    assert_eq!(send_all(&mut pair, stream), 2 * half);
+    let mut some = [0; 1024];
     let mut windows = 0;
-    for _ in 0..250 {
-        assert_eq!(pair.server.read(stream, &mut some), Read::Bytes(1000));
+    for _ in 0..2 * half / 1024 {
+        assert_eq!(pair.server.read(stream, &mut some), Read::Bytes(1024));
         windows += usize::from(!pair.server.out().is_empty());
         pair.server.written(usize::MAX);
     }
-    assert_eq!(windows, 1);
+    assert_eq!(windows, 2);
+}
+
+/// `count` bytes that arrive and are read.
+fn pass(pair: &mut Pair, stream: StreamId, count: usize) {
+    assert_eq!(pair.client.write(stream, &vec![5; count]), Ok(count));
+    pair.flow();
+    assert_eq!(drain(&mut pair.server, stream).0.len(), count);
+    events(&mut pair.server);
+}
+
+#[test]
+fn little_credit_goes_with_whatever_is_written_next() {
+    let mut pair = Pair::new(Limits::default(), Limits::default());
+    let (one, other, third) = (pair.open(), pair.open(), pair.open());
+    let half = Limits::default().guaranteed as usize / 2;
+    pass(&mut pair, one, half);
+    pass(&mut pair, other, half - 1);
+    pass(&mut pair, third, half);
+    assert!(!pair.server.wants_driver(), "it is not worth a write");
+    pair.server.reset(third, Code::Cancelled);
+    pair.server.write(other, b"word").unwrap();
+    events(&mut pair.server);
+    // Not for one of which less was read, nor for one that is over.
+    let reset = Frame::Reset { id: third.get(), code: Code::Cancelled };
+    let credit = Frame::Window { id: one.get(), credit: half as u32 };
+    assert_eq!(pair.server.out(), [bytes_of(&[reset]), data(2, b"word", 0), bytes_of(&[credit])].concat());
+}
+
+#[test]
+fn what_idle_streams_are_owed_is_returned_when_the_shared_part_is_short() {
+    let limits = Limits { window: 65_536, shared: 65_536, ..small() };
+    let mut pair = Pair::new(limits, limits);
+    let (one, two, three) = (pair.open(), pair.open(), pair.open());
+    pass(&mut pair, one, 16_000);
+    pass(&mut pair, two, 16_000);
+    assert!(!pair.server.wants_driver() && pair.client.sending.spare() == 65_536 - 2 * (16_000 - 4096));
+    assert_eq!(send_all(&mut pair, three), 4096 + 65_536 - 2 * (16_000 - 4096));
+    assert_eq!(pair.client.sending.spare(), 0);
+    events(&mut pair.server);
+    pair.flow();
+    assert_eq!(pair.client.sending.spare(), 2 * (16_000 - 4096));
+}
+
+#[test]
+fn credit_is_returned_at_once_where_a_sender_takes_nothing_of_the_shared_part() {
+    let limits = Limits { window: 10_000, shared: 1000, ..small() };
+    let mut pair = Pair::new(limits, limits);
+    let stream = pair.open();
+    assert_eq!(send_all(&mut pair, stream), 4096);
+    assert_eq!(drain(&mut pair.server, stream).0.len(), 4096);
+    pair.flow();
+    assert_eq!(events(&mut pair.client), [Event::Writable(stream)]);
+}
+
+#[test]
+fn what_a_finished_stream_is_owed_is_returned_with_its_end() {
+    let limits = Limits { window: 100_000, guaranteed: 4096, shared: 100_000, ..small() };
+    let mut pair = Pair::new(limits, limits);
+    let stream = pair.open();
+    pass(&mut pair, stream, 10_000);
+    pair.client.finish(stream).unwrap();
+    pair.server.finish(stream).unwrap();
+    pair.flow();
+    assert_eq!(drain(&mut pair.client, stream), (vec![], true));
+    assert!(pair.client.is_idle(), "the bytes were read");
 }
 
 #[test]
