@@ -20,7 +20,7 @@ use std::{cell::RefCell, convert::Infallible, rc::Rc};
 const LIMITS: Limits = Limits { head_bytes: 8192, fields: 64 };
 
 /// What a request is to whoever read it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     method: Method,
     target: String,
@@ -48,7 +48,11 @@ pub fn messages(data: &[u8]) {
     let (ours, end) = read(data);
     let theirs = hyper(data);
     for (nth, (our, their)) in ours.iter().zip(&theirs).enumerate() {
-        assert_eq!(our, their, "request {nth} of {:?}", data.escape_ascii().to_string());
+        // Trailers may be refused that hyper takes, such as a line with a bare line feed in it: then the body broke off.
+        let stricter = nth + 1 == ours.len() && end == End::Refused && our.body.is_none();
+        let body = if stricter { None } else { their.body.clone() };
+        let their = Seen { body, ..their.clone() };
+        assert_eq!(*our, their, "request {nth} of {:?}", data.escape_ascii().to_string());
     }
     let told = || data.escape_ascii().to_string();
     // After the last request that we take a connection may have ended for hyper already.
