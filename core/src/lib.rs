@@ -4,7 +4,8 @@
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
 //! ([`balance`], [`ewma`], [`pool`]); when again ([`backoff`], [`cert`]); how long is waited for ([`patience`]); how much
-//! may be under way ([`bandwidth`]); is there room ([`room`]). [`mux`] is how many streams share a connection, [`http1`] how messages do.
+//! may be under way ([`bandwidth`]); is there room ([`room`]). [`mux`] is how many streams share a connection, [`http1`]
+//! how messages do.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

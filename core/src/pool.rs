@@ -71,23 +71,12 @@ impl<C> Pool<C> {
         &mut self,
         now: Time,
         bounds: &PoolBounds,
-        mut condition: impl FnMut(&mut C) -> Condition,
+        condition: impl FnMut(&mut C) -> Condition,
     ) -> Option<Pooled<C>> {
-        self.sweep(now, bounds, &mut condition);
-        let mut at = self.idle.len();
-        while let Some(one) = at.checked_sub(1).and_then(|last| self.idle.get_mut(last)) {
-            at -= 1;
-            match condition(&mut one.connection) {
-                Condition::Ready => {
-                    #[cfg(planted)]
-                    let at = if planted::makes(planted::Mistake::OldestFirst) { 0 } else { at };
-                    return Some(self.idle.remove(at));
-                }
-                Condition::Busy => {}
-                Condition::Ended => drop(self.idle.remove(at)),
-            }
-        }
-        None
+        let at = self.last_ready(now, bounds, condition)?;
+        #[cfg(planted)]
+        let at = if planted::makes(planted::Mistake::OldestFirst) { 0 } else { at };
+        Some(self.idle.remove(at))
     }
 
     /// Keeps a connection for later, if it may be used again and there is room. `condition` is its own.
@@ -106,14 +95,31 @@ impl<C> Pool<C> {
     }
 
     /// Drops what must not be used any more.
-    pub fn sweep(&mut self, now: Time, bounds: &PoolBounds, mut condition: impl FnMut(&mut C) -> Condition) {
+    pub fn sweep(&mut self, now: Time, bounds: &PoolBounds, condition: impl FnMut(&mut C) -> Condition) {
+        self.last_ready(now, bounds, condition);
+    }
+
+    /// Drops what must not be used any more, asking each once; where the last one is that is ready.
+    fn last_ready(
+        &mut self,
+        now: Time,
+        bounds: &PoolBounds,
+        mut condition: impl FnMut(&mut C) -> Condition,
+    ) -> Option<usize> {
+        let (mut kept, mut ready) = (0, None);
         self.idle.retain_mut(|one| {
             let condition = condition(&mut one.connection);
-            is_usable(one, condition, now, bounds)
+            let usable = is_usable(one, condition, now, bounds);
+            if usable && condition == Condition::Ready {
+                ready = Some(kept);
+            }
+            kept += usize::from(usable);
+            usable
         });
         if self.idle.is_empty() {
             self.idle.shrink_to_fit();
         }
+        ready
     }
 
     /// What is kept, the most recently used last.

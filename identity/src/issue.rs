@@ -277,7 +277,7 @@ mod tests {
     fn identities_must_be_dns_names() {
         refused("a b", &csr(NAME), Code::InvalidArgument, "not a name");
         refused("*.shop.local", &csr(NAME), Code::InvalidArgument, "not a name");
-        refused("spiffe://root/web", &csr(NAME), Code::InvalidArgument, "is a URI");
+        refused("spiffe://mesh/web", &csr(NAME), Code::InvalidArgument, "is a URI");
     }
 
     #[test]
@@ -307,7 +307,7 @@ mod tests {
         refused(NAME, &csr_with(other, &[dns(NAME)]), precondition, "common name");
         let address = SanType::IpAddress([10, 0, 0, 1].into());
         refused(NAME, &csr_with("", &[dns(NAME), address]), precondition, "an IP address");
-        let uri = SanType::URI("spiffe://root/web".try_into().unwrap());
+        let uri = SanType::URI("spiffe://mesh/web".try_into().unwrap());
         refused(NAME, &csr_with("", &[dns(NAME), uri]), precondition, "a URI");
         let mail = SanType::Rfc822Name("a@b.c".try_into().unwrap());
         refused(NAME, &csr_with("", &[mail, dns(NAME)]), precondition, "an e-mail address");

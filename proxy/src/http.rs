@@ -83,7 +83,7 @@ impl Settings {
 }
 
 /// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets the
-/// request's stream (HTTP/2) or the connection (HTTP/1).
+/// request's stream (HTTP/2) or ends the connection (HTTP/1).
 ///
 /// Boxed: what is held while a connection lives is what its version needs.
 pub fn serve<'a, S, F>(

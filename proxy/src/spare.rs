@@ -13,8 +13,17 @@ const KEPT: usize = 4;
 
 /// Descriptors held for nothing but to be given up in need. Whoever accepts a connection asks here first: those that are
 /// missing are taken back before others get any, and none is lost between being given up and being used.
-#[derive(Default)]
-pub struct Spare(RwLock<Vec<File>>);
+pub struct Spare {
+    held: RwLock<Vec<File>>,
+    /// What each of them is opened on.
+    file: &'static str,
+}
+
+impl Default for Spare {
+    fn default() -> Self {
+        Self { held: RwLock::default(), file: "/dev/null" }
+    }
+}
 
 impl Spare {
     /// One step of accepting an ordinary connection.
@@ -22,7 +31,7 @@ impl Spare {
     /// # Errors
     /// Those of `accept`; and that of a process without descriptors while some of ours are missing.
     pub fn after_ours<T>(&self, accept: impl FnOnce() -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         if held.len() >= KEPT {
             return accept();
         }
@@ -41,7 +50,7 @@ impl Spare {
     pub fn with_ours<T>(&self, mut accept: impl FnMut() -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match accept() {
             Poll::Ready(Err(error)) if is_out_of_descriptors(&error) => {
-                let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+                let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
                 if held.pop().is_some() { accept() } else { Poll::Ready(Err(error)) }
             }
             done => done,
@@ -50,9 +59,9 @@ impl Spare {
 
     /// Takes what is missing and can be had. Says whether nothing is missing any more.
     pub fn refill(&self) -> bool {
-        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         while held.len() < KEPT {
-            let Ok(file) = File::open("/dev/null") else { return false };
+            let Ok(file) = File::open(self.file) else { return false };
             held.push(file);
         }
         true
@@ -71,7 +80,14 @@ mod tests {
     fn ordinary_connections_come_after_what_is_missing() {
         let spare = Spare::default();
         assert!(matches!(spare.after_ours(|| Poll::Ready(Ok(7))), Poll::Ready(Ok(7))));
-        assert_eq!(spare.0.read().unwrap().len(), KEPT);
+        assert_eq!(spare.held.read().unwrap().len(), KEPT);
+    }
+
+    #[test]
+    fn ordinary_connections_are_not_even_asked_for_while_one_is_missing() {
+        let spare = Spare { file: "/nowhere", ..Spare::default() };
+        let accepted = spare.after_ours(|| -> Poll<io::Result<()>> { panic!("it took what is missing") });
+        assert!(matches!(accepted, Poll::Ready(Err(error)) if is_out_of_descriptors(&error)));
     }
 
     #[test]
@@ -85,7 +101,7 @@ mod tests {
                 if asked == 1 { exhausted() } else { Poll::Ready(Ok(())) }
             });
             assert!(matches!(accepted, Poll::Ready(Ok(()))));
-            assert_eq!(spare.0.read().unwrap().len(), left);
+            assert_eq!(spare.held.read().unwrap().len(), left);
         }
         let mut asked = 0;
         let accepted = spare.with_ours(|| {
@@ -102,6 +118,6 @@ mod tests {
         assert!(spare.refill());
         assert!(matches!(spare.with_ours(|| Poll::Ready(Ok(()))), Poll::Ready(Ok(()))));
         assert!(spare.with_ours(|| Poll::<io::Result<()>>::Pending).is_pending());
-        assert_eq!(spare.0.read().unwrap().len(), KEPT);
+        assert_eq!(spare.held.read().unwrap().len(), KEPT);
     }
 }

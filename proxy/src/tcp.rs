@@ -176,7 +176,8 @@ impl Direction {
         self.unflushed = false;
     }
 
-    /// Reads once and writes what was read; what the writer does not take is kept here, or where it was. Zero bytes: the reader has ended.
+    /// Reads once and writes what was read; what the writer does not take is kept here, or where it was. Zero bytes: the
+    /// reader has ended.
     fn read_and_write<R, W>(
         &mut self,
         cx: &mut Context<'_>,

@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_uri_is_no_server_name() {
-        assert!(refused("127.0.0.1", Some("spiffe://root/dst")).contains("cannot be a TLS server name"));
+        assert!(refused("127.0.0.1", Some("spiffe://mesh/dst")).contains("cannot be a TLS server name"));
     }
 
     #[test]

@@ -18,9 +18,25 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Its namespace, in which every pod is injected.
 pub const SHOP: &str = "shop";
 
+/// The Service `web`, between two other documents.
+macro_rules! web_service {
+    () => {
+        "---
+kind: Service
+apiVersion: v1
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 8000, targetPort: http}]
+---
+"
+    };
+}
+
 /// The namespace, with a configuration with which nginx answers the name of its pod, and the Service `web` in front of
 /// all pods labelled `app: web`: port 8000 to their port named `http`.
-pub const NAMESPACE: &str = "
+pub const NAMESPACE: &str = concat!(
+    "
 kind: Namespace
 apiVersion: v1
 metadata: {name: shop, annotations: {linkerd.io/inject: enabled}}
@@ -36,30 +52,19 @@ data:
       location / { default_type text/plain; return 200 \"$hostname\\n\"; }
       location /files/ { alias /usr/share/nginx/html/; }
     }
----
-kind: Service
-apiVersion: v1
-metadata: {name: web, namespace: shop}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 8000, targetPort: http}]
----
-";
+",
+    web_service!(),
+);
 
 /// The shop of a machine without a mesh: a web server on port 80 behind the Service `web`, and a client.
-pub const UNMESHED: &str = "
+pub const UNMESHED: &str = concat!(
+    "
 kind: Namespace
 apiVersion: v1
 metadata: {name: shop}
----
-kind: Service
-apiVersion: v1
-metadata: {name: web, namespace: shop}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 8000, targetPort: http}]
----
-kind: Pod
+",
+    web_service!(),
+    "kind: Pod
 apiVersion: v1
 metadata: {name: web, namespace: shop, labels: {app: web}}
 spec:
@@ -77,7 +82,8 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
   - {name: curl, image: curlimages/curl, command: [sleep, infinity]}
-";
+",
+);
 
 /// A mesh with the shop on it: [`NAMESPACE`] and these objects, all of whose pods are ready.
 ///

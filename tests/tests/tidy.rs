@@ -150,7 +150,7 @@ fn no_file_knows_whose_machine_it_was_written_on() {
     for file in texts() {
         for (number, line) in file.text.lines().enumerate() {
             for home in homes {
-                // A path begins there: `spiffe://root/web` is not one.
+                // A path begins there: `spiffe://mesh/web` is not one.
                 let begins = line.match_indices(home).any(|(at, _)| {
                     line.get(..at)
                         .and_then(|before| before.chars().next_back())

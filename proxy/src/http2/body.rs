@@ -42,6 +42,7 @@ impl Incoming {
         self.left
     }
 
+    /// The next piece; what is taken may be sent anew.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if !self.only_trailers {
             match ready!(self.stream.poll_data(cx)) {
@@ -84,6 +85,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// A body whose head is on its way already.
     pub fn new(body: Body, stream: SendStream<Bytes>) -> Self {
         Self { body, stream, held: None }
     }

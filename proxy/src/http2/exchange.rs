@@ -57,7 +57,10 @@ pub enum Broken {
 }
 
 impl Connection {
-    /// Begins HTTP/2 on a stream. `head_bytes` is how much of a head the server may send.
+    /// Begins HTTP/2 on a stream. `head_bytes` is how long a head of the server may be, in bytes.
+    ///
+    /// # Errors
+    /// The stream took none of our preface.
     pub async fn begin(stream: Stream, head_bytes: usize) -> Result<Self, HttpError> {
         let portion = Portion::default();
         let io = Portions::new(stream, portion.clone());
@@ -89,6 +92,9 @@ impl Connection {
     }
 
     /// Sends a request and waits for the answer's head. Of the request nothing is left once a byte of it is taken.
+    ///
+    /// # Errors
+    /// [`Broken`] says whether the request may be sent elsewhere.
     pub async fn exchange(mut self, request: &mut Request<Body>) -> Result<Response<Body>, Broken> {
         if let Err(error) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
             self.state.closed.store(true, Ordering::Relaxed);

@@ -13,6 +13,16 @@ fn many(count: usize) -> (Pair, Vec<StreamId>) {
     (pair, streams)
 }
 
+/// As many, all of whom wait for their turn to write.
+fn crowded(count: usize) -> (Pair, Vec<StreamId>) {
+    let (mut pair, streams) = many(count);
+    for stream in &streams {
+        stuff(&mut pair.client, *stream);
+    }
+    pair.client.written(usize::MAX);
+    (pair, streams)
+}
+
 /// Writes until nothing is taken.
 fn stuff(session: &mut Session, stream: StreamId) -> usize {
     let data = vec![0; 1 << 18];
@@ -77,11 +87,7 @@ fn a_newcomer_waits_behind_those_who_wait() {
 
 #[test]
 fn a_turn_that_is_not_used_passes_to_others() {
-    let (mut pair, streams) = many(20);
-    for stream in &streams {
-        stuff(&mut pair.client, *stream);
-    }
-    pair.client.written(usize::MAX);
+    let (mut pair, streams) = crowded(20);
     // They are told, and do nothing. Every other stream has its turn all the same, though nothing else happens.
     let mut told = vec![];
     while pair.client.wants_driver() {
@@ -94,11 +100,7 @@ fn a_turn_that_is_not_used_passes_to_others() {
 
 #[test]
 fn whoever_leaves_leaves_no_gap() {
-    let (mut pair, streams) = many(20);
-    for stream in &streams {
-        stuff(&mut pair.client, *stream);
-    }
-    pair.client.written(usize::MAX);
+    let (mut pair, streams) = crowded(20);
     let told = events(&mut pair.client);
     assert_eq!(told.len(), 3);
     // Those whose turn it is, and some that wait.
@@ -130,11 +132,7 @@ fn no_stream_is_opened_behind_a_full_buffer() {
 
 #[test]
 fn pieces_go_out_in_one_turn() {
-    let (mut pair, streams) = many(3);
-    for stream in &streams {
-        stuff(&mut pair.client, *stream);
-    }
-    pair.client.written(usize::MAX);
+    let (mut pair, streams) = crowded(3);
     assert_eq!(pair.client.poll_event(), Some(Event::Writable(streams[0])));
     let pieces = [&b"head "[..], b"", b"and body"];
     assert_eq!(pair.client.write_vectored(streams[0], pieces.into_iter()), Ok(13));

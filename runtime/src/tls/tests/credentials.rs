@@ -66,5 +66,5 @@ fn a_request_names_the_identity_twice_and_nothing_else() {
     let extensions: Vec<_> = csr.requested_extensions().unwrap().collect();
     let [ParsedExtension::SubjectAlternativeName(san)] = extensions[..] else { panic!("{extensions:?}") };
     assert_eq!(san.general_names, [GeneralName::DNSName(SERVER)]);
-    assert!(matches!(key.csr_der(&identity("spiffe://root/web")), Err(KeyFault::NotDns(_))));
+    assert!(matches!(key.csr_der(&identity("spiffe://mesh/web")), Err(KeyFault::NotDns(_))));
 }

@@ -97,12 +97,12 @@ fn the_first_name_that_is_an_identity_counts() {
     check_names(&[dns("*.shop.local"), dns(SERVER)], Ok(SERVER));
     check_names(&[dns("a\0b"), dns(SERVER)], Ok(SERVER));
     check_names(&[SanType::IpAddress([10, 0, 0, 1].into()), dns(SERVER)], Ok(SERVER));
-    check_names(&[uri("spiffe://root/web"), dns(SERVER)], Ok("spiffe://root/web"));
+    check_names(&[uri("spiffe://mesh/web"), dns(SERVER)], Ok("spiffe://mesh/web"));
     check_names(&[dns(CLIENT), dns(SERVER)], Ok(CLIENT));
     check_names(&[dns("*.shop.local")], Err(TlsFault::NoIdentity));
     check_names(&[], Err(TlsFault::NoIdentity));
     // A DNS name is no place for a URI, nor the other way round.
-    check_names(&[dns("spiffe://root/web")], Err(TlsFault::NoIdentity));
+    check_names(&[dns("spiffe://mesh/web")], Err(TlsFault::NoIdentity));
     check_names(&[uri(SERVER)], Err(TlsFault::NoIdentity));
 }
 

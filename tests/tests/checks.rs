@@ -1,0 +1,70 @@
+//! `make test` tells the truth: one program that fails makes it fail, whatever runs beside it.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+/// A cargo whose tests pass, three in each program, but for those of the program `bad`; and which builds all there is.
+const CARGO: &str = "#!/usr/bin/env bash
+[ \"$1\" = test ] || exit 0
+echo 'running 3 tests'
+case \" $* \" in
+*' --test bad '*) echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; echo 'why it failed' >&2; exit 101 ;;
+*) echo 'test result: ok. 3 passed; 0 failed; 1 ignored' ;;
+esac
+";
+const NOTHING: &str = "#!/bin/sh\n";
+
+#[test]
+fn a_program_that_fails_makes_the_run_fail_and_is_shown() {
+    let (passes, said) = run(&["good", "attacks_good", "bad", "other"]);
+    assert!(!passes, "{said}");
+    for word in ["bad", "FAILED, 2 passed", "why it failed", "make test: 1 of the steps above FAILED"] {
+        assert!(said.contains(word), "{word:?} is missing in:\n{said}");
+    }
+}
+
+#[test]
+fn what_passes_is_counted() {
+    let (passes, said) = run(&["good", "attacks_good", "other"]);
+    // The libraries', the programs' own and the documentation's are three more.
+    assert!(passes && said.contains("make test: all passed: 18 tests, 6 ignored"), "{said}");
+}
+
+/// Runs the script in a repository that has these test programs, with tools that find nothing wrong.
+fn run(programs: &[&str]) -> (bool, String) {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    let deny = "cache/tools/cargo-deny-0.20.2/bin";
+    for folder in ["scripts", ".ci", "bin", "tests/tests", deny] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scripts/test.sh");
+    fs::copy(script, at("scripts/test.sh")).unwrap();
+    let tools =
+        ["scripts/setup.sh", "scripts/clean-run.sh", "scripts/planted.sh", "bin/shellcheck", "bin/rustfmt"];
+    for tool in tools.map(str::to_owned).into_iter().chain([format!("{deny}/cargo-deny")]) {
+        program(&at(&tool), NOTHING);
+    }
+    program(&at("bin/cargo"), CARGO);
+    for name in programs {
+        fs::write(at(&format!("tests/tests/{name}.rs")), "").unwrap();
+    }
+    let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap());
+    let output = Command::new(at("scripts/test.sh"))
+        .env("PATH", path)
+        .env("REMORA_CACHE", at("cache"))
+        .env("CARGO_TARGET_DIR", at("target"))
+        .env("TMPDIR", root.path())
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    (output.status.success(), said.concat())
+}
+
+fn program(file: &Path, text: &str) {
+    fs::write(file, text).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+}
