@@ -217,6 +217,8 @@ fn framing(message: &mut Message, reader: Reader) -> Result<Framing, &'static st
         }
         return Ok(Framing::Chunked);
     }
+    // A list of equal lengths may be refused: RFC 9110 section 8.6.
+    message.plain &= !lengths.iter().any(|value| value.contains(&b','));
     let mut length = None;
     for value in lengths.iter().flat_map(|value| value.split(|byte| *byte == b',')) {
         let digits = value.trim_ascii();
