@@ -176,7 +176,7 @@ fn calls_under_way_finish_when_their_server_goes() {
     }
     let client = pod("client");
     let calling =
-        "/usr/lib/remora/remora-testkit grpc-client http://going:9000 bidi --count 20000 > /tmp/going 2>&1 &";
+        "/usr/lib/remora/remora-testkit grpc-client http://going:9000 bidi --count 6000 > /tmp/going 2>&1 &";
     client.run("app", &["sh", "-c", calling]).unwrap();
     let said = || client.exec("app", &["cat", "/tmp/going"]).unwrap().stdout;
     MESH.wait_until("the call to be under way", PATIENCE, || said().len() > 100).unwrap();
@@ -189,7 +189,7 @@ fn calls_under_way_finish_when_their_server_goes() {
     })
     .unwrap();
     let said = String::from_utf8(said()).unwrap();
-    assert!(said.ends_with("hello 19999\nstatus 0 \n"), "{}", said.get(said.len() - 100..).unwrap());
+    assert!(said.ends_with("hello 5999\nstatus 0 \n"), "{}", said.get(said.len() - 100..).unwrap());
 }
 
 fn pod(name: &str) -> PodRef<'static> {
