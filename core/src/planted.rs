@@ -44,6 +44,8 @@ mistakes! {
     OwnersAreNotTried | "redirect" | "A table is read back without trying the proxy's own user."
     FirstLengthCounts | "messages" | "Of two lengths of a body that differ the first one counts."
     ChunkEndsAnyhow | "messages" | "A chunk may be longer than it says."
+    PartialIsForgotten | "records" | "The start of a record that is not whole yet is dropped."
+    PiecesChangePlaces | "records" | "Pieces that become one record change places."
     LengthIsNamedAway | "request" | "A client may have any header removed by naming it in Connection."
     HopByHopIsForwarded | "request" | "What a client names in Connection is forwarded."
 }

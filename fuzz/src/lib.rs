@@ -20,6 +20,7 @@ mod inject;
 mod messages;
 mod mux;
 mod pool;
+mod records;
 mod redirect;
 mod renewal;
 mod request;
@@ -28,7 +29,7 @@ mod san;
 pub use self::{
     api::api, balance::balance, client_hello::client_hello, copy::copy, detect::detect, env::env,
     header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
-    pool::pool, redirect::redirect, renewal::renewal, request::request, san::san,
+    pool::pool, records::records, redirect::redirect, renewal::renewal, request::request, san::san,
 };
 
 /// A fuzz target.
@@ -49,6 +50,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("renewal", renewal),
     ("pool", pool),
     ("copy", copy),
+    ("records", records),
     ("inject", inject),
     ("redirect", redirect),
     ("messages", messages),

@@ -1,6 +1,6 @@
 //! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
 
-use crate::{mux::MuxStream, scratch};
+use crate::{mux::MuxStream, scratch, tls::session::Session};
 use bytes::{Buf, Bytes};
 use remora_runtime::{
     room,
@@ -18,7 +18,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::{client, server};
 
 /// Counts the bytes of a connection; what the application sends and receives, not what TLS makes of it.
 pub trait Meter: Send + Sync {
@@ -71,8 +70,7 @@ impl Attention {
 
 enum Io {
     Plain(TcpStream),
-    Server(Box<server::TlsStream<Rewound>>),
-    Client(Box<client::TlsStream<TcpStream>>),
+    Tls(Box<Session>),
     Mux(MuxStream),
 }
 
@@ -87,12 +85,8 @@ impl Stream {
         Self::new(Io::Plain(tcp))
     }
 
-    pub fn tls_server(tls: server::TlsStream<Rewound>) -> Self {
-        Self::new(Io::Server(Box::new(tls)))
-    }
-
-    pub fn tls_client(tls: client::TlsStream<TcpStream>) -> Self {
-        Self::new(Io::Client(Box::new(tls)))
+    pub fn tls(session: Session) -> Self {
+        Self::new(Io::Tls(Box::new(session)))
     }
 
     fn new(io: Io) -> Self {
@@ -141,21 +135,14 @@ impl Stream {
     pub fn into_rewound(self) -> Option<Rewound> {
         match self.io {
             Io::Plain(tcp) => Some(Rewound { head: self.head, tcp }),
-            Io::Server(_) | Io::Client(_) | Io::Mux(_) => None,
+            Io::Tls(_) | Io::Mux(_) => None,
         }
     }
 
-    /// The socket and the TLS session over it, once it is established; `None` for anything else.
-    pub fn into_tls(self) -> Option<(Rewound, rustls::Connection)> {
+    /// The TLS session; `None` for anything else.
+    pub fn into_tls(self) -> Option<Box<Session>> {
         match self.io {
-            Io::Server(tls) => {
-                let (io, session) = tls.into_inner();
-                Some((io, session.into()))
-            }
-            Io::Client(tls) => {
-                let (tcp, session) = tls.into_inner();
-                Some((Rewound { head: Bytes::new(), tcp }, session.into()))
-            }
+            Io::Tls(session) => Some(session),
             Io::Plain(_) | Io::Mux(_) => None,
         }
     }
@@ -169,8 +156,7 @@ impl Stream {
     fn below(&self) -> Result<&TcpStream, &MuxStream> {
         match &self.io {
             Io::Plain(tcp) => Ok(tcp),
-            Io::Server(tls) => Ok(&tls.get_ref().0.tcp),
-            Io::Client(tls) => Ok(tls.get_ref().0),
+            Io::Tls(session) => Ok(session.tcp()),
             Io::Mux(stream) => Err(stream),
         }
     }
@@ -268,8 +254,7 @@ impl AsyncRead for Stream {
         let before = buf.filled().len();
         let polled = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Io::Server(tls) => Pin::new(tls).poll_read(cx, buf),
-            Io::Client(tls) => Pin::new(tls).poll_read(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
             Io::Mux(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let bytes = buf.filled().len() - before;
@@ -311,8 +296,7 @@ impl AsyncWrite for Stream {
         let this = self.get_mut();
         let polled = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Io::Server(tls) => Pin::new(tls).poll_write(cx, buf),
-            Io::Client(tls) => Pin::new(tls).poll_write(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
             Io::Mux(stream) => Pin::new(stream).poll_write(cx, buf),
         };
         count_written(this.meter.as_ref(), polled)
@@ -326,8 +310,7 @@ impl AsyncWrite for Stream {
         let this = self.get_mut();
         let polled = match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Io::Server(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
-            Io::Client(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Io::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Io::Mux(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         };
         count_written(this.meter.as_ref(), polled)
@@ -336,8 +319,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match &self.io {
             Io::Plain(tcp) => tcp.is_write_vectored(),
-            Io::Server(tls) => tls.is_write_vectored(),
-            Io::Client(tls) => tls.is_write_vectored(),
+            Io::Tls(tls) => tls.is_write_vectored(),
             Io::Mux(stream) => stream.is_write_vectored(),
         }
     }
@@ -345,8 +327,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Io::Server(tls) => Pin::new(tls).poll_flush(cx),
-            Io::Client(tls) => Pin::new(tls).poll_flush(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
             Io::Mux(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -354,8 +335,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Io::Server(tls) => Pin::new(tls).poll_shutdown(cx),
-            Io::Client(tls) => Pin::new(tls).poll_shutdown(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Io::Mux(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -373,6 +353,18 @@ fn count_written(meter: Option<&Arc<dyn Meter>>, polled: Poll<io::Result<usize>>
 fn hand_out(head: &mut Bytes, buf: &mut ReadBuf<'_>) {
     let bytes = head.split_to(head.len().min(buf.remaining()));
     buf.put_slice(&bytes);
+}
+
+impl Rewound {
+    /// A socket of which nothing was read.
+    pub fn new(tcp: TcpStream) -> Self {
+        Self { head: Bytes::new(), tcp }
+    }
+
+    /// The socket.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
 }
 
 impl AsyncRead for Rewound {

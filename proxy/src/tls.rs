@@ -1,15 +1,26 @@
 //! Terminates and originates mTLS, and learns who the peer is. What makes a certificate good is in `runtime::tls`.
 
-use crate::{fault::Fault, metrics::Handshakes, mux::accept::Standing, stream::Stream};
+pub mod codec;
+pub mod handshake;
+mod records;
+pub mod session;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    fault::Fault,
+    metrics::Handshakes,
+    mux::accept::Standing,
+    stream::{Rewound, Stream},
+};
 use remora_core::{endpoint::EndpointTls, mux, policy::Peer, time::UnixTime};
 use remora_runtime::{
     clock,
     tls::{self, Credentials, TlsFault},
 };
 use rustls::{ClientConfig, CommonState, HandshakeKind};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Which of our two TLS servers a client came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +80,10 @@ pub async fn terminate(
     let Some(rewound) = stream.into_rewound() else {
         return Err(Fault::ClientTls(TlsFault::Handshake("TLS within TLS".into())));
     };
-    let handshake = timeout(limit, TlsAcceptor::from(config).accept(rewound)).await;
-    let accepted = handshake
-        .map_err(|_elapsed| Fault::TlsDetectTimeout(limit))?
-        .map_err(|error| Fault::ClientTls(TlsFault::from(&error)))?;
-    let session = accepted.get_ref().1;
+    let failed = |error: io::Error| Fault::ClientTls(TlsFault::from(&error));
+    let handshake = timeout(limit, handshake::server(config, rewound)).await;
+    let accepted = handshake.map_err(|_elapsed| Fault::TlsDetectTimeout(limit))?.map_err(failed)?;
+    let session = accepted.state();
     match session.handshake_kind() {
         Some(HandshakeKind::Resumed) => counted.resumed.inc(),
         Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) | None => counted.full.inc(),
@@ -95,7 +105,7 @@ pub async fn terminate(
         bundle: credentials.bundle().clone(),
     });
     let peer = Peer::Tls { identity: certificate.map(|certificate| certificate.identity) };
-    Ok(Terminated { peer, stream: Stream::tls_server(accepted), carries, standing })
+    Ok(Terminated { peer, stream: Stream::tls(accepted.session().map_err(failed)?), carries, standing })
 }
 
 /// What an endpoint turned out to be.
@@ -117,15 +127,14 @@ pub async fn originate(
     let refuse = |source| Fault::EndpointTls { addr, source };
     let name = tls::server_name(&expected.server_name)
         .map_err(|error| refuse(TlsFault::Handshake(format!("{}: {error}", expected.server_name))))?;
-    let connected = TlsConnector::from(config)
-        .connect(name, tcp)
-        .await
-        .map_err(|error| refuse(TlsFault::from(&error)))?;
-    let session = connected.get_ref().1;
+    let failed = |error: io::Error| refuse(TlsFault::from(&error));
+    let connected = handshake::client(config, name, Rewound::new(tcp)).await.map_err(failed)?;
+    let session = connected.state();
     let certificate = tls::peer(session, clock::unix_now())
         .and_then(|certificate| certificate.ok_or(TlsFault::NoCertificate))
         .map_err(refuse)?;
     tls::require(&certificate, &expected.identity).map_err(refuse)?;
     let carries = Carries::of(session);
-    Ok(Originated { stream: Stream::tls_client(connected), carries, not_after: certificate.not_after })
+    let stream = Stream::tls(connected.session().map_err(failed)?);
+    Ok(Originated { stream, carries, not_after: certificate.not_after })
 }

@@ -87,6 +87,12 @@ impl Life {
             ips.push(v6.into());
         }
         connect_pod(kubelet.node, sandbox.pid, n, &ips).await?;
+        let security = spec.security_context.unwrap_or_default();
+        for sysctl in security.sysctls.unwrap_or_default() {
+            let path = format!("/proc/sys/{}", sysctl.name.replace('.', "/"));
+            let set = in_net(sandbox.pid, &["tee", &path], &sysctl.value).await;
+            set.with_context(|| format!("setting {} to {}", sysctl.name, sysctl.value))?;
+        }
         let etc = kubelet.outside.join("pods").join(uid).join("etc");
         fs::create_dir_all(&etc)?;
         fs::write(etc.join("resolv.conf"), resolv_conf(&self.name.namespace, &kubelet.domain))?;

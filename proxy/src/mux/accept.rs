@@ -76,10 +76,10 @@ pub async fn serve(
     mut standing: Standing,
     stream: Stream,
 ) -> Result<(), Fault> {
-    let (io, tls) = stream.into_tls().ok_or(Fault::DirectWithoutTls("a carrier is TLS"))?;
+    let tls = stream.into_tls().ok_or(Fault::DirectWithoutTls("a carrier is TLS"))?;
     let metrics = &worker.proxy.metrics.mux_inbound;
     let carrier = Carrier::new(Session::server(Limits::default()), metrics);
-    let driver = Driver::new(io, tls, carrier, worker.proxy.drain.clone());
+    let driver = Driver::new(tls, carrier, worker.proxy.drain.clone());
     let ended = driver
         .run(|opened| match admit(worker, &mut standing) {
             Ok(permit) => {

@@ -2,26 +2,26 @@
 //! had ready, in as few records as they fit into, because the kernel's sends are what a request costs.
 
 use super::carrier::{Carrier, Opened, Round};
-use crate::{scratch, stream::Rewound};
-use remora_core::mux::Error;
+use crate::{
+    scratch,
+    tls::{codec::FLIGHT, session::Session},
+};
+use remora_core::{mux::Error, time::Time};
 use remora_runtime::{
     clock,
     metrics::GaugeGuard,
     tasks::{Drain, Guard},
 };
-use rustls::Connection;
 use std::{
     future::poll_fn,
-    io::{self, BufRead as _, IoSlice, Write as _},
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::io::AsyncWrite as _;
 
-/// Plaintext given to TLS at once: eight full records.
-const FLIGHT: usize = 128 * 1024;
 /// How often a carrier is looked at: is the peer alive, does anybody use it?
 const TICK: Duration = Duration::from_secs(10);
 /// Ticks without a stream after which the side that dialled ends a carrier.
@@ -31,8 +31,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Drives one carrier.
 pub(super) struct Driver {
-    io: Rewound,
-    tls: Connection,
+    tls: Box<Session>,
     carrier: Arc<Carrier>,
     drain: Drain,
     /// A drain waits for what streams have written, not only for the streams.
@@ -47,12 +46,10 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(io: Rewound, mut tls: Connection, carrier: Arc<Carrier>, drain: Drain) -> Self {
-        tls.set_buffer_limit(Some(2 * FLIGHT));
-        let dialled = matches!(tls, Connection::Client(_));
+    pub(super) fn new(tls: Box<Session>, carrier: Arc<Carrier>, drain: Drain) -> Self {
+        let dialled = tls.is_client();
         let counted = carrier.metrics.carrier();
         Self {
-            io,
             tls,
             carrier,
             drain,
@@ -75,7 +72,8 @@ impl Driver {
         tick.tick().await;
         let mut told = false;
         // What came with the end of the handshake.
-        self.deliver(clock::now()).map_err(|_| Error::Lost)?;
+        let early = self.tls.take_plain();
+        deliver(&self.carrier, clock::now(), &early);
         let ended = loop {
             tokio::select! {
                 biased;
@@ -188,43 +186,12 @@ impl Driver {
 
     /// Reads once and hands it through TLS to the session. 0: the peer has closed.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        scratch::with(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            std::task::ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
-            let mut rest = buf.filled();
-            let read = rest.len();
-            self.heard |= read > 0;
-            let now = clock::now();
-            while !rest.is_empty() {
-                self.tls.read_tls(&mut rest)?;
-                let state = self.tls.process_new_packets().map_err(io::Error::other)?;
-                self.deliver(now)?;
-                if state.peer_has_closed() {
-                    return Poll::Ready(Ok(0));
-                }
-            }
-            Poll::Ready(Ok(read))
-        })
-    }
-
-    fn deliver(&mut self, now: remora_core::time::Time) -> io::Result<()> {
-        let mut shared = self.carrier.lock();
-        loop {
-            let mut reader = self.tls.reader();
-            let chunk = match reader.fill_buf() {
-                Ok([]) => return Ok(()),
-                Ok(chunk) => chunk,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            let count = chunk.len();
-            // A dead session takes nothing; what it says last is written before the end.
-            let received = shared.session.receive(now, chunk);
-            reader.consume(count);
-            if received.is_err() {
-                return Ok(());
-            }
-        }
+        let (carrier, now) = (&self.carrier, clock::now());
+        let read = scratch::with(|scratch| {
+            self.tls.poll_records(cx, scratch, |content| deliver(carrier, now, content))
+        });
+        self.heard |= matches!(read, Poll::Ready(Ok(1..)));
+        read
     }
 
     /// Writes what streams have ready until there is no more, or the socket takes no more.
@@ -237,45 +204,26 @@ impl Driver {
         loop {
             let out = shared.session.out();
             let flight = out.get(..FLIGHT).unwrap_or(out);
-            if flight.is_empty() && !self.tls.wants_write() {
-                return Poll::Ready(Ok(()));
+            if flight.is_empty() {
+                return Pin::new(&mut *self.tls).poll_flush(cx);
             }
-            if !flight.is_empty() {
-                let taken = self.tls.writer().write(flight)?;
-                shared.session.written(taken);
-                carrier.round(shared, &mut self.round);
-            }
-            std::task::ready!(self.poll_write_tls(cx))?;
+            let taken = std::task::ready!(Pin::new(&mut *self.tls).poll_write(cx, flight))?;
+            shared.session.written(taken);
+            carrier.round(shared, &mut self.round);
         }
-    }
-
-    fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Socket { io: &mut self.io, cx }) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 
     /// Says the last word and waits for the peer to have heard it.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tls.send_close_notify();
         let carrier = self.carrier.clone();
         let mut shared = carrier.lock();
         std::task::ready!(self.poll_send(cx, &carrier, &mut shared))?;
         drop(shared);
-        std::task::ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        std::task::ready!(Pin::new(&mut *self.tls).poll_shutdown(cx))?;
         scratch::with(|scratch| {
-            loop {
-                let mut buf = ReadBuf::new(scratch);
-                std::task::ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
-                if buf.filled().is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
-            }
+            // What still comes is for nobody.
+            while std::task::ready!(self.tls.poll_records(cx, scratch, |_| ()))? > 0 {}
+            Poll::Ready(Ok(()))
         })
     }
 }
@@ -292,29 +240,7 @@ impl Drop for Driver {
     }
 }
 
-/// A socket as rustls writes to one.
-struct Socket<'a, 'b> {
-    io: &'a mut Rewound,
-    cx: &'a mut Context<'b>,
-}
-
-impl io::Write for Socket<'_, '_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        now(Pin::new(&mut *self.io).poll_write(self.cx, buf))
-    }
-
-    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        now(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn now<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
-    match polled {
-        Poll::Ready(done) => done,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-    }
+/// A dead session takes nothing; what it says last is written before the end.
+fn deliver(carrier: &Carrier, now: Time, content: &[u8]) {
+    let _ = carrier.lock().session.receive(now, content);
 }

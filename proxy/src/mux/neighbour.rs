@@ -201,12 +201,12 @@ impl Neighbour {
             return self.announced(originated, port, session).await;
         }
         let until = originated.not_after;
-        let Some((io, tls)) = originated.stream.into_tls() else {
+        let Some(tls) = originated.stream.into_tls() else {
             return Err(Fault::DirectWithoutTls("a carrier is TLS"));
         };
         let metrics = &self.proxy.metrics.mux_outbound;
         let carrier = Carrier::new(Session::client(Limits::default()), metrics);
-        let driver = Driver::new(io, tls, carrier.clone(), self.proxy.drain.clone());
+        let driver = Driver::new(tls, carrier.clone(), self.proxy.drain.clone());
         // Before its first stream, so that a drain knows of it.
         let stream = carrier
             .open(port, session)
