@@ -1,6 +1,5 @@
 //! `Destination.Get`: endpoints. Contract 3.1.
 
-pub use super::profile::profile;
 use super::{Converted, Invalid, Reading, parts};
 use linkerd2_proxy_api::destination as wire;
 #[cfg(planted)]
