@@ -3,20 +3,21 @@
 //!
 //! Knows nothing of requests or of the wire: `view` answers those from what is kept here.
 
+mod namespaces;
 mod pods;
 mod services;
 mod slices;
 
+pub use namespaces::Namespace;
 pub use pods::{Mesh, Owner, Pod, ProxyPorts};
 pub use services::{Addressing, Service, ServicePort, TargetPort};
 pub use slices::{Slice, SliceEndpoint, SlicePort};
 
 use crate::{
-    ports::PortSet,
-    resources::{Kind, Name, ObjectRef, Resource},
+    resources::{Kind, Name, ObjectRef, Resource, Spec},
     watch::Event,
 };
-use remora_core::policy::DefaultPolicy;
+use namespaces::{policy_of, ports_of};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -41,6 +42,8 @@ pub enum Key {
     Namespace(String),
     /// A node's zone.
     Node(String),
+    /// A ServiceProfile.
+    Profile(Name),
 }
 
 /// What an event changed.
@@ -59,15 +62,6 @@ pub struct Complaint {
     pub object: ObjectRef,
     /// What is wrong, and what is done instead.
     pub reason: String,
-}
-
-/// What a namespace says for everything in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Namespace {
-    /// Opaque ports of pods and Services without the annotation.
-    pub opaque_ports: Option<PortSet>,
-    /// Default policy of pods without the annotation.
-    pub default_policy: Option<DefaultPolicy>,
 }
 
 /// The zone that a node says it is in, if it says one.
@@ -89,6 +83,8 @@ pub struct Index {
     pods: BTreeMap<Name, Arc<Pod>>,
     services: BTreeMap<Name, Arc<Service>>,
     slices: BTreeMap<Name, Arc<Slice>>,
+    /// What ServiceProfiles say, by the namespace that they are in and the DNS name that they are about.
+    profiles: BTreeMap<Name, Arc<Spec>>,
     pods_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
     services_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
     slices_by_service: BTreeMap<Name, BTreeSet<Name>>,
@@ -132,6 +128,7 @@ impl Index {
             Kind::Service => self.services.len(),
             Kind::EndpointSlice => self.slices.len(),
             Kind::ReplicaSet | Kind::Job => self.owners.keys().filter(|(of, _)| *of == kind).count(),
+            Kind::ServiceProfile => self.profiles.len(),
         }
     }
 
@@ -181,6 +178,16 @@ impl Index {
         names.filter_map(|name| self.slices.get(name).map(Arc::as_ref))
     }
 
+    /// What the ServiceProfile of this name says.
+    pub fn profile(&self, name: &Name) -> Option<&Arc<Spec>> {
+        self.profiles.get(name)
+    }
+
+    /// All ServiceProfiles.
+    pub fn profiles(&self) -> impl Iterator<Item = (&Name, &Spec)> {
+        self.profiles.iter().map(|(name, spec)| (name, spec.as_ref()))
+    }
+
     /// The pods that a Service's selector selects. A Service without a selector selects none.
     pub fn selected<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = (&'a Name, &'a Pod)> {
         let selecting = self.service(service);
@@ -221,6 +228,7 @@ impl Index {
             Kind::ReplicaSet | Kind::Job => {
                 self.owners.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
             }
+            Kind::ServiceProfile => self.profiles.keys().cloned().collect(),
         }
     }
 
@@ -229,7 +237,7 @@ impl Index {
         let name = &object.name;
         let changed = match (object.kind, resource) {
             (Kind::Namespace, Some(Resource::Namespace(new))) => {
-                let new = read_namespace(new.metadata.annotations.as_ref(), &mut reasons);
+                let new = Namespace::read(new.metadata.annotations.as_ref(), &mut reasons);
                 self.put_namespace(name, Some(new), changes)
             }
             (Kind::Namespace, _) => self.put_namespace(name, None, changes),
@@ -258,6 +266,10 @@ impl Index {
                 let new = new.map(|new| Owned(Owner::of(new.metadata())));
                 self.put_owner(object.kind, name, new, changes)
             }
+            (Kind::ServiceProfile, Some(Resource::ServiceProfile(new))) => {
+                self.put_profile(name, Some(new.spec.clone()), changes)
+            }
+            (Kind::ServiceProfile, _) => self.put_profile(name, None, changes),
         };
         if changed {
             let complaints = reasons.into_iter().map(|reason| Complaint { object: object.clone(), reason });
@@ -328,6 +340,14 @@ impl Index {
         true
     }
 
+    fn put_profile(&mut self, name: &Name, new: Option<Arc<Spec>>, changes: &mut Changes) -> bool {
+        let changed = swap(&mut self.profiles, name, new).is_some();
+        if changed {
+            changes.keys.insert(Key::Profile(name.clone()));
+        }
+        changed
+    }
+
     /// Reports everything that shows a pod: itself, its addresses, and the Services that it was or is behind.
     fn pod_changed(&self, name: &Name, states: [Option<&Arc<Pod>>; 2], changes: &mut Changes) {
         let states = || states.iter().copied().flatten();
@@ -387,40 +407,6 @@ fn in_namespace<'a, T>(
 ) -> impl Iterator<Item = (&'a Name, &'a T)> {
     let namespace = namespace.to_owned();
     map.range(Name::new(namespace.clone(), "")..).take_while(move |(name, _)| name.namespace == namespace)
-}
-
-fn read_namespace(annotations: Option<&BTreeMap<String, String>>, reasons: &mut Vec<String>) -> Namespace {
-    let Some(annotations) = annotations else { return Namespace::default() };
-    Namespace {
-        opaque_ports: ports_of(annotations, OPAQUE_PORTS, |_| None, reasons),
-        default_policy: policy_of(annotations, reasons),
-    }
-}
-
-/// The ports that an annotation lists; `None` if there is no such annotation.
-fn ports_of(
-    annotations: &BTreeMap<String, String>,
-    annotation: &str,
-    named: impl Fn(&str) -> Option<u16>,
-    reasons: &mut Vec<String>,
-) -> Option<PortSet> {
-    let (ports, invalid) = PortSet::parse(annotations.get(annotation)?, named);
-    reasons.extend(
-        invalid.into_iter().map(|invalid| format!("annotation {annotation}: {invalid}; it is left out")),
-    );
-    Some(ports)
-}
-
-fn policy_of(annotations: &BTreeMap<String, String>, reasons: &mut Vec<String>) -> Option<DefaultPolicy> {
-    let name = annotations.get(DEFAULT_INBOUND_POLICY)?;
-    let policy = DefaultPolicy::parse(name);
-    if policy.is_none() {
-        reasons.push(format!(
-            "annotation {DEFAULT_INBOUND_POLICY}: {name:?} is not one of all-unauthenticated, all-authenticated, \
-             cluster-unauthenticated, cluster-authenticated, audit, deny; it is ignored"
-        ));
-    }
-    policy
 }
 
 #[cfg(test)]

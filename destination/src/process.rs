@@ -6,6 +6,7 @@ use crate::{
     publish::Store,
     resources::Kind,
     serve::Serving,
+    view::{ProfileReport, Settings, profile_reports},
     watch::{
         Event,
         directory::{self, Manifests},
@@ -24,6 +25,7 @@ use remora_runtime::{
 };
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -84,7 +86,8 @@ impl Process {
         let Self { config, destination, policy, admin, drain } = self;
         let (tasks, registry, store) = (Tasks::new(), Registry::new(RETAIN_IDLE), Arc::new(Store::default()));
         let metrics = Metrics::new(&registry);
-        let (files, state) = files(&store);
+        let settings = Arc::new(config.settings);
+        let (files, state) = files(&store, &settings);
         let (loaded, mut is_loaded) = watch::channel(false);
         let terminate = match &config.mesh {
             Some(mesh) => mutual(mesh, &registry, &tasks)?,
@@ -118,7 +121,7 @@ impl Process {
         });
         let serving = Serving {
             store,
-            settings: Arc::new(config.settings),
+            settings,
             terminate,
             limits: config.limits,
             metrics,
@@ -203,15 +206,19 @@ fn take(store: &Store, metrics: &Metrics, events: Vec<Event>) {
 type State = Arc<dyn Fn() -> Value + Send + Sync>;
 
 /// The state of the files, kept for `/state.json`, and what that shows.
-fn files(store: &Arc<Store>) -> (Arc<Mutex<Value>>, State) {
+fn files(store: &Arc<Store>, settings: &Arc<Settings>) -> (Arc<Mutex<Value>>, State) {
     let files = Arc::new(Mutex::new(Value::Null));
-    let (store, read) = (store.clone(), files.clone());
+    let (store, settings, read) = (store.clone(), settings.clone(), files.clone());
     let state = move || {
+        let profiles: BTreeMap<String, ProfileReport> =
+            store.read(|index| profile_reports(index, &settings).collect());
         let objects: serde_json::Map<String, Value> = store.read(|index| {
             Kind::ALL.iter().map(|kind| (kind.as_str().to_owned(), index.count(*kind).into())).collect()
         });
         let manifests = read.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        json!({ "manifests": manifests, "objects": objects, "watched_keys": store.watched() })
+        json!({
+            "manifests": manifests, "objects": objects, "profiles": profiles, "watched_keys": store.watched(),
+        })
     };
     (files, Arc::new(state))
 }

@@ -1,7 +1,12 @@
 //! Kubernetes objects, read from text or from a watch: which kinds this control plane understands, what names one,
 //! and what is wrong with a document that cannot be read.
 //!
-//! Knows the fields of Kubernetes' own types only; what they mean for a mesh is in `index`.
+//! Knows the fields of objects only; what they mean for a mesh is in `index`.
+
+mod service_profile;
+mod strict;
+
+pub use service_profile::{RequestMatch, Route, ServiceProfile, Spec, WeightedDst};
 
 use k8s_openapi::{
     api::{
@@ -32,6 +37,8 @@ pub enum Resource {
     ReplicaSet(Box<ReplicaSet>),
     /// `batch/v1 Job`: names the CronJob of its pods.
     Job(Box<Job>),
+    /// `linkerd.io/v1alpha2 ServiceProfile`.
+    ServiceProfile(Box<ServiceProfile>),
 }
 
 /// The kinds of [`Resource`].
@@ -51,6 +58,8 @@ pub enum Kind {
     ReplicaSet,
     /// [`Resource::Job`].
     Job,
+    /// [`Resource::ServiceProfile`].
+    ServiceProfile,
 }
 
 /// Namespace and name. The namespace is empty for objects of the cluster (Namespace, Node).
@@ -115,7 +124,7 @@ pub enum Invalid {
 
 impl Kind {
     /// Every kind, in the order in which a full state is best applied.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Namespace,
         Self::Node,
         Self::ReplicaSet,
@@ -123,6 +132,7 @@ impl Kind {
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
+        Self::ServiceProfile,
     ];
 
     /// The kind as manifests write it.
@@ -135,6 +145,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::ReplicaSet => "ReplicaSet",
             Self::Job => "Job",
+            Self::ServiceProfile => "ServiceProfile",
         }
     }
 
@@ -147,6 +158,7 @@ impl Kind {
             ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
             ("apps/v1", "ReplicaSet") => Self::ReplicaSet,
             ("batch/v1", "Job") => Self::Job,
+            ("linkerd.io/v1alpha2", "ServiceProfile") => Self::ServiceProfile,
             _ => return None,
         })
     }
@@ -170,6 +182,7 @@ impl Resource {
             Self::EndpointSlice(object) => &object.metadata,
             Self::ReplicaSet(object) => &object.metadata,
             Self::Job(object) => &object.metadata,
+            Self::ServiceProfile(object) => &object.metadata,
         }
     }
 
@@ -183,6 +196,7 @@ impl Resource {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::ReplicaSet(_) => Kind::ReplicaSet,
             Self::Job(_) => Kind::Job,
+            Self::ServiceProfile(_) => Kind::ServiceProfile,
         }
     }
 
@@ -294,23 +308,22 @@ fn object(
     };
     match typed(kind, value) {
         Ok(resource) => into.push(Document::Known(resource)),
-        Err(error) => invalid.push(Invalid::Field {
-            document,
-            object: label,
-            path: error.path().to_string(),
-            reason: error.inner().to_string(),
-        }),
+        Err(mistakes) => invalid.extend(mistakes.into_iter().map(|(path, reason)| {
+            let object = label.clone();
+            Invalid::Field { document, object, path, reason }
+        })),
     }
 }
 
-fn typed(
-    kind: Kind,
-    value: serde_json::Value,
-) -> Result<Resource, serde_path_to_error::Error<serde_json::Error>> {
-    fn read<T: DeserializeOwned>(
-        value: serde_json::Value,
-    ) -> Result<Box<T>, serde_path_to_error::Error<serde_json::Error>> {
-        serde_path_to_error::deserialize(value).map(Box::new)
+/// Paths of fields, and what is wrong with each.
+type Mistakes = Vec<(String, String)>;
+
+fn typed(kind: Kind, value: serde_json::Value) -> Result<Resource, Mistakes> {
+    fn read<T: DeserializeOwned>(value: serde_json::Value) -> Result<Box<T>, Mistakes> {
+        let read = serde_path_to_error::deserialize(value).map(Box::new);
+        read.map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
+            vec![(error.path().to_string(), error.inner().to_string())]
+        })
     }
     Ok(match kind {
         Kind::Namespace => Resource::Namespace(read(value)?),
@@ -320,6 +333,7 @@ fn typed(
         Kind::EndpointSlice => Resource::EndpointSlice(read(value)?),
         Kind::ReplicaSet => Resource::ReplicaSet(read(value)?),
         Kind::Job => Resource::Job(read(value)?),
+        Kind::ServiceProfile => Resource::ServiceProfile(Box::new(ServiceProfile::read(&value)?)),
     })
 }
 
@@ -354,8 +368,9 @@ items:
 
     #[test]
     fn a_kind_of_a_later_day_is_no_error() {
-        let text = "{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {name: web.shop, namespace: shop}}";
-        let expected = "linkerd.io/v1alpha2 ServiceProfile shop/web.shop";
+        let text =
+            "{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {name: web, namespace: shop}}";
+        let expected = "policy.linkerd.io/v1beta3 Server shop/web";
         assert_eq!(parse(text).unwrap(), [Document::Unread(expected.to_owned())]);
     }
 

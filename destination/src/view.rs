@@ -11,19 +11,20 @@ mod target;
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{Inbound, Workload, inbound};
 pub use outbound::{Outbound, PortProtocol, outbound};
-pub use profile::{Profile, profile};
+pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
 pub use target::Target;
 
 use crate::{
     index::{Index, Key, Namespace, Pod, Service},
     ports::PortSet,
-    resources::Name,
+    resources::{Name, Spec},
 };
 use ipnet::IpNet;
 use remora_core::policy::DefaultPolicy;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 /// What the answers depend on besides the cluster's objects.
@@ -127,6 +128,11 @@ impl<'a> Lens<'a> {
     fn namespace(&mut self, name: &str) -> Option<&'a Namespace> {
         self.keys.insert(Key::Namespace(name.to_owned()));
         self.index.namespace(name)
+    }
+
+    fn service_profile(&mut self, name: &Name) -> Option<&'a Arc<Spec>> {
+        self.keys.insert(Key::Profile(name.clone()));
+        self.index.profile(name)
     }
 
     fn zone_of_client(&mut self, node: &str) -> Option<&'a str> {

@@ -2,11 +2,13 @@
 
 mod inbound;
 mod outbound;
+mod profile;
 
 pub use inbound::server;
 pub use outbound::policy;
+pub use profile::destination_profile;
 
-use crate::view::{Endpoint, Endpoints, Profile, Settings};
+use crate::view::{Endpoint, Endpoints};
 use linkerd2_proxy_api::{destination as api, meta, net};
 use remora_core::{endpoint::ProtocolHint, identity::Kind};
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -45,30 +47,6 @@ pub fn everything(endpoints: &Endpoints) -> api::Update {
 /// The message for a Service that was deleted.
 pub fn does_not_exist() -> api::Update {
     update(api::update::Update::NoEndpoints(api::NoEndpoints { exists: false }))
-}
-
-/// A profile.
-pub fn destination_profile(profile: &Profile, settings: &Settings) -> api::DestinationProfile {
-    let retry_budget =
-        Some(api::RetryBudget { retry_ratio: 0.2, min_retries_per_second: 10, ttl: Some(seconds(10)) });
-    match profile {
-        Profile::Service { name, port, opaque } => api::DestinationProfile {
-            fully_qualified_name: settings.service_name(name),
-            opaque_protocol: *opaque,
-            retry_budget,
-            parent_ref: Some(service_ref(&name.namespace, &name.name, *port)),
-            ..api::DestinationProfile::default()
-        },
-        Profile::UndefinedPort => {
-            api::DestinationProfile { retry_budget, ..api::DestinationProfile::default() }
-        }
-        Profile::Endpoint { addr, endpoint, opaque } => api::DestinationProfile {
-            opaque_protocol: *opaque,
-            retry_budget,
-            endpoint: Some(weighted_addr(*addr, endpoint)),
-            ..api::DestinationProfile::default()
-        },
-    }
 }
 
 fn add(addrs: Vec<api::WeightedAddr>, labels: &BTreeMap<String, String>) -> api::Update {

@@ -16,9 +16,10 @@ use remora_core::{
 };
 use remora_runtime::api::{
     Converted,
-    destination::{Update, profile, update},
+    destination::{Update, update},
     inbound::server_policy,
     outbound::outbound_policy,
+    profile::profile,
 };
 use std::{fmt::Debug, net::IpAddr};
 

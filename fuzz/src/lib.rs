@@ -9,6 +9,7 @@
 
 mod api;
 mod balance;
+mod budget;
 mod client_hello;
 mod copy;
 mod detect;
@@ -20,6 +21,7 @@ mod inject;
 mod messages;
 mod mux;
 mod pool;
+mod profile;
 mod records;
 mod redirect;
 mod renewal;
@@ -27,9 +29,10 @@ mod request;
 mod san;
 
 pub use self::{
-    api::api, balance::balance, client_hello::client_hello, copy::copy, detect::detect, env::env,
-    header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
-    pool::pool, records::records, redirect::redirect, renewal::renewal, request::request, san::san,
+    api::api, balance::balance, budget::budget, client_hello::client_hello, copy::copy, detect::detect,
+    env::env, header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
+    pool::pool, profile::profile, records::records, redirect::redirect, renewal::renewal, request::request,
+    san::san,
 };
 
 /// A fuzz target.
@@ -46,6 +49,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("san", san),
     ("env", env),
     ("api", api),
+    ("profile", profile),
+    ("budget", budget),
     ("balance", balance),
     ("renewal", renewal),
     ("pool", pool),

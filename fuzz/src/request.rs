@@ -206,6 +206,7 @@ fn proxy(runtime: &Runtime) -> Proxy {
         discovery: Discovery {
             profiles: Cache::new(handle.clone(), idle, 16, move |_: &SocketAddr, _| never()),
             policies: Cache::new(handle.clone(), idle, 16, move |_: &SocketAddr, _| never()),
+            names: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
             endpoints: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
         },
         metrics: Metrics::register(&Registry::new(idle), 100, false),

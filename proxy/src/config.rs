@@ -200,6 +200,8 @@ pub struct DiscoveryConfig {
     pub context: String,
     /// Addresses that profiles are looked up for.
     pub profile_networks: Vec<IpNet>,
+    /// Names under which the profiles of inbound requests are looked up, in lower case; an empty one is above all names.
+    pub profile_suffixes: Vec<String>,
     /// `POLICY_WORKLOAD`, verbatim.
     pub workload: String,
     /// The cluster: for the `cluster-*` policies, and where a lookup that fails must not be bypassed.

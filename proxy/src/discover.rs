@@ -2,10 +2,12 @@
 //! somebody uses it. The last good state is kept for ever while in use; losing the control plane changes nothing.
 
 pub mod cache;
+pub mod profiled;
 pub mod resolve;
 pub mod source;
 pub mod target;
 
+use crate::profile::Named;
 pub use cache::{Cache, Full, Watch};
 use remora_core::{endpoint::Endpoint, profile::Profile, route::OutboundPolicy};
 use std::{net::SocketAddr, sync::Arc};
@@ -47,9 +49,20 @@ pub struct Policy {
     pub ignored: Vec<Arc<str>>,
 }
 
-/// The three lookups of the outbound side.
+/// A profile, and what of the control plane's latest word is not applied.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profiled {
+    pub profile: Arc<Profile>,
+    pub ignored: Vec<Arc<str>>,
+    /// Why the latest answer was refused; the profile is then the last good one, or the answer without its routes.
+    pub refused: Option<Arc<str>>,
+}
+
+/// The lookups by address and name.
 pub struct Discovery {
-    pub profiles: Cache<SocketAddr, Profile>,
+    pub profiles: Cache<SocketAddr, Profiled>,
+    /// Of names that inbound requests are addressed to.
+    pub names: Cache<Arc<str>, Named>,
     pub policies: Cache<SocketAddr, Policy>,
     pub endpoints: Cache<Arc<str>, Vec<Endpoint>>,
 }

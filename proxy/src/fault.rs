@@ -71,6 +71,8 @@ pub enum Fault {
     NoEndpoint(Arc<str>),
     #[error("cannot connect to {addr}: {source}")]
     Connect { addr: SocketAddr, source: Shared<io::Error> },
+    #[error("no head of a response came within the timeout of the route {route:?} ({limit:?})")]
+    ResponseTimeout { route: Arc<str>, limit: Duration },
     #[error("connecting to {addr} took longer than {limit:?}")]
     ConnectTimeout { addr: SocketAddr, limit: Duration },
     #[error("the TLS handshake with {addr} failed: {source}")]
@@ -162,6 +164,7 @@ impl Fault {
             Self::NoEndpoint(_)
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
+            | Self::ResponseTimeout { .. }
             | Self::EndpointTls { .. }
             | Self::Server(_)
             | Self::Answer(_)
@@ -204,6 +207,7 @@ impl Fault {
             Self::Forbidden { .. } => "forbidden",
             Self::NoRoute(_) => "no route",
             Self::NoEndpoint(_) => "failfast",
+            Self::ResponseTimeout { .. } => "response timeout",
             Self::EndpointTls { .. } => "endpoint tls",
             Self::NoCredentials => "no credentials",
             Self::BadTarget(_) => "bad target",
@@ -216,6 +220,7 @@ impl Fault {
     pub fn route_error(&self) -> &'static str {
         match self {
             Self::NoEndpoint(_) => "FAIL_FAST",
+            Self::ResponseTimeout { .. } => "RESPONSE_HEADERS_TIMEOUT",
             Self::Overloaded(_) | Self::Memory { .. } => "LOAD_SHED",
             Self::Server(error) => stream_error(error),
             Self::Io(_) => "IO",
@@ -262,9 +267,10 @@ impl Fault {
             }
             Self::GatewayHeader(_) | Self::NoRoute(_) => (S::NOT_FOUND, G::NotFound, false),
             Self::InvalidPolicy { .. } => (S::INTERNAL_SERVER_ERROR, G::Internal, true),
-            Self::FirstLookup { .. } | Self::ConnectTimeout { .. } | Self::NoEndpoint(_) => {
-                (S::GATEWAY_TIMEOUT, G::DeadlineExceeded, true)
-            }
+            Self::FirstLookup { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::ResponseTimeout { .. }
+            | Self::NoEndpoint(_) => (S::GATEWAY_TIMEOUT, G::DeadlineExceeded, true),
             Self::Connect { .. }
             | Self::EndpointTls { .. }
             | Self::Server(_)
@@ -363,6 +369,13 @@ mod tests {
     fn no_endpoint_is_failfast_504() {
         check(&Fault::NoEndpoint("web".into()), 504, GrpcCode::DeadlineExceeded, true);
         assert_eq!(Fault::NoEndpoint("web".into()).label(), "failfast");
+    }
+
+    #[test]
+    fn a_response_that_does_not_come_in_time_is_504_and_closes() {
+        let fault = Fault::ResponseTimeout { route: "GET /".into(), limit: Duration::from_secs(1) };
+        check(&fault, 504, GrpcCode::DeadlineExceeded, true);
+        assert_eq!(fault.label(), "response timeout");
     }
 
     #[test]

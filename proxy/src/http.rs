@@ -10,6 +10,7 @@ pub mod respond;
 pub mod upgrade;
 pub mod upload;
 pub mod view;
+mod way;
 
 use crate::{
     config::{Config, HeaderList, Http2Config},

@@ -20,6 +20,7 @@ pub mod mux;
 pub mod outbound;
 pub mod policy;
 pub mod process;
+pub mod profile;
 pub mod run;
 pub mod scratch;
 pub mod sniff;

@@ -8,6 +8,7 @@ mod few;
 pub mod inbound;
 pub mod labels;
 mod mux;
+pub mod profiles;
 pub mod requests;
 pub mod routes;
 pub mod tcp;
@@ -19,6 +20,7 @@ use inbound::InboundFamilies;
 pub use inbound::InboundRequests;
 use labels::{Labels, label};
 pub use mux::MuxMetrics;
+use profiles::ProfileFamilies;
 use remora_core::{
     endpoint::{DialPlan, Endpoint},
     header::{SessionProtocol, TransportHeader},
@@ -36,6 +38,8 @@ pub use tcp::TcpMetrics;
 /// The proxy's metrics.
 pub struct Metrics {
     pub(crate) http: HttpFamilies,
+    /// By the routes of ServiceProfiles.
+    pub profiles: ProfileFamilies,
     tcp: TcpFamilies,
     routes: RouteFamilies,
     pub(crate) inbound_routes: InboundFamilies,
@@ -54,6 +58,8 @@ pub struct Metrics {
     pub first_lookup_forwarded: Counter,
     /// Lookups refused because too many are followed.
     pub targets_refused: Counter,
+    /// Names of inbound requests that are not looked up because too many are.
+    pub names_refused: Counter,
     pub speculative_inbound: Counter,
     pub speculative_outbound: Counter,
     /// Speculative dials not made because too many are open.
@@ -104,7 +110,8 @@ impl Metrics {
         Self {
             mux_inbound,
             mux_outbound,
-            http: HttpFamilies::register(registry, budget),
+            http: HttpFamilies::register(registry, "", true, budget),
+            profiles: ProfileFamilies::register(registry, budget),
             tcp: TcpFamilies::register(registry, budget),
             routes: RouteFamilies::register(registry, budget, hostnames),
             inbound_routes: InboundFamilies::register(registry, budget),
@@ -136,6 +143,10 @@ impl Metrics {
             targets_refused: registry.counter(
                 "remora_outbound_targets_refused_total",
                 "Lookups refused because REMORA_PROXY_MAX_TARGETS are followed",
+            ),
+            names_refused: registry.counter(
+                "remora_inbound_names_refused_total",
+                "Names of inbound requests whose ServiceProfile is not looked up because 256 are",
             ),
             speculative_inbound: registry.counter(
                 "remora_inbound_speculative_dials_total",

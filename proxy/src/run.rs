@@ -297,6 +297,7 @@ fn assemble(
         policy: channel("policy", &config.policy)?,
         runtime: control.clone(),
         endpoints_refused: metrics.endpoints_refused.clone(),
+        by_route: metrics.profiles.clone(),
     };
     let policies = crate::policy::Policies::new(
         sources.policies(&config),

@@ -3,7 +3,7 @@
 use crate::{
     Proxy, Worker,
     discover::{
-        Absence, Known,
+        Absence, Known, Profiled,
         target::{Plan, PlanProtocol, Split, Target},
     },
     endpoint::{self, LiveEndpoint},
@@ -31,12 +31,16 @@ pub fn state(proxy: &Proxy, workers: &[Arc<Worker>]) -> Value {
             "outboundByProtocol": proxy.metrics.outbound.open().collect::<BTreeMap<_, _>>(),
         },
         "tasks": proxy.tasks.live(),
-        "inbound": { "policies": policies(proxy) },
+        "inbound": {
+            "policies": policies(proxy),
+            "profiles": proxy.discovery.names.snapshot().into_iter()
+                .map(|(name, known)| (name.to_string(), describe(&known, |named| profile(&named.known))))
+                .collect::<BTreeMap<_, _>>(),
+        },
         "outbound": {
             "profiles": proxy.discovery.profiles.snapshot().into_iter()
-                .map(|(addr, known)| (addr.to_string(), describe(&known, |profile| json!({
-                    "name": profile.name, "opaque": profile.opaque,
-                })))).collect::<BTreeMap<_, _>>(),
+                .map(|(addr, known)| (addr.to_string(), describe(&known, profile)))
+                .collect::<BTreeMap<_, _>>(),
             "policies": proxy.discovery.policies.snapshot().into_iter()
                 .map(|(addr, known)| (addr.to_string(), describe(&known, |policy| json!({
                     "parent": resource(&policy.policy.parent), "notApplied": policy.ignored,
@@ -98,6 +102,31 @@ fn policy(server: &ServerPolicy) -> Value {
     })
 }
 
+fn profile(known: &Profiled) -> Value {
+    let Profiled { profile, ignored, refused } = known;
+    let routes = profile.routes.iter().map(|route| {
+        json!({
+            "name": route.name(),
+            "retryable": route.retryable,
+            "timeoutMs": route.timeout.map(|timeout| timeout.as_millis() as u64),
+            "responseClasses": route.classes.len(),
+        })
+    });
+    let overrides = profile.overrides.iter().map(|dst| (dst.authority.to_string(), dst.weight));
+    json!({
+        "name": profile.name,
+        "opaque": profile.opaque,
+        "routes": routes.collect::<Vec<_>>(),
+        "dstOverrides": overrides.collect::<BTreeMap<_, _>>(),
+        "retryBudget": profile.budget.map(|budget| json!({
+            "retryRatio": budget.ratio(), "minRetriesPerSecond": budget.min_per_second(),
+            "ttlMs": budget.ttl().as_millis() as u64,
+        })),
+        "notApplied": ignored,
+        "refused": refused,
+    })
+}
+
 fn targets(worker: &Worker) -> BTreeMap<String, Value> {
     worker.targets.all().iter().map(|one| (one.addr.to_string(), target(one))).collect()
 }
@@ -108,6 +137,7 @@ fn target(target: &Target) -> Value {
         Some(plan) => json!({
             "parent": resource(&plan.parent),
             "protocol": protocol(&plan),
+            "routedBy": if plan.profile.is_some() { "ServiceProfile" } else { "policy" },
             "speculation": target.may_speculate(),
             "backends": backends(&plan),
         }),
@@ -126,7 +156,7 @@ fn protocol(plan: &Plan) -> Value {
 }
 
 fn backends(plan: &Plan) -> BTreeMap<String, Value> {
-    let mut splits: Vec<&Split> = Vec::new();
+    let mut splits: Vec<&Split> = plan.profile.iter().map(|profile| &*profile.split).collect();
     match &plan.protocol {
         PlanProtocol::Detect { http1, http2, opaque } => {
             for routes in [http1, http2] {

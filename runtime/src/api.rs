@@ -9,6 +9,7 @@ pub mod destination;
 pub mod inbound;
 pub mod outbound;
 mod parts;
+pub mod profile;
 mod routes;
 
 use std::{fmt, sync::Arc};

@@ -33,6 +33,10 @@ fn object(which: usize, state: usize) -> Resource {
             "{{apiVersion: v1, kind: Service, metadata: {{name: s{which}, namespace: a}}, spec: {{clusterIP: 10.96.0.{}, selector: {{app: {label}}}, ports: [{{port: 80}}]}}}}",
             if state == 3 { 5 } else { which }
         ),
+        7 | 8 => format!(
+            "{{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: s5.a.svc.cluster.local, namespace: {}}}, spec: {{routes: [{{name: r{state}, condition: {{method: GET}}}}]}}}}",
+            if which == 7 { "a" } else { "b" }
+        ),
         _ => format!(
             "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: e, namespace: a, labels: {{kubernetes.io/service-name: s{}}}}}, addressType: IPv4, ports: [{{port: 80}}], endpoints: [{{addresses: [10.1.0.3], targetRef: {{kind: Pod, name: p3}}}}, {{addresses: [10.1.0.4]}}]}}",
             5 + state % 2
@@ -44,7 +48,7 @@ fn object(which: usize, state: usize) -> Resource {
     }
 }
 
-const OBJECTS: usize = 8;
+const OBJECTS: usize = 10;
 
 fn any_event() -> impl Strategy<Value = Event> {
     let of_kind = |which: usize| {
@@ -68,17 +72,19 @@ fn any_event() -> impl Strategy<Value = Event> {
 enum Question {
     Endpoints(usize),
     Profile(u8, u8),
+    ProfileFromB(u8, u8),
     Outbound(u8, u8),
     Inbound(usize),
 }
 
-const QUESTIONS: [Question; 12] = [
+const QUESTIONS: [Question; 13] = [
     Question::Endpoints(5),
     Question::Endpoints(6),
     Question::Profile(1, 3),
     Question::Profile(1, 4),
     Question::Profile(96, 5),
     Question::Profile(96, 6),
+    Question::ProfileFromB(96, 5),
     Question::Outbound(1, 3),
     Question::Outbound(96, 5),
     Question::Outbound(96, 6),
@@ -99,8 +105,12 @@ fn ask(index: &Index, question: Question) -> (String, BTreeSet<Key>) {
             format!("{:?}", endpoints(&mut lens, &settings, (&name, None, 80), &context))
         }
         Question::Profile(a, b) => {
-            let seen: Result<Profile, _> = profile(&mut lens, &settings, &addr(a, b));
+            let seen: Result<Profile, _> = profile(&mut lens, &settings, &addr(a, b), &Context::default());
             format!("{seen:?}")
+        }
+        Question::ProfileFromB(a, b) => {
+            let context = Context { namespace: Some("b".to_owned()), ..Context::default() };
+            format!("{:?}", profile(&mut lens, &settings, &addr(a, b), &context))
         }
         Question::Outbound(a, b) => {
             let seen: Result<Outbound, _> = outbound(&mut lens, &settings, &addr(a, b));

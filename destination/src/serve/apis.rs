@@ -68,12 +68,12 @@ impl Destination for DestinationApi {
         request: Request<GetDestination>,
     ) -> Result<Response<Self::GetProfileStream>, Status> {
         let api = Api::Profile;
-        let (target, _) = self.read(&request).map_err(|status| self.streams.refused(api, status))?;
+        let (target, context) = self.read(&request).map_err(|status| self.streams.refused(api, status))?;
         let settings = self.settings.clone();
         self.streams.open(
             api,
             when_changed(move |lens| {
-                Ok(wire::destination_profile(&profile(lens, &settings, &target)?, &settings))
+                Ok(wire::destination_profile(&profile(lens, &settings, &target, &context)?, &settings))
             }),
         )
     }

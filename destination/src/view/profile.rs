@@ -1,14 +1,14 @@
-//! Pure. What an address or a name is, before any protocol is spoken. Contract 3.2.
+//! Pure. What an address or a name is, before any protocol is spoken, and the ServiceProfile that it has. Contract 3.2.
 
-use super::{Endpoint, Lens, Refusal, Settings, Target, endpoints};
+use super::{Context, Endpoint, Lens, Refusal, Settings, Target, endpoints};
 use crate::{
-    index::{Addressing, Service},
-    resources::Name,
+    index::{Addressing, Index, Service},
+    resources::{Name, Spec},
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 /// What a target is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Profile {
     /// A port of a Service.
     Service {
@@ -18,6 +18,8 @@ pub enum Profile {
         port: u16,
         /// Are its bytes forwarded unread?
         opaque: bool,
+        /// Its ServiceProfile, if it has one.
+        profile: Option<Chosen>,
     },
     /// The address of a Service, but a port that it does not define.
     UndefinedPort,
@@ -32,11 +34,28 @@ pub enum Profile {
     },
 }
 
-/// What a target is.
-pub fn profile(lens: &mut Lens<'_>, settings: &Settings, target: &Target) -> Result<Profile, Refusal> {
+/// A ServiceProfile that holds for a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// Its namespace and name.
+    pub name: Name,
+    /// What it says.
+    pub spec: Arc<Spec>,
+}
+
+/// What a target is for a client in `context`.
+pub fn profile(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    target: &Target,
+    context: &Context,
+) -> Result<Profile, Refusal> {
     match target {
         Target::Addr(addr) => match lens.service_at(addr.ip()) {
-            Some((name, service)) => Ok(of_service(lens, settings, (name, service), addr.port())),
+            Some((name, service)) if service.port(addr.port()).is_some() => {
+                Ok(of_service(lens, settings, (name, service), addr.port(), context))
+            }
+            Some(_) => Ok(Profile::UndefinedPort),
             None => of_address(lens, settings, *addr),
         },
         Target::Service { name, host: None, port } => {
@@ -45,15 +64,14 @@ pub fn profile(lens: &mut Lens<'_>, settings: &Settings, target: &Target) -> Res
             match service.addressing {
                 Addressing::ExternalName => Err(not_found("is an ExternalName: it has no profile here")),
                 // A headless Service's clients dial its pods: any port may be meant.
-                Addressing::Headless => {
-                    let opaque = lens.service_port_is_opaque(settings, name, service, *port);
-                    Ok(Profile::Service { name: name.clone(), port: *port, opaque })
+                Addressing::ClusterIps(_) if service.port(*port).is_none() => Ok(Profile::UndefinedPort),
+                Addressing::Headless | Addressing::ClusterIps(_) => {
+                    Ok(of_service(lens, settings, (name, service), *port, context))
                 }
-                Addressing::ClusterIps(_) => Ok(of_service(lens, settings, (name, service), *port)),
             }
         }
         Target::Service { name, host: Some(host), port } => {
-            let found = endpoints(lens, settings, (name, Some(host), *port), &super::Context::default())?;
+            let found = endpoints(lens, settings, (name, Some(host), *port), &Context::default())?;
             let (addr, _) = found
                 .set
                 .first_key_value()
@@ -68,12 +86,57 @@ fn of_service(
     settings: &Settings,
     (name, service): (&Name, &Service),
     port: u16,
+    context: &Context,
 ) -> Profile {
-    if service.port(port).is_none() {
-        return Profile::UndefinedPort;
+    let profile = chosen(lens, settings, name, context);
+    let opaque = lens.service_port_is_opaque(settings, name, service, port)
+        || profile.as_ref().is_some_and(|chosen| chosen.spec.opaque_ports.contains(port));
+    Profile::Service { name: name.clone(), port, opaque, profile }
+}
+
+/// The ServiceProfile of a Service for a client: what the client's own namespace says of the Service's name, else what
+/// the Service's namespace says.
+fn chosen(lens: &mut Lens<'_>, settings: &Settings, service: &Name, context: &Context) -> Option<Chosen> {
+    let full_name = settings.service_name(service);
+    let namespaces = [context.namespace.as_deref(), Some(service.namespace.as_str())];
+    namespaces.into_iter().flatten().find_map(|namespace| {
+        let name = Name::new(namespace, full_name.as_str());
+        let spec = lens.service_profile(&name)?.clone();
+        Some(Chosen { name, spec })
+    })
+}
+
+/// What is to be said of every ServiceProfile: how much it has, and why it is about nothing, if it is.
+pub fn profile_reports(index: &Index, settings: &Settings) -> impl Iterator<Item = (String, ProfileReport)> {
+    index.profiles().map(|(name, spec)| {
+        let report = ProfileReport {
+            routes: spec.routes.len(),
+            overrides: spec.overrides.len(),
+            applies: about(index, settings, &name.name),
+        };
+        (name.to_string(), report)
+    })
+}
+
+/// How a ServiceProfile stands.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ProfileReport {
+    /// Its routes.
+    pub routes: usize,
+    /// Destinations of its traffic split.
+    pub overrides: usize,
+    /// What it is about: `Service shop/web`, or why it is about nothing.
+    pub applies: String,
+}
+
+fn about(index: &Index, settings: &Settings, full_name: &str) -> String {
+    match Target::parse(full_name, &settings.cluster_domain) {
+        Ok(Target::Service { name, host: None, .. }) if settings.service_name(&name) == full_name => {
+            let exists = if index.service(&name).is_some() { "" } else { ", which does not exist" };
+            format!("Service {name}{exists}")
+        }
+        _ => format!("nothing: its name is not <service>.<namespace>.svc.{}", settings.cluster_domain),
     }
-    let opaque = lens.service_port_is_opaque(settings, name, service, port);
-    Profile::Service { name: name.clone(), port, opaque }
 }
 
 fn of_address(lens: &mut Lens<'_>, settings: &Settings, addr: SocketAddr) -> Result<Profile, Refusal> {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod endpoints;
+mod profiles;
 mod requests;
 
 use super::*;

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    resources::Name,
-    view::{Inbound, Outbound, PortProtocol, settings_for_tests},
+    resources::{Document, Name, Resource, parse},
+    view::{Chosen, Inbound, Outbound, PortProtocol, Profile, settings_for_tests},
 };
 use linkerd2_proxy_api::{http_route::path_match, inbound as inbound_api, outbound as outbound_api};
 use remora_core::{identity::Identity, policy::DefaultPolicy};
@@ -101,7 +101,7 @@ fn a_plain_endpoint_carries_none_of_it() {
 #[test]
 fn profiles_of_services_and_addresses() {
     let settings = settings_for_tests();
-    let service = Profile::Service { name: Name::new("shop", "web"), port: 80, opaque: true };
+    let service = Profile::Service { name: Name::new("shop", "web"), port: 80, opaque: true, profile: None };
     let profile = destination_profile(&service, &settings);
     assert_eq!(profile.fully_qualified_name, "web.shop.svc.cluster.local");
     assert!(profile.opaque_protocol && profile.endpoint.is_none());
@@ -115,6 +115,43 @@ fn profiles_of_services_and_addresses() {
     assert!(endpoint.fully_qualified_name.is_empty() && endpoint.endpoint.is_some());
     let undefined = destination_profile(&Profile::UndefinedPort, &settings);
     assert!(undefined.fully_qualified_name.is_empty() && undefined.endpoint.is_none());
+}
+
+#[test]
+fn a_service_profile_is_written_as_linkerds_controller_writes_it() {
+    let text = "
+        {apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile,
+         metadata: {name: web.shop.svc.cluster.local, namespace: till}, spec: {
+           routes: [{name: GET /a, condition: {method: GET, pathRegex: /a, not: {method: PURGE}}, isRetryable: true,
+             timeout: 1500ms, responseClasses: [{condition: {any: [{status: {min: 500}}]}, isFailure: true}]}],
+           retryBudget: {retryRatio: 0.3, minRetriesPerSecond: 7, ttl: 20s},
+           dstOverrides: [{authority: a.shop.svc.cluster.local, weight: 900m}, {authority: 'b:81', weight: 100m}]}}";
+    let spec = match parse(text).unwrap().remove(0) {
+        Document::Known(Resource::ServiceProfile(profile)) => profile.spec,
+        other => panic!("{other:?}"),
+    };
+    let chosen = Chosen { name: Name::new("till", "web.shop.svc.cluster.local"), spec };
+    let service =
+        Profile::Service { name: Name::new("shop", "web"), port: 80, opaque: false, profile: Some(chosen) };
+    let profile = destination_profile(&service, &settings_for_tests());
+    assert_eq!(profile.fully_qualified_name, "web.shop.svc.cluster.local");
+    let Some(meta::metadata::Kind::Resource(reference)) = profile.profile_ref.unwrap().kind else { panic!() };
+    assert_eq!((&*reference.kind, &*reference.namespace), ("ServiceProfile", "till"));
+    let budget = profile.retry_budget.unwrap();
+    assert_eq!((budget.min_retries_per_second, budget.ttl), (7, Some(seconds(20))));
+    let overrides: Vec<_> =
+        profile.dst_overrides.iter().map(|dst| (dst.authority.as_str(), dst.weight)).collect();
+    assert_eq!(overrides, [("a.shop.svc.cluster.local:80", 9_000), ("b:81", 1_000)]);
+    let route = &profile.routes[0];
+    assert_eq!(route.metrics_labels, [("route".to_owned(), "GET /a".to_owned())].into());
+    assert!(route.is_retryable);
+    assert_eq!(route.timeout, Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }));
+    let words = format!("{:?}", route.condition.as_ref().unwrap());
+    let order = ["All(", "Registered(Get)", "Not(", "Unregistered(\"PURGE\")", "regex: \"/a\""];
+    let found: Vec<_> = order.iter().map(|word| words.find(word)).collect();
+    assert!(found.is_sorted() && !found.contains(&None), "{words}");
+    let words = format!("{:?}", route.response_classes[0]);
+    assert!(words.contains("min: 500, max: 500") && words.contains("is_failure: true"), "{words}");
 }
 
 /// Every backend of a policy, whatever its protocol.

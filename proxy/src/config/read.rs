@@ -264,9 +264,27 @@ fn discovery(env: &mut Env) -> Option<DiscoveryConfig> {
     Some(DiscoveryConfig {
         context: env.or(&l5d("DESTINATION_CONTEXT"), String::new(), parse::text),
         profile_networks: env.or(&l5d("DESTINATION_PROFILE_NETWORKS"), Vec::new(), parse::networks),
+        profile_suffixes: env.or(
+            &l5d("DESTINATION_PROFILE_SUFFIXES"),
+            vec!["svc.cluster.local".to_owned()],
+            suffixes,
+        ),
         cluster_networks: env.or(&l5d("POLICY_CLUSTER_NETWORKS"), Vec::new(), parse::networks),
         workload: workload?,
     })
+}
+
+/// `.` is above all names.
+fn suffixes(text: &str) -> Result<Vec<String>, Invalid> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let read = |name: &str| {
+        if !name.bytes().all(allowed) {
+            return Err(Invalid::new(format!("{name:?} is no DNS name"), "names such as svc.cluster.local."));
+        }
+        Ok(name.trim_matches('.').to_ascii_lowercase())
+    };
+    names.map(read).collect()
 }
 
 fn limits(env: &mut Env) -> Limits {

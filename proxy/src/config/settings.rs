@@ -72,6 +72,7 @@ pub const GROUPS: &[Group] = &[
         settings: settings! {
             "LINKERD2_PROXY_DESTINATION_CONTEXT" | "" | "Sent to discovery as it is: who asks"
             "LINKERD2_PROXY_DESTINATION_PROFILE_NETWORKS" | "" | "Networks whose addresses discovery is asked about"
+            "LINKERD2_PROXY_DESTINATION_PROFILE_SUFFIXES" | "svc.cluster.local." | "Names whose ServiceProfile is looked up for the inbound requests that are addressed to them; `.` is all names"
             "LINKERD2_PROXY_POLICY_WORKLOAD" | "required" | "Sent to policy as it is: who asks"
             "LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS" | "" | "Networks of the cluster, for the cluster-* policies and for outages"
             "LINKERD2_PROXY_INBOUND_DEFAULT_POLICY" | "all-unauthenticated" | "Policy of a port until the controller has answered"
@@ -170,7 +171,6 @@ pub const GROUPS: &[Group] = &[
 pub const UNUSED: &[(&str, &str)] = &[
     ("LINKERD2_PROXY_CONTROL_LISTEN_ADDR", "there is no tap server; controllers read it from the pod"),
     ("LINKERD2_PROXY_TAP_SVC_NAME", "there is no tap server"),
-    ("LINKERD2_PROXY_DESTINATION_PROFILE_SUFFIXES", "profiles are looked up by address"),
     (
         "LINKERD2_PROXY_INBOUND_GATEWAY_SUFFIXES",
         "there is no multicluster gateway yet: headers with a name are refused",

@@ -70,9 +70,14 @@ where
 
     /// Begins or joins the lookup of `key`.
     pub fn watch(&self, key: &K) -> Result<Watch<T>, Full> {
+        self.join(key).map(|(watch, _)| watch)
+    }
+
+    /// Begins or joins the lookup of `key`, and says whether it has just begun.
+    pub fn join(&self, key: &K) -> Result<(Watch<T>, bool), Full> {
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(key) {
-            return Ok(Watch { latest: entry.latest.clone(), user: entry.users.clone() });
+            return Ok((Watch { latest: entry.latest.clone(), user: entry.users.clone() }, false));
         }
         if entries.len() >= self.max {
             return Err(Full { max: self.max });
@@ -83,7 +88,7 @@ where
         drop(entries);
         let lookup = (self.start)(key, sender);
         self.runtime.spawn(run(lookup, self.shared.clone(), key.clone(), self.idle));
-        Ok(Watch { latest, user: users })
+        Ok((Watch { latest, user: users }, true))
     }
 
     /// What is known of a key that somebody watches.

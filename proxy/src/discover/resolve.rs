@@ -1,6 +1,6 @@
 //! Pure. What a target's profile and policy mean together. Contract 1.7, 3.3; design decision 8.
 
-use super::{Absence, Known, Policy};
+use super::{Absence, Known, Policy, Profiled};
 use remora_core::{
     policy::ResourceRef,
     profile::Profile,
@@ -21,11 +21,11 @@ pub enum Resolution {
 }
 
 /// Combines what is known.
-pub fn resolve(target: SocketAddr, profile: &Known<Profile>, policy: &Known<Policy>) -> Resolution {
+pub fn resolve(target: SocketAddr, profile: &Known<Profiled>, policy: &Known<Policy>) -> Resolution {
     let known = match (profile, policy) {
         // Without the profile nobody knows whether the port is opaque, or a pod's endpoint.
         (Known::Pending, _) | (_, Known::Pending) => return Resolution::Wait,
-        (Known::Is(profile), policy) => (Some(&**profile), policy),
+        (Known::Is(profile), policy) => (Some(&*profile.profile), policy),
         (Known::Absent(_), policy) => (None, policy),
     };
     Resolution::Use(match known {
@@ -142,7 +142,7 @@ mod tests {
 
     #[track_caller]
     fn check(
-        profile: &Known<Profile>,
+        profile: &Known<Profiled>,
         policy: &Known<Policy>,
         parent: &str,
         target: &BackendTarget,
@@ -163,7 +163,7 @@ mod tests {
         Known::Absent(Absence::NotFound)
     }
 
-    fn profile(profile: Profile) -> Known<Profile> {
-        Known::Is(Arc::new(profile))
+    fn profile(profile: Profile) -> Known<Profiled> {
+        Known::Is(Arc::new(Profiled { profile: Arc::new(profile), ..Profiled::default() }))
     }
 }

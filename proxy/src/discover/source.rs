@@ -1,15 +1,20 @@
 //! The control plane's streams → what is known: one function per lookup. What a message means is in `runtime::api`;
 //! that a stream never stops is in `runtime::control`.
 
-use super::{Absence, Cache, Discovery, Known, Policy, cache::Lookup};
-use crate::{config::Config, policy::Server};
+use super::{Absence, Cache, Discovery, Known, Policy, Profiled, cache::Lookup};
+use crate::{
+    config::Config,
+    metrics::profiles::ProfileFamilies,
+    policy::Server,
+    profile::{MAX_NAMES, Named},
+};
 use futures_util::{StreamExt, stream::BoxStream};
 use linkerd2_proxy_api::{
-    destination::{GetDestination, destination_client::DestinationClient},
+    destination::{DestinationProfile, GetDestination, destination_client::DestinationClient},
     inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient},
     outbound::{TrafficSpec, outbound_policies_client::OutboundPoliciesClient, traffic_spec},
 };
-use remora_core::endpoint::Endpoint;
+use remora_core::{endpoint::Endpoint, profile::Profile};
 use remora_runtime::{
     api::{self, destination::Update},
     control::{Client, Event, StreamLimits, subscribe},
@@ -45,6 +50,8 @@ pub struct Sources {
     pub runtime: Handle,
     /// Counts endpoints beyond `MAX_ENDPOINTS`.
     pub endpoints_refused: Counter,
+    /// Where requests are counted by the routes of ServiceProfiles.
+    pub by_route: ProfileFamilies,
 }
 
 impl Sources {
@@ -55,12 +62,25 @@ impl Sources {
         let workload: Arc<str> = config.discovery.workload.as_str().into();
         let (destination, limits) = self.destination.clone();
         let (profile_context, profile_channel) = (context.clone(), destination.clone());
+        let (name_context, name_channel) = (context.clone(), destination.clone());
+        let by_route = self.by_route.clone();
         let (policy, policy_limits) = self.policy.clone();
         let refused = self.endpoints_refused.clone();
         Discovery {
             profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                Box::pin(profile(profile_channel.clone(), profile_context.clone(), *addr, limits, sender))
+                let of = (profile_context.clone(), addr.to_string());
+                Box::pin(profile(profile_channel.clone(), of, limits, sender, |profiled| profiled))
             }),
+            names: self.cache(
+                config.inbound.discovery_idle,
+                max.min(MAX_NAMES),
+                move |name: &Arc<str>, sender| {
+                    let (of, by_route) = ((name_context.clone(), name.to_string()), by_route.clone());
+                    let dst = name.clone();
+                    let named = move |profiled| Named::new(&by_route, profiled, &dst);
+                    Box::pin(profile(name_channel.clone(), of, limits, sender, named))
+                },
+            ),
             policies: self.cache(idle, max, move |addr: &SocketAddr, sender| {
                 Box::pin(outbound_policy(policy.clone(), workload.clone(), *addr, policy_limits, sender))
             }),
@@ -95,32 +115,46 @@ impl Sources {
     }
 }
 
-async fn profile(
+/// The profile of an address or name; `published` makes of it what is published.
+async fn profile<T: PartialEq>(
     channel: Client,
-    context: Arc<str>,
-    addr: SocketAddr,
+    (context, path): (Arc<str>, String),
     limits: StreamLimits,
-    sender: watch::Sender<Known<remora_core::profile::Profile>>,
+    sender: watch::Sender<Known<T>>,
+    published: impl Fn(Profiled) -> T,
 ) {
-    let request =
-        GetDestination { path: addr.to_string(), context_token: context.to_string(), ..Default::default() };
+    let what = format!("the profile of {path}");
+    let request = GetDestination { path, context_token: context.to_string(), ..Default::default() };
     let open = || {
         let (mut client, request) = (DestinationClient::new(channel.clone()), request.clone());
         async move { client.get_profile(request).await.map(tonic::Response::into_inner) }
     };
     let messages = || subscribe(limits, &open).boxed();
-    let what = format!("the profile of {addr}");
-    follow(messages, &what, &sender, |message| match api::destination::profile(message) {
+    let mut last = None;
+    follow(messages, &what, &sender, |message| profiled(&what, message, &mut last).map(&published)).await;
+}
+
+/// Reads a profile. `last` is the last good one.
+fn profiled(what: &str, message: DestinationProfile, last: &mut Option<Arc<Profile>>) -> Option<Profiled> {
+    match api::profile::profile(message.clone()) {
         Ok(converted) => {
-            noted(&what, &converted.ignored);
-            Some(converted.value)
+            noted(what, &converted.ignored);
+            let profile = Arc::new(converted.value);
+            *last = Some(profile.clone());
+            Some(Profiled { profile, ignored: converted.ignored, refused: None })
         }
         Err(invalid) => {
             warn!(what, %invalid, "the control plane sent what cannot be understood; what was known stays");
-            None
+            let refused = Some(invalid.to_string().into());
+            // Nothing was known yet: what the target is must not depend on its routes.
+            let whole = || api::profile::profile(api::profile::without_routes(message)).ok();
+            let profile = match last {
+                Some(last) => last.clone(),
+                None => Arc::new(whole()?.value),
+            };
+            Some(Profiled { profile, ignored: Vec::new(), refused })
         }
-    })
-    .await;
+    }
 }
 
 async fn outbound_policy(
@@ -335,6 +369,24 @@ fn noted(what: &str, ignored: &[Arc<str>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use linkerd2_proxy_api::destination::Route;
+
+    #[test]
+    fn a_profile_that_is_not_understood_changes_nothing_and_is_no_reason_to_wait() {
+        let named = |name: &str, routes| DestinationProfile {
+            fully_qualified_name: name.to_owned(),
+            routes,
+            ..DestinationProfile::default()
+        };
+        let mut last = None;
+        let first = profiled("it", named("a", vec![Route::default()]), &mut last).unwrap();
+        assert_eq!(first.profile.name.as_deref(), Some("a"));
+        assert_eq!(first.refused.as_deref(), Some("routes[0].condition: missing"));
+        let good = profiled("it", named("b", vec![]), &mut last).unwrap();
+        assert_eq!((good.profile.name.as_deref(), good.refused), (Some("b"), None));
+        let kept = profiled("it", named("c", vec![Route::default()]), &mut last).unwrap();
+        assert!(kept.profile.name.as_deref() == Some("b") && kept.refused.is_some());
+    }
 
     #[test]
     fn a_destination_has_no_more_endpoints_than_it_may_and_known_ones_still_change() {

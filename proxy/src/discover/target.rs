@@ -2,7 +2,8 @@
 //! connection that has its target looks nothing up any more.
 
 use super::{
-    Full, Known, Policy, Watch,
+    Full, Known, Policy, Profiled, Watch,
+    profiled::ProfilePlan,
     resolve::{self, Resolution},
 };
 use crate::{
@@ -46,6 +47,8 @@ pub struct Target {
 pub struct Plan {
     pub parent: Arc<ResourceRef>,
     pub protocol: PlanProtocol,
+    /// Where HTTP requests go by a ServiceProfile, and not by the routes of `protocol`.
+    pub profile: Option<ProfilePlan>,
 }
 
 /// By protocol.
@@ -124,7 +127,7 @@ impl Target {
         if let Some(plan) = self.plan.load_full() {
             return plan;
         }
-        let forward = Arc::new(compile(worker, &resolve::original(self.addr)));
+        let forward = Arc::new(compile(worker, &resolve::original(self.addr), None, self.addr));
         // Kept until the control plane answers, unless it just has.
         self.plan.compare_and_swap(&None::<Arc<Plan>>, Some(forward.clone()));
         self.plan.load_full().unwrap_or(forward)
@@ -251,7 +254,7 @@ impl Targets {
 async fn follow(
     target: Weak<Target>,
     worker: Arc<Worker>,
-    mut profile: Option<Watch<Profile>>,
+    mut profile: Option<Watch<Profiled>>,
     mut policy: Watch<Policy>,
 ) {
     loop {
@@ -264,7 +267,11 @@ async fn follow(
             match resolve::resolve(target.addr, &latest, &policy.latest()) {
                 Resolution::Wait => {}
                 Resolution::Use(policy) => {
-                    target.plan.store(Some(Arc::new(compile(&worker, &policy))));
+                    let profile = match &latest {
+                        Known::Is(known) => Some(&known.profile).filter(|profile| profile.routes_http()),
+                        Known::Pending | Known::Absent(_) => None,
+                    };
+                    target.plan.store(Some(Arc::new(compile(&worker, &policy, profile, target.addr))));
                     target.planned.notify_waiters();
                 }
             }
@@ -282,8 +289,20 @@ async fn follow(
     }
 }
 
-fn compile(worker: &Arc<Worker>, policy: &OutboundPolicy) -> Plan {
-    let splits = |distribution: &Arc<Distribution>| split(worker, distribution, |_| None);
+/// `profile` has routes or a traffic split.
+fn compile(
+    worker: &Arc<Worker>,
+    policy: &OutboundPolicy,
+    profile: Option<&Arc<Profile>>,
+    target: SocketAddr,
+) -> Plan {
+    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, &policy.parent, target));
+    // A traffic split is one of bytes too.
+    let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
+    let splits = |distribution: &Arc<Distribution>| match overridden {
+        Some(plan) => plan.split.clone(),
+        None => split(worker, distribution, |_| None),
+    };
     let routes = |routes: &[OutboundRoute]| compile_routes(worker, Kind::Http, &policy.parent, routes);
     let protocol = match &policy.protocol {
         OutboundProtocol::Detect { http1, http2, opaque } => {
@@ -302,7 +321,7 @@ fn compile(worker: &Arc<Worker>, policy: &OutboundPolicy) -> Plan {
         ),
         OutboundProtocol::Invalid(reason) => PlanProtocol::Invalid(reason.clone()),
     };
-    Plan { parent: policy.parent.clone(), protocol }
+    Plan { parent: policy.parent.clone(), protocol, profile: by_profile }
 }
 
 fn compile_routes(
@@ -324,7 +343,7 @@ fn compile_routes(
     Routes { rules: rules.collect(), routes: routes.iter().map(|outbound| outbound.route.clone()).collect() }
 }
 
-fn split(
+pub(super) fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
     metrics: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,

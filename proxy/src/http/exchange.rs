@@ -6,6 +6,7 @@ use crate::metrics::{
     RequestMetrics,
     routes::{End, Routed},
 };
+use crate::profile::Route;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::Frame;
@@ -43,6 +44,8 @@ pub fn classify_grpc(code: u16) -> Class {
 pub struct Exchange {
     metrics: Arc<RequestMetrics>,
     routed: Routed,
+    /// By a ServiceProfile.
+    route: Option<Arc<Route>>,
     started: Time,
     status: u16,
     grpc: Option<GrpcStatus>,
@@ -61,12 +64,19 @@ impl Exchange {
         Self {
             metrics,
             routed: Routed::default(),
+            route: None,
             started,
             status: response.status().as_u16(),
             grpc,
             in_flight: None,
             counted: false,
         }
+    }
+
+    /// The response is of this route of a ServiceProfile.
+    pub fn of_route(mut self, route: Option<Arc<Route>>) -> Self {
+        self.route = route;
+        self
     }
 
     /// The response is to an outbound request: it is part of an endpoint's load, and counted by route and backend.
@@ -113,13 +123,18 @@ impl Exchange {
             return;
         }
         self.counted = true;
-        let class = match (error, self.grpc) {
-            (Some(_), _) => Class::Failure,
-            (None, Some(GrpcStatus(Some(code)))) => classify_grpc(code),
-            (None, Some(GrpcStatus(None)) | None) => classify_status(self.status),
+        let said = self.route.as_ref().and_then(|route| route.class(self.status));
+        let class = match (error, said, self.grpc) {
+            (Some(_), _, _) => Class::Failure,
+            (None, Some(class), _) => class,
+            (None, None, Some(GrpcStatus(Some(code)))) => classify_grpc(code),
+            (None, None, Some(GrpcStatus(None)) | None) => classify_status(self.status),
         };
         let latency = clock::now().since(self.started);
         self.metrics.response(self.status, class, self.grpc, error, latency);
+        if let Some(route) = &self.route {
+            route.response(self.status, class, self.grpc, error, latency);
+        }
         let grpc = self.grpc.and_then(|grpc| grpc.0);
         self.routed.ended(End { status: Some(self.status), grpc, error: route_error });
         self.in_flight = None;

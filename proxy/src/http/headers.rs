@@ -12,6 +12,8 @@ pub const CLIENT_ID: HeaderName = HeaderName::from_static("l5d-client-id");
 pub const PROXY_ERROR: HeaderName = HeaderName::from_static("l5d-proxy-error");
 pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("l5d-proxy-connection");
 pub const REQUIRE_ID: HeaderName = HeaderName::from_static("l5d-require-id");
+/// The Service that a request is addressed to, for the server's proxy to find its ServiceProfile by.
+pub const DST_CANONICAL: HeaderName = HeaderName::from_static("l5d-dst-canonical");
 pub const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-override");
 const PROXY_AUTH_LEGACY: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");

@@ -14,24 +14,26 @@ use super::{
     respond::{self, Asker},
     upgrade,
     view::View,
+    way::{By, Way, route},
 };
 use crate::{
     Worker,
-    discover::target::{LiveBackend, Plan, PlanProtocol, Routes, Rule, Split, Target},
+    discover::target::{LiveBackend, Split, Target},
     endpoint::{self, InFlight, LiveEndpoint},
     fault::Fault,
     inbound::{self, Connection},
     metrics::{BackendMetrics, InboundRequests, RequestMetrics, routes::Routed},
     policy::PortPolicy,
+    profile::{self, Names},
 };
 use http::{HeaderValue, Method, Request, Response, Version};
 use remora_core::{
     policy::{self, Peer},
-    route::{self, RequestView},
+    route::RequestView,
     time::Time,
 };
 use remora_runtime::clock;
-use std::{future::pending, sync::Arc};
+use std::{future::pending, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// What the requests of one inbound connection share.
@@ -42,6 +44,7 @@ pub struct Inbound {
     app: Arc<inbound::app::App>,
     client_id: Option<HeaderValue>,
     requests: InboundRequests,
+    names: Names,
 }
 
 impl Inbound {
@@ -51,7 +54,7 @@ impl Inbound {
         let client_id = identity.and_then(|identity| HeaderValue::from_str(identity.as_str()).ok());
         let authority = worker.proxy.config.inbound.metrics_authority;
         let requests = InboundRequests::new(&connection, authority);
-        Self { worker, connection, policy, app, client_id, requests }
+        Self { worker, connection, policy, app, client_id, requests, names: Names::default() }
     }
 }
 
@@ -122,16 +125,24 @@ async fn authorized(
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
     }
 
+    let profiled = context.names.route(&worker.proxy, request).await;
+    if let Some(route) = &profiled {
+        route.began();
+    }
     let fate = request.body().fate();
     request.body_mut().measure(counted.request_frames());
     let response = match app.client.send(&**app, request, started).await {
         Ok(response) => response,
         Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
-            return failed(fate.or(fault), asker, &counted, started, orig_proto.is_some());
+            let fault = fate.or(fault);
+            if let Some(route) = &profiled {
+                route.answered(&fault, asker.grpc, clock::now().since(started));
+            }
+            return failed(fault, asker, &counted, started, orig_proto.is_some());
         }
     };
     fate.answered();
-    let exchange = Exchange::of(&response, counted, started);
+    let exchange = Exchange::of(&response, counted, started).of_route(profiled);
     let mut response = respond_with(response, exchange);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
@@ -197,7 +208,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     if headers::has_own(request.headers()) {
         // The override is honoured in ingress mode only (a later issue), and never passed on. The others are between
         // proxies: an application cannot claim that its request was something else, or somebody else's.
-        for name in [headers::DST_OVERRIDE, headers::ORIG_PROTO, headers::CLIENT_ID] {
+        for name in [headers::DST_OVERRIDE, headers::DST_CANONICAL, headers::ORIG_PROTO, headers::CLIENT_ID] {
             request.headers_mut().remove(name);
         }
         required = request.headers_mut().remove(headers::REQUIRE_ID);
@@ -205,19 +216,28 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
 
     let plan = target.plan(worker);
     let sent = match worker.proxy.has_room().and_then(|()| route(&plan, &request)) {
-        Ok((split, rule)) => {
+        Ok(Way { split, by: By::Rule(rule) }) => {
             let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
             let frames = series.as_ref().map(|series| &series.frames);
             request.body_mut().measure(frames);
-            let sent = send(split, required.as_ref(), &mut request).await;
+            let sent = send(split, None, required.as_ref(), &mut request).await;
             if let (Err(fault), Some(series)) = (&sent, &series) {
                 series.failed(fault.route_error(), started);
             }
-            sent.map(|sent| (sent, series))
+            sent.map(|sent| (sent, series, None))
+        }
+        Ok(Way { split, by: By::Profile(plan, route) }) => {
+            request.headers_mut().insert(headers::DST_CANONICAL, plan.canonical.clone());
+            route.began();
+            let sent = send_in_time(split, route, required.as_ref(), &mut request).await;
+            if let Err(fault) = &sent {
+                route.failed(fault, clock::now().since(started));
+            }
+            sent.map(|sent| (sent, None, Some(route.clone())))
         }
         Err(fault) => Err(fault),
     };
-    let (Sent { response, in_flight, endpoint, balanced, backend }, series) = match sent {
+    let (Sent { response, in_flight, endpoint, balanced, backend }, series, profiled) = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
@@ -225,7 +245,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
     };
     let routed = Routed { route: series.map(|series| (series, started)), backend };
-    let exchange = Exchange::of(&response, endpoint.requests.clone(), started);
+    let exchange = Exchange::of(&response, endpoint.requests.clone(), started).of_route(profiled);
     let mut response = respond_with(response, exchange.outbound(in_flight, routed));
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
@@ -250,26 +270,6 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     Ok(response)
 }
 
-/// The rule that a request takes, and where it leads. A target without routes has one way for everything.
-fn route<'a>(plan: &'a Plan, request: &Request<Body>) -> Result<(&'a Split, Option<&'a Rule>), Fault> {
-    let routes: &Routes = match (&plan.protocol, request.version()) {
-        (PlanProtocol::Detect { http2, .. }, Version::HTTP_2) => http2,
-        (PlanProtocol::Detect { http1, .. }, _) => http1,
-        (PlanProtocol::Http1(routes) | PlanProtocol::Http2(routes), _) => routes,
-        // The target changed under an open connection.
-        (PlanProtocol::Opaque(split), _) => return Ok((split, None)),
-        (PlanProtocol::Tls(_), _) => return Err(Fault::NoRoute(plan.parent.name.clone())),
-        (PlanProtocol::Invalid(reason), _) => {
-            return Err(Fault::InvalidPolicy { target: plan.parent.name.clone(), reason: reason.clone() });
-        }
-    };
-    let chosen = route::choose(&routes.routes, &View(request));
-    chosen
-        .and_then(|chosen| routes.rules.get(chosen.route)?.get(chosen.rule))
-        .map(|rule| (&*rule.split, Some(rule)))
-        .ok_or_else(|| Fault::NoRoute(plan.parent.name.clone()))
-}
-
 struct Sent {
     response: Response<Body>,
     in_flight: InFlight,
@@ -280,9 +280,25 @@ struct Sent {
     backend: Option<(Arc<BackendMetrics>, Time)>,
 }
 
+/// Sends, and waits for the response no longer than the route of a profile allows.
+async fn send_in_time(
+    split: &Split,
+    route: &profile::Route,
+    required: Option<&HeaderValue>,
+    request: &mut Request<Body>,
+) -> Result<Sent, Fault> {
+    let sending = send(split, Some(route), required, request);
+    let Some(limit) = route.timeout else { return sending.await };
+    // Boxed: what wraps a future holds it twice.
+    let in_time = tokio::time::timeout(limit, Box::pin(sending)).await;
+    let name = || route.name.clone().unwrap_or_default();
+    in_time.unwrap_or_else(|_| Err(Fault::ResponseTimeout { route: name(), limit }))
+}
+
 /// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
 async fn send(
     split: &Split,
+    profiled: Option<&profile::Route>,
     required: Option<&HeaderValue>,
     request: &mut Request<Body>,
 ) -> Result<Sent, Fault> {
@@ -291,7 +307,12 @@ async fn send(
     let fate = request.body().fate();
     loop {
         let except = failed.as_ref().map(|(endpoint, _)| endpoint);
-        let endpoint = balancer.pick(except).await?;
+        let endpoint = balancer.pick(except).await.inspect_err(|fault| {
+            if let Some(route) = profiled {
+                route.tried();
+                route.try_failed(fault, Duration::ZERO);
+            }
+        })?;
         if let Some((first, fault)) = failed.take() {
             if Arc::ptr_eq(&first, &endpoint) {
                 return Err(fault);
@@ -302,7 +323,13 @@ async fn send(
         let began = clock::now();
         let in_flight = endpoint.begin(began);
         endpoint.requests.request();
+        if let Some(route) = profiled {
+            route.tried();
+        }
         let failed_at = |fault: &Fault| {
+            if let Some(route) = profiled {
+                route.try_failed(fault, clock::now().since(began));
+            }
             endpoint.requests.failed(fault, clock::now().since(began));
             if let Some(metrics) = metrics {
                 metrics.failed(fault.route_error(), began);
@@ -361,7 +388,7 @@ pub fn refuse(fault: &Fault, request: &Request<Body>, informational: bool) -> Re
 fn answer(fault: &Fault, asker: Asker, metrics: &RequestMetrics, started: Time) -> Response<Body> {
     let response = respond::respond(fault, asker);
     metrics.fault(fault);
-    metrics.failed_with(fault, asker.grpc, clock::now().since(started));
+    metrics.failed_with(fault, asker.grpc, None, clock::now().since(started));
     response
 }
 

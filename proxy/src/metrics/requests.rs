@@ -14,25 +14,29 @@ use crate::{
 use remora_runtime::metrics::{Buckets, Budgeted, Counter, Histogram, Registry};
 use std::{sync::Arc, time::Duration};
 
-/// `request_total`, `response_total`, `response_latency_ms`.
+/// `request_total`, `response_total`, `response_latency_ms`; by the routes of ServiceProfiles the same with a prefix.
 #[derive(Clone)]
 pub struct HttpFamilies {
     requests: Budgeted<Labels, Counter>,
     responses: Budgeted<Labels, Counter>,
-    latencies: Budgeted<Labels, Histogram>,
+    latencies: Option<Budgeted<Labels, Histogram>>,
 }
 
 impl HttpFamilies {
-    pub fn register(registry: &Registry, budget: usize) -> Self {
+    /// `prefix` is before each name, for instance `route_`; `timed`: with latencies.
+    pub fn register(registry: &Registry, prefix: &str, timed: bool, budget: usize) -> Self {
+        let counters = |name: &str, help: &str| registry.counters(&format!("{prefix}{name}"), help, budget);
         Self {
-            requests: registry.counters("request_total", "Total count of HTTP requests", budget),
-            responses: registry.counters("response_total", "Total count of HTTP responses", budget),
-            latencies: registry.histograms(
-                "response_latency_ms",
-                "Elapsed times between a request's headers being received and its response stream completing",
-                budget,
-                Buckets::LATENCY_MS,
-            ),
+            requests: counters("request_total", "Total count of HTTP requests"),
+            responses: counters("response_total", "Total count of HTTP responses"),
+            latencies: timed.then(|| {
+                registry.histograms(
+                    &format!("{prefix}response_latency_ms"),
+                    "Elapsed times between a request's headers being received and its response stream completing",
+                    budget,
+                    Buckets::LATENCY_MS,
+                )
+            }),
         }
     }
 
@@ -64,7 +68,7 @@ pub struct RequestMetrics {
 /// The series of one kind of answer.
 struct Responses {
     total: Counter,
-    latencies: Histogram,
+    latencies: Option<Histogram>,
     /// Of the typed families.
     statuses: Option<Counter>,
 }
@@ -124,14 +128,22 @@ impl RequestMetrics {
         self.count(answer, latency);
     }
 
-    /// The proxy answered in the server's place; `grpc`: as gRPC has it, where the status of HTTP says nothing.
-    pub fn failed_with(&self, fault: &Fault, grpc: bool, latency: Duration) {
+    /// There was no response within the time that a ServiceProfile allows.
+    pub fn timed_out(&self, latency: Duration) {
+        let answer = Answer { status: None, class: Class::Failure, grpc: None, error: Some("timeout") };
+        self.count(answer, latency);
+    }
+
+    /// The proxy answered in the server's place; `grpc`: as gRPC has it, where the status of HTTP says nothing. A
+    /// ServiceProfile may have said what such a status is.
+    pub fn failed_with(&self, fault: &Fault, grpc: bool, said: Option<Class>, latency: Duration) {
         let answer = fault.answer();
         let code = grpc.then_some(answer.grpc as u16);
+        let by_itself = || code.map_or_else(|| classify_status(answer.status.as_u16()), classify_grpc);
         self.count(
             Answer {
                 status: Some(if grpc { 200 } else { answer.status.as_u16() }),
-                class: code.map_or_else(|| classify_status(answer.status.as_u16()), classify_grpc),
+                class: said.unwrap_or_else(by_itself),
                 grpc: code.map(|code| GrpcStatus(Some(code))),
                 error: Some(fault.label()),
             },
@@ -145,7 +157,9 @@ impl RequestMetrics {
             || self.series(answer),
             |series| {
                 series.total.inc();
-                series.latencies.record(latency);
+                if let Some(latencies) = &series.latencies {
+                    latencies.record(latency);
+                }
                 if let Some(statuses) = &series.statuses {
                     statuses.inc();
                 }
@@ -161,7 +175,7 @@ impl RequestMetrics {
         if let Some(status) = answer.status {
             labels.push(label("status_code", status));
         }
-        let latencies = self.families.latencies.get(labels.clone());
+        let latencies = self.families.latencies.as_ref().map(|family| family.get(labels.clone()));
         labels.push(label("classification", answer.class.as_str()));
         if let Some(grpc) = answer.grpc {
             labels.push(label("grpc_status", grpc.0.map(|code| code.to_string()).unwrap_or_default()));

@@ -1,4 +1,4 @@
-//! `Destination.Get` and `GetProfile`: endpoints and profiles. Contract 3.1, 3.2.
+//! `Destination.Get`: endpoints. Contract 3.1.
 
 use super::{Converted, Invalid, Reading, parts};
 use linkerd2_proxy_api::destination as wire;
@@ -7,7 +7,6 @@ use remora_core::planted;
 use remora_core::{
     endpoint::{Endpoint, EndpointTls, Labels, ProtocolHint},
     identity::Identity,
-    profile::Profile,
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -47,26 +46,6 @@ pub fn update(wire: wire::Update) -> Result<Converted<Update>, Invalid> {
         None => return Err(Invalid::new("neither add, remove nor no_endpoints").within("update")),
     };
     Ok(reading.finish(update))
-}
-
-/// Reads an answer of `GetProfile`. Routes, retry budget and overrides of a ServiceProfile are listed as ignored.
-pub fn profile(wire: wire::DestinationProfile) -> Result<Converted<Profile>, Invalid> {
-    let mut reading = Reading::new();
-    // A retry budget is always sent and means nothing without routes.
-    reading.ignore_if(!wire.routes.is_empty(), "routes");
-    reading.ignore_if(!wire.dst_overrides.is_empty(), "dst_overrides");
-    let endpoint = match wire.endpoint {
-        Some(addr) => Some(reading.at("endpoint", |reading| endpoint(reading, addr, &HashMap::new()))?),
-        None => None,
-    };
-    let parent = wire.parent_ref.map(|parent| parts::resource(Some(parent))).transpose();
-    let value = Profile {
-        name: Some(wire.fully_qualified_name).filter(|name| !name.is_empty()).map(Arc::from),
-        opaque: wire.opaque_protocol,
-        endpoint,
-        parent: parent.map_err(|invalid| invalid.within("parent_ref"))?,
-    };
-    Ok(reading.finish(value))
 }
 
 fn add(reading: &mut Reading, set: wire::WeightedAddrSet) -> Vec<Endpoint> {
@@ -141,7 +120,7 @@ fn tls_identity(wire: wire::TlsIdentity) -> Result<EndpointTls, Invalid> {
 }
 
 /// Names as Prometheus takes them, values of bounded length.
-fn labels(set: &HashMap<String, String>, own: &HashMap<String, String>) -> Labels {
+pub(super) fn labels(set: &HashMap<String, String>, own: &HashMap<String, String>) -> Labels {
     let mut merged: BTreeMap<String, &str> =
         set.iter().map(|(name, value)| (label_name(name), value.as_str())).collect();
     merged.extend(own.iter().map(|(name, value)| (label_name(name), value.as_str())));
@@ -162,7 +141,6 @@ fn cut(value: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use linkerd2_proxy_api::meta;
     use wire::tls_identity::{DnsLikeIdentity, Strategy, UriLikeIdentity};
 
     const NAME: &str = "web.shop.serviceaccount.identity.remora.cluster.local";
@@ -251,30 +229,6 @@ mod tests {
         ] {
             assert_eq!(update(wire::Update { update: wire }).ok().map(|read| read.value), expected);
         }
-    }
-
-    #[test]
-    fn a_service_profile_is_reported_as_ignored() {
-        let wire = wire::DestinationProfile {
-            fully_qualified_name: "web.shop.svc.cluster.local".to_owned(),
-            opaque_protocol: true,
-            routes: vec![wire::Route::default()],
-            retry_budget: Some(wire::RetryBudget::default()),
-            dst_overrides: vec![wire::WeightedDst::default()],
-            endpoint: Some(meshed("10.0.0.7:8080")),
-            parent_ref: Some(meta::Metadata { kind: Some(meta::metadata::Kind::Default("x".to_owned())) }),
-            profile_ref: None,
-        };
-        let read = profile(wire).unwrap();
-        assert_eq!(read.value.name.as_deref(), Some("web.shop.svc.cluster.local"));
-        assert!(read.value.opaque && read.value.endpoint.is_some() && read.value.parent.is_some());
-        assert_eq!(read.ignored.iter().map(|note| &**note).collect::<Vec<_>>(), ["routes", "dst_overrides"]);
-    }
-
-    #[test]
-    fn an_empty_profile_says_nothing() {
-        let read = profile(wire::DestinationProfile::default()).unwrap();
-        assert_eq!(read, Converted { value: Profile::default(), ignored: Vec::new() });
     }
 
     fn meshed(addr: &str) -> wire::WeightedAddr {

@@ -125,7 +125,7 @@ fn query(reading: &mut Reading, wire: http_route::QueryParamMatch) -> Result<(St
     Ok((wire.name, value))
 }
 
-fn method(wire: http_types::HttpMethod) -> Result<String, Invalid> {
+pub(super) fn method(wire: http_types::HttpMethod) -> Result<String, Invalid> {
     let method = http::Method::try_from(wire).map_err(|error| Invalid::new(error.to_string()))?;
     Ok(method.as_str().to_owned())
 }

@@ -40,8 +40,13 @@ fn profiles() {
     ] {
         let index = index(manifests);
         let target = Target::parse(target, "cluster.local").unwrap();
-        let described = match profile(&mut Lens::new(&index), &settings(), &target).unwrap() {
-            Profile::Service { name, port, opaque } => format!("service {name}:{port} opaque={opaque}"),
+        let described = match profile(&mut Lens::new(&index), &settings(), &target, &Context::default())
+            .unwrap()
+        {
+            Profile::Service { name, port, opaque, profile: None } => {
+                format!("service {name}:{port} opaque={opaque}")
+            }
+            Profile::Service { .. } => panic!("nobody wrote a ServiceProfile"),
             Profile::UndefinedPort => "undefined".to_owned(),
             Profile::Endpoint { addr, endpoint, opaque } => {
                 let namespace = endpoint.labels.get("namespace").cloned().unwrap_or_default();
@@ -56,7 +61,7 @@ fn profiles() {
 fn a_pod_that_claims_a_proxy_without_one_has_no_profile() {
     let index = index(&CLUSTER.replace("name: linkerd-proxy", "name: proxy"));
     let target = Target::Addr("10.1.0.1:8080".parse().unwrap());
-    let seen = profile(&mut Lens::new(&index), &settings(), &target);
+    let seen = profile(&mut Lens::new(&index), &settings(), &target, &Context::default());
     assert!(matches!(&seen, Err(Refusal::NotFound(reason)) if reason.contains("shop/web-1")), "{seen:?}");
 }
 

@@ -9,7 +9,10 @@ fn what_is_not_there_is_not_found() {
         assert!(matches!(get(external, target), Err(Refusal::NotFound(_))), "{target}");
         let target = Target::parse(target, "cluster.local").unwrap();
         let index = index(external);
-        assert!(matches!(profile(&mut Lens::new(&index), &settings(), &target), Err(Refusal::NotFound(_))));
+        assert!(matches!(
+            profile(&mut Lens::new(&index), &settings(), &target, &Context::default()),
+            Err(Refusal::NotFound(_))
+        ));
         assert!(matches!(outbound(&mut Lens::new(&index), &settings(), &target), Err(Refusal::NotFound(_))));
     }
 }

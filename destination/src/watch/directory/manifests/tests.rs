@@ -4,8 +4,8 @@ use super::*;
 
 const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a}, spec: {containers: []}}";
 const OTHER: &str = "{apiVersion: v1, kind: Pod, metadata: {name: q, namespace: a}, spec: {containers: []}}";
-const PROFILE: &str =
-    "{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {name: s, namespace: a}}";
+const SERVER: &str =
+    "{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {name: s, namespace: a}}";
 
 #[test]
 fn a_file_counts_when_two_readings_agree() {
@@ -102,9 +102,9 @@ fn of_two_files_the_last_by_name_holds() {
 #[test]
 fn kinds_of_a_later_day_are_named_and_no_error() {
     let mut manifests = Manifests::default();
-    let taken = settle(&mut manifests, &[("a.yaml", PROFILE)]);
+    let taken = settle(&mut manifests, &[("a.yaml", SERVER)]);
     assert!(
-        matches!(&taken.notices[..], [Notice::Unread { objects, .. }] if objects[0].contains("ServiceProfile a/s"))
+        matches!(&taken.notices[..], [Notice::Unread { objects, .. }] if objects[0].contains("Server a/s"))
     );
     assert_eq!(manifests.invalid(), 0);
 }

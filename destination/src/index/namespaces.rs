@@ -1,0 +1,56 @@
+//! Pure. What a namespace says for everything in it, and the annotations that pods and Services may have themselves.
+
+use super::{DEFAULT_INBOUND_POLICY, OPAQUE_PORTS};
+use crate::ports::PortSet;
+use remora_core::policy::DefaultPolicy;
+use std::collections::BTreeMap;
+
+/// What a namespace says for everything in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Opaque ports of pods and Services without the annotation.
+    pub opaque_ports: Option<PortSet>,
+    /// Default policy of pods without the annotation.
+    pub default_policy: Option<DefaultPolicy>,
+}
+
+impl Namespace {
+    /// Reads its annotations. What is wrong with them goes to `reasons`.
+    pub(super) fn read(annotations: Option<&BTreeMap<String, String>>, reasons: &mut Vec<String>) -> Self {
+        let Some(annotations) = annotations else { return Self::default() };
+        Self {
+            opaque_ports: ports_of(annotations, OPAQUE_PORTS, |_| None, reasons),
+            default_policy: policy_of(annotations, reasons),
+        }
+    }
+}
+
+/// The ports that an annotation lists; `None` if there is no such annotation.
+pub(super) fn ports_of(
+    annotations: &BTreeMap<String, String>,
+    annotation: &str,
+    named: impl Fn(&str) -> Option<u16>,
+    reasons: &mut Vec<String>,
+) -> Option<PortSet> {
+    let (ports, invalid) = PortSet::parse(annotations.get(annotation)?, named);
+    reasons.extend(
+        invalid.into_iter().map(|invalid| format!("annotation {annotation}: {invalid}; it is left out")),
+    );
+    Some(ports)
+}
+
+/// The policy that an annotation names; `None` if there is no such annotation, or no such policy.
+pub(super) fn policy_of(
+    annotations: &BTreeMap<String, String>,
+    reasons: &mut Vec<String>,
+) -> Option<DefaultPolicy> {
+    let name = annotations.get(DEFAULT_INBOUND_POLICY)?;
+    let policy = DefaultPolicy::parse(name);
+    if policy.is_none() {
+        reasons.push(format!(
+            "annotation {DEFAULT_INBOUND_POLICY}: {name:?} is not one of all-unauthenticated, all-authenticated, \
+             cluster-unauthenticated, cluster-authenticated, audit, deny; it is ignored"
+        ));
+    }
+    policy
+}
