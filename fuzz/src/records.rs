@@ -14,6 +14,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName},
 };
 use std::sync::{Arc, OnceLock};
+use tokio::io::AsyncWriteExt as _;
+
+/// What follows this is not steps but what somebody sends instead of a handshake.
+const GARBAGE: u8 = 255;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
@@ -50,6 +54,9 @@ struct Way {
 }
 
 pub fn records(data: &[u8]) {
+    if let Some((&GARBAGE, rest)) = data.split_first() {
+        return garbage(rest);
+    }
     let mut input = Unstructured::new(data);
     let steps: Result<Vec<Step>> =
         (0..48).map_while(|_| (!input.is_empty()).then(|| input.arbitrary())).collect();
@@ -128,7 +135,7 @@ impl Way {
 
     fn bring(&mut self, to: &mut Records, count: usize) {
         let count = count.min(self.wire.len() - self.brought);
-        if self.failed || count == 0 {
+        if count == 0 {
             return;
         }
         let mut sealed = to.partial().to_vec();
@@ -137,6 +144,7 @@ impl Way {
         let received = &mut self.received;
         let opened = to.open(&mut sealed, |bytes| received.extend_from_slice(bytes));
         assert!(self.sent.starts_with(&self.received), "other bytes than were sent");
+        assert!(!self.failed || opened.is_err(), "goes on after an error");
         match (opened, self.spoiled) {
             (Ok(()), None) => {
                 let whole = self.ends.iter().rev().find(|(end, _)| *end <= self.brought);
@@ -173,22 +181,54 @@ impl Way {
     }
 
     fn end(&mut self, to: &mut Records) {
-        while self.brought < self.wire.len() && !self.failed {
+        while self.brought < self.wire.len() {
             self.bring(to, FLIGHT);
         }
     }
 }
 
+/// Neither side makes a connection of it, waits for more when there is no more, or panics.
+fn garbage(bytes: &[u8]) {
+    let (client, server) = both();
+    let runtime = runtime();
+    let sent = || async {
+        let (mut near, far) = tokio::io::duplex(1 << 16);
+        near.write_all(bytes).await.expect("it fits");
+        near.shutdown().await.expect("an end");
+        (near, far)
+    };
+    let refused = runtime.block_on(async {
+        let (_near, far) = sent().await;
+        handshake::server(server, far).await.is_err()
+    });
+    assert!(refused, "a server took garbage for a handshake");
+    let refused = runtime.block_on(async {
+        let (_near, far) = sent().await;
+        handshake::client(client, name(), far).await.is_err()
+    });
+    assert!(refused, "a client took garbage for a handshake");
+}
+
+fn both() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    static CONFIGS: OnceLock<(Arc<ClientConfig>, Arc<ServerConfig>)> = OnceLock::new();
+    CONFIGS.get_or_init(configs).clone()
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("server.test").expect("a name")
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime")
+}
+
 /// Both sides of a connection.
 fn pair() -> (Records, Records) {
-    static CONFIGS: OnceLock<(Arc<ClientConfig>, Arc<ServerConfig>)> = OnceLock::new();
-    let (client, server) = CONFIGS.get_or_init(configs).clone();
+    let (client, server) = both();
     let (near, far) = tokio::io::duplex(1 << 16);
-    let name = ServerName::try_from("server.test").expect("a name");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let (client, server) = runtime.block_on(async {
-        tokio::join!(handshake::client(client, name, near), handshake::server(server, far))
-    });
+    let handshakes =
+        async { tokio::join!(handshake::client(client, name(), near), handshake::server(server, far)) };
+    let (client, server) = runtime().block_on(handshakes);
     let (_, client, _) = client.expect("a handshake").records().expect("keys");
     let (_, server, _) = server.expect("a handshake").records().expect("keys");
     (client, server)

@@ -1,6 +1,6 @@
 //! A connection's bytes: plain or TLS, with bytes that were read too early put back, and counted.
 
-use crate::{mux::MuxStream, scratch, tls::session::Session};
+use crate::{mux::MuxStream, scratch, tls::stream::TlsStream};
 use bytes::{Buf, Bytes};
 use remora_runtime::{
     room,
@@ -70,7 +70,7 @@ impl Attention {
 
 enum Io {
     Plain(TcpStream),
-    Tls(Box<Session>),
+    Tls(Box<TlsStream>),
     Mux(MuxStream),
 }
 
@@ -85,8 +85,8 @@ impl Stream {
         Self::new(Io::Plain(tcp))
     }
 
-    pub fn tls(session: Session) -> Self {
-        Self::new(Io::Tls(Box::new(session)))
+    pub fn tls(tls: TlsStream) -> Self {
+        Self::new(Io::Tls(Box::new(tls)))
     }
 
     fn new(io: Io) -> Self {
@@ -139,10 +139,10 @@ impl Stream {
         }
     }
 
-    /// The TLS session; `None` for anything else.
-    pub fn into_tls(self) -> Option<Box<Session>> {
+    /// The stream of TLS; `None` for anything else.
+    pub fn into_tls(self) -> Option<Box<TlsStream>> {
         match self.io {
-            Io::Tls(session) => Some(session),
+            Io::Tls(tls) => Some(tls),
             Io::Plain(_) | Io::Mux(_) => None,
         }
     }
@@ -156,7 +156,7 @@ impl Stream {
     fn below(&self) -> Result<&TcpStream, &MuxStream> {
         match &self.io {
             Io::Plain(tcp) => Ok(tcp),
-            Io::Tls(session) => Ok(session.tcp()),
+            Io::Tls(tls) => Ok(tls.tcp()),
             Io::Mux(stream) => Err(stream),
         }
     }

@@ -3,7 +3,7 @@
 pub mod codec;
 pub mod handshake;
 mod records;
-pub mod session;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -105,7 +105,7 @@ pub async fn terminate(
         bundle: credentials.bundle().clone(),
     });
     let peer = Peer::Tls { identity: certificate.map(|certificate| certificate.identity) };
-    Ok(Terminated { peer, stream: Stream::tls(accepted.session().map_err(failed)?), carries, standing })
+    Ok(Terminated { peer, stream: Stream::tls(accepted.stream().map_err(failed)?), carries, standing })
 }
 
 /// What an endpoint turned out to be.
@@ -135,6 +135,6 @@ pub async fn originate(
         .map_err(refuse)?;
     tls::require(&certificate, &expected.identity).map_err(refuse)?;
     let carries = Carries::of(session);
-    let stream = Stream::tls(connected.session().map_err(failed)?);
+    let stream = Stream::tls(connected.stream().map_err(failed)?);
     Ok(Originated { stream, carries, not_after: certificate.not_after })
 }

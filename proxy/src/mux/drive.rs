@@ -4,7 +4,7 @@
 use super::carrier::{Carrier, Opened, Round};
 use crate::{
     scratch,
-    tls::{codec::FLIGHT, session::Session},
+    tls::{codec::FLIGHT, stream::TlsStream},
 };
 use remora_core::{mux::Error, time::Time};
 use remora_runtime::{
@@ -31,7 +31,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Drives one carrier.
 pub(super) struct Driver {
-    tls: Box<Session>,
+    tls: Box<TlsStream>,
     carrier: Arc<Carrier>,
     drain: Drain,
     /// A drain waits for what streams have written, not only for the streams.
@@ -46,7 +46,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(tls: Box<Session>, carrier: Arc<Carrier>, drain: Drain) -> Self {
+    pub(super) fn new(tls: Box<TlsStream>, carrier: Arc<Carrier>, drain: Drain) -> Self {
         let dialled = tls.is_client();
         let counted = carrier.metrics.carrier();
         Self {

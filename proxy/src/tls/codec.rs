@@ -72,6 +72,8 @@ pub struct Records {
     asked: bool,
     /// The peer has said that it sends no more.
     ended: bool,
+    /// What the peer did wrong. Nothing is opened after that: who could put bytes in between would choose which.
+    broken: Option<Error>,
 }
 
 impl Records {
@@ -84,7 +86,17 @@ impl Records {
     ) -> Result<Self, Error> {
         let opening = Opening::new(kernel.suite()?, secrets.rx)?;
         let sealing = Sealing::new(secrets.tx)?;
-        Ok(Self { kernel, sealing, opening, partial, late: Vec::new(), empty: 0, asked: false, ended })
+        Ok(Self {
+            kernel,
+            sealing,
+            opening,
+            partial,
+            late: Vec::new(),
+            empty: 0,
+            asked: false,
+            ended,
+            broken: None,
+        })
     }
 
     /// Whether this side dialled.
@@ -152,8 +164,26 @@ impl Records {
     }
 
     /// Opens all that is whole of `sealed` in its place, hands on what is the application's, and keeps the rest. `sealed`
-    /// begins with what was [`partial`](Self::partial). After an error nothing is opened any more.
-    pub fn open(&mut self, sealed: &mut [u8], mut take: impl FnMut(&[u8])) -> Result<(), Error> {
+    /// begins with what was [`partial`](Self::partial). After an error nothing is opened any more, and it is returned again.
+    pub fn open(&mut self, sealed: &mut [u8], take: impl FnMut(&[u8])) -> Result<(), Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        let used = self.open_whole(sealed, take).inspect_err(|error| self.broken = Some(error.clone()))?;
+        let rest = sealed.get(used..).unwrap_or_default();
+        #[cfg(planted)]
+        let rest = if planted::makes(planted::Mistake::PartialIsForgotten) { &[][..] } else { rest };
+        if rest.is_empty() {
+            self.partial = Vec::new();
+        } else {
+            self.partial.clear();
+            self.partial.extend_from_slice(rest);
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes the records took that were whole.
+    fn open_whole(&mut self, sealed: &mut [u8], mut take: impl FnMut(&[u8])) -> Result<usize, Error> {
         let mut used = 0;
         while !self.ended
             && let Some((length, message)) = self.opening.open(sealed.get_mut(used..).unwrap_or_default())?
@@ -183,16 +213,7 @@ impl Records {
                 }
             }
         }
-        let rest = sealed.get(used..).unwrap_or_default();
-        #[cfg(planted)]
-        let rest = if planted::makes(planted::Mistake::PartialIsForgotten) { &[][..] } else { rest };
-        if rest.is_empty() {
-            self.partial = Vec::new();
-        } else {
-            self.partial.clear();
-            self.partial.extend_from_slice(rest);
-        }
-        Ok(())
+        Ok(used)
     }
 
     fn count_empty(&mut self, is_empty: bool) -> Result<(), Error> {

@@ -1,8 +1,8 @@
-//! TLS handshakes by rustls, over a socket. What follows one is a [`Session`]'s.
+//! TLS handshakes by rustls, over a socket. What follows one is a [`TlsStream`]'s.
 
 use super::{
     codec::{Kernel, Records},
-    session::Session,
+    stream::TlsStream,
 };
 use crate::stream::Rewound;
 use rustls::{
@@ -53,6 +53,8 @@ pub async fn server<Io: AsyncRead + AsyncWrite + Unpin>(
 pub trait Side {
     type Data;
     fn process<'c, 'i>(&'c mut self, sealed: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn is_handshaking(&self) -> bool;
+    fn wants_write(&self) -> bool;
     fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, Kernel), Error>;
 }
 
@@ -61,6 +63,14 @@ impl Side for UnbufferedClientConnection {
 
     fn process<'c, 'i>(&'c mut self, sealed: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(sealed)
+    }
+
+    fn is_handshaking(&self) -> bool {
+        CommonState::is_handshaking(self)
+    }
+
+    fn wants_write(&self) -> bool {
+        CommonState::wants_write(self)
     }
 
     fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, Kernel), Error> {
@@ -74,6 +84,14 @@ impl Side for UnbufferedServerConnection {
 
     fn process<'c, 'i>(&'c mut self, sealed: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(sealed)
+    }
+
+    fn is_handshaking(&self) -> bool {
+        CommonState::is_handshaking(self)
+    }
+
+    fn wants_write(&self) -> bool {
+        CommonState::wants_write(self)
     }
 
     fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, Kernel), Error> {
@@ -100,10 +118,10 @@ impl<C: Side, Io> Done<C, Io> {
 }
 
 impl<C: Side> Done<C> {
-    /// The session over the socket.
-    pub(super) fn session(self) -> io::Result<Session> {
+    /// The stream over the socket.
+    pub(super) fn stream(self) -> io::Result<TlsStream> {
         let (io, records, plain) = self.records()?;
-        Ok(Session::new(io, records, plain))
+        Ok(TlsStream::new(io, records, plain))
     }
 }
 
@@ -113,6 +131,7 @@ enum Step {
     Write,
     Read,
     Done,
+    Fail(Error),
 }
 
 async fn run<C: Side, Io: AsyncRead + AsyncWrite + Unpin>(
@@ -120,7 +139,7 @@ async fn run<C: Side, Io: AsyncRead + AsyncWrite + Unpin>(
     mut io: Io,
 ) -> io::Result<Done<C, Io>> {
     let (mut sealed, mut outgoing, mut plain) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut ended, mut failed) = (false, None);
+    let mut ended = false;
     loop {
         let UnbufferedStatus { discard, state, .. } = connection.process(&mut sealed);
         let step = match state {
@@ -128,6 +147,7 @@ async fn run<C: Side, Io: AsyncRead + AsyncWrite + Unpin>(
                 encode(&mut outgoing, |out| data.encode(out))?;
                 Step::Again
             }
+            Err(error) => Step::Fail(error),
             Ok(ConnectionState::TransmitTlsData(data)) => {
                 data.done();
                 Step::Write
@@ -146,35 +166,47 @@ async fn run<C: Side, Io: AsyncRead + AsyncWrite + Unpin>(
             }
             // There is no early data with us, and nothing of ours has closed it.
             Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if failed.is_none() => {
-                // There may be an alert to send.
-                failed = Some(error);
-                Step::Again
-            }
-            Err(_) => Step::Write,
         };
         sealed.drain(..discard.min(sealed.len()));
         match step {
+            // A server may write before the client has shown who it is; we do not.
+            Step::Done if connection.is_handshaking() => read(&mut io, &mut sealed).await?,
             Step::Again => {}
             Step::Write => {
-                let written = io.write_all(&outgoing).await;
-                if let Some(error) = failed {
-                    return Err(invalid(error));
-                }
-                written?;
+                io.write_all(&outgoing).await?;
                 outgoing.clear();
             }
-            Step::Read => {
-                if sealed.len() >= MOST {
-                    return Err(invalid(Error::PeerSentOversizedRecord));
+            Step::Fail(error) => {
+                // Nothing of the peer's is looked at any more: while rustls has something to say it says that first.
+                while connection.wants_write()
+                    && let Ok(ConnectionState::EncodeTlsData(mut data)) =
+                        connection.process(&mut sealed).state
+                {
+                    encode(&mut outgoing, |out| data.encode(out))?;
                 }
-                sealed.reserve(READ);
-                if io.read_buf(&mut sealed).await? == 0 {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
-                }
+                // The peer may have gone.
+                let _ = io.write_all(&outgoing).await;
+                return Err(invalid(error));
             }
-            Step::Done => return Ok(Done { connection, io, sealed, plain, ended }),
+            Step::Read => read(&mut io, &mut sealed).await?,
+            Step::Done => {
+                // An idle connection holds what it needs.
+                sealed.shrink_to_fit();
+                return Ok(Done { connection, io, sealed, plain, ended });
+            }
         }
+    }
+}
+
+/// Reads what comes next, behind what is not yet whole.
+async fn read<Io: AsyncRead + Unpin>(io: &mut Io, sealed: &mut Vec<u8>) -> io::Result<()> {
+    if sealed.len() >= MOST {
+        return Err(invalid(Error::PeerSentOversizedRecord));
+    }
+    sealed.reserve(READ);
+    match io.read_buf(sealed).await? {
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof")),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Our sessions against rustls's own: what one seals the other opens, and what is wrong is an end with a reason.
+//! Our connections against rustls's own: what one seals the other opens, and what is wrong is an end with a reason.
 
-use super::{codec::FLIGHT, handshake, session::Session};
+use super::{codec::FLIGHT, handshake, stream::TlsStream};
 use crate::stream::Rewound;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -49,19 +49,19 @@ fn name() -> ServerName<'static> {
 }
 
 /// Our client and rustls's server.
-async fn our_client(configs: &Configs) -> (Session, server::TlsStream<TcpStream>) {
+async fn our_client(configs: &Configs) -> (TlsStream, server::TlsStream<TcpStream>) {
     let (near, far) = sockets().await;
     let ours = handshake::client(configs.client.clone(), name(), Rewound::new(near));
     let (ours, theirs) = tokio::join!(ours, TlsAcceptor::from(configs.server.clone()).accept(far));
-    (ours.unwrap().session().unwrap(), theirs.unwrap())
+    (ours.unwrap().stream().unwrap(), theirs.unwrap())
 }
 
 /// rustls's client and our server.
-async fn our_server(configs: &Configs) -> (client::TlsStream<TcpStream>, Session) {
+async fn our_server(configs: &Configs) -> (client::TlsStream<TcpStream>, TlsStream) {
     let (near, far) = sockets().await;
     let theirs = TlsConnector::from(configs.client.clone()).connect(name(), near);
     let (theirs, ours) = tokio::join!(theirs, handshake::server(configs.server.clone(), Rewound::new(far)));
-    (theirs.unwrap(), ours.unwrap().session().unwrap())
+    (theirs.unwrap(), ours.unwrap().stream().unwrap())
 }
 
 fn bytes(count: usize) -> Vec<u8> {
@@ -186,7 +186,7 @@ async fn what_came_with_the_end_of_the_handshake_is_read() {
         let ours = handshake::server(configs.server.clone(), Rewound::new(middle_far));
         let held = hold_back(far, middle_near, cut);
         let (mut theirs, ours, mut held) = tokio::join!(theirs, ours, held);
-        let mut ours = ours.unwrap().session().unwrap();
+        let mut ours = ours.unwrap().stream().unwrap();
         held.release().await;
         let mut early = [0; 5];
         ours.read_exact(&mut early).await.unwrap();
@@ -249,6 +249,34 @@ async fn what_is_wrong_ends_the_session_with_a_reason() {
         // Whoever goes on gets no further.
         assert!(ours.write(b"x").await.is_err(), "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_says_why() {
+    let (ours, other) = (configs(), configs());
+    // A client that does not trust us: its alert is the reason, not the end that follows.
+    let (near, far) = sockets().await;
+    let theirs = TlsConnector::from(other.client.clone()).connect(name(), near);
+    let (theirs, refused) = tokio::join!(theirs, handshake::server(ours.server.clone(), Rewound::new(far)));
+    assert!(theirs.is_err());
+    assert!(reason(refused.err().unwrap()).starts_with("AlertReceived"));
+    // A server that we do not trust is told.
+    let (near, far) = sockets().await;
+    let refused = handshake::client(other.client.clone(), name(), Rewound::new(near));
+    let (refused, theirs) = tokio::join!(refused, TlsAcceptor::from(ours.server.clone()).accept(far));
+    assert!(reason(refused.err().unwrap()).starts_with("InvalidCertificate"));
+    assert!(theirs.err().unwrap().to_string().contains("alert"));
+    // What cannot become a record is not waited for.
+    for wrong in [&[22, 3, 1, 0xff, 0xff][..], b"GET / HTTP/1.1\r\n\r\n", &[23, 3, 3, 0, 1, 0]] {
+        let (mut near, far) = sockets().await;
+        near.write_all(wrong).await.unwrap();
+        let refused = handshake::server(ours.server.clone(), Rewound::new(far)).await;
+        assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::InvalidData, "{wrong:?}");
+    }
+}
+
+fn reason(error: io::Error) -> String {
+    format!("{:?}", error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()).unwrap())
 }
 
 #[tokio::test]

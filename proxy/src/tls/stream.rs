@@ -1,4 +1,4 @@
-//! A TLS session after its handshake: bytes in, records out, and back. What the socket has not taken is kept here and
+//! A connection of TLS after its handshake: bytes in, records out, and back. What the socket has not taken is kept here and
 //! nothing else; buffers for what is on its way belong to the worker (`scratch.rs`).
 
 use super::{
@@ -21,8 +21,8 @@ use tokio::{
 /// The least that is read at once, in bytes.
 const READ: usize = 4096;
 
-/// A TLS 1.3 session.
-pub struct Session {
+/// A connection of TLS 1.3.
+pub struct TlsStream {
     io: Rewound,
     records: Records,
     /// Opened and not read.
@@ -33,7 +33,7 @@ pub struct Session {
     finished: bool,
 }
 
-impl Session {
+impl TlsStream {
     /// `plain` has come with the end of the handshake.
     pub(super) fn new(io: Rewound, records: Records, plain: Vec<u8>) -> Self {
         Self { io, records, plain: plain.into(), outgoing: Bytes::new(), finished: false }
@@ -141,7 +141,7 @@ impl Session {
     }
 }
 
-impl AsyncRead for Session {
+impl AsyncRead for TlsStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -169,7 +169,7 @@ impl AsyncRead for Session {
     }
 }
 
-impl AsyncWrite for Session {
+impl AsyncWrite for TlsStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().poll_pieces(cx, &[buf])
     }
