@@ -257,11 +257,12 @@ fn survived(pod: &PodRef<'_>, told: &Told) {
 }
 
 /// Others share the fate of a proxy that is short of memory as long as it lasts, and are told so (503; 502 by their own
-/// proxy, whose carrier was cut off); then they are served as before.
+/// proxy, whose carrier was cut off), or have their connections reset; then they are served as before.
 #[track_caller]
 fn others_recover(arena: &Arena<'_>, load: Load) {
     let during = load.take();
-    let told = |failure: &&String| ["503", "502", "asking"].iter().any(|word| failure.contains(word));
+    let told =
+        |failure: &&String| ["503", "502", "asking", "connecting"].iter().any(|word| failure.contains(word));
     assert_eq!(during.failures.iter().filter(told).count(), during.failures.len(), "{during:?}");
     let well = || {
         load.take();
