@@ -259,12 +259,12 @@ async fn a_handshake_that_fails_says_why() {
     let theirs = TlsConnector::from(other.client.clone()).connect(name(), near);
     let (theirs, refused) = tokio::join!(theirs, handshake::server(ours.server.clone(), Rewound::new(far)));
     assert!(theirs.is_err());
-    assert!(reason(refused.err().unwrap()).starts_with("AlertReceived"));
+    assert!(reason(&refused.err().unwrap()).starts_with("AlertReceived"));
     // A server that we do not trust is told.
     let (near, far) = sockets().await;
     let refused = handshake::client(other.client.clone(), name(), Rewound::new(near));
     let (refused, theirs) = tokio::join!(refused, TlsAcceptor::from(ours.server.clone()).accept(far));
-    assert!(reason(refused.err().unwrap()).starts_with("InvalidCertificate"));
+    assert!(reason(&refused.err().unwrap()).starts_with("InvalidCertificate"));
     assert!(theirs.err().unwrap().to_string().contains("alert"));
     // What cannot become a record is not waited for.
     for wrong in [&[22, 3, 1, 0xff, 0xff][..], b"GET / HTTP/1.1\r\n\r\n", &[23, 3, 3, 0, 1, 0]] {
@@ -275,7 +275,7 @@ async fn a_handshake_that_fails_says_why() {
     }
 }
 
-fn reason(error: io::Error) -> String {
+fn reason(error: &io::Error) -> String {
     format!("{:?}", error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()).unwrap())
 }
 
