@@ -164,7 +164,7 @@ mod tests {
             (Tried::Unprocessed, true, Broken, Some(BodyBroken)),
             (Tried::Hopeless, true, Whole, Some(Hopeless)),
         ] {
-            check(Attempt { tried, idempotent, body, ..GOOD }, reason, 1);
+            check(Attempt { tried, body, idempotent, ..GOOD }, reason, 1);
         }
     }
 
