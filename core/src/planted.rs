@@ -31,6 +31,8 @@ mistakes! {
     AnchorsWithoutBrackets | "profile" | "The anchors around a path's pattern do not hold all of its alternatives."
     ReserveOfOneSecond | "budget" | "The retries that are allowed in any case are those of one second, not of the window."
     RetriesNeverExpire | "budget" | "What happened before the window counts for ever."
+    RewindForgotten | "retry" | "A try begins in the body where the one before it stopped."
+    ProcessedIsRepeated | "retry" | "A request that may have been processed is sent again whatever its method."
     HolesForgotten | "api" | "The holes of a network are not read."
     PlainInsteadOfNothing | "api" | "An endpoint whose identity cannot be read has none."
     PodIsNotMarked | "inject" | "The label that says whose a pod is is not written."

@@ -26,13 +26,14 @@ mod records;
 mod redirect;
 mod renewal;
 mod request;
+mod retry;
 mod san;
 
 pub use self::{
     api::api, balance::balance, budget::budget, client_hello::client_hello, copy::copy, detect::detect,
     env::env, header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
     pool::pool, profile::profile, records::records, redirect::redirect, renewal::renewal, request::request,
-    san::san,
+    retry::retry, san::san,
 };
 
 /// A fuzz target.
@@ -51,6 +52,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("api", api),
     ("profile", profile),
     ("budget", budget),
+    ("retry", retry),
     ("balance", balance),
     ("renewal", renewal),
     ("pool", pool),

@@ -210,6 +210,7 @@ fn proxy(runtime: &Runtime) -> Proxy {
             endpoints: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
         },
         metrics: Metrics::register(&Registry::new(idle), 100, false),
+        budgets: remora_proxy::profile::Budgets::default(),
         inbound_permits: Arc::new(Semaphore::new(16)),
         outbound_permits: Arc::new(Semaphore::new(16)),
         speculative_permits: Arc::new(Semaphore::new(16)),

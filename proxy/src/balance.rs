@@ -96,10 +96,23 @@ impl Balancer {
     /// all of them refuse connections, but not beyond failfast. Where there is no choice (a second attempt, an address
     /// that discovery does not balance), one that refuses is better than none.
     pub async fn pick(&self, except: Option<&Arc<LiveEndpoint>>) -> Result<Arc<LiveEndpoint>, Fault> {
+        self.pick_of(except, except.is_none()).await
+    }
+
+    /// The same for a retry after `failed` has answered: any other usable endpoint, else that one if it is usable.
+    pub async fn pick_again(&self, failed: Option<&Arc<LiveEndpoint>>) -> Result<Arc<LiveEndpoint>, Fault> {
+        self.pick_of(failed, true).await
+    }
+
+    async fn pick_of(
+        &self,
+        except: Option<&Arc<LiveEndpoint>>,
+        choosy: bool,
+    ) -> Result<Arc<LiveEndpoint>, Fault> {
         loop {
             let changed = self.changed.notified();
             let set = self.set.load();
-            let (now, choosy) = (clock::now(), self.is_discovered() && except.is_none());
+            let (now, choosy) = (clock::now(), choosy && self.is_discovered());
             if let Some(picked) = pick(&set.endpoints, except, choosy, now) {
                 return Ok(picked);
             }

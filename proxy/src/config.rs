@@ -233,6 +233,10 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Waiting for a part of a request's body worth the name (`REMORA_PROXY_REQUEST_BODY_TIMEOUT`, 5 m).
     pub body_timeout: Duration,
+    /// Bytes kept of a request's body so that it can be sent again (`REMORA_PROXY_MAX_RETRY_BODY`, 64 KiB).
+    pub max_retry_body: usize,
+    /// Retries of one request (`REMORA_PROXY_MAX_RETRIES`, 10), whatever the budget of its ServiceProfile.
+    pub max_retries: u32,
     /// Bytes of memory that this process may use (`REMORA_PROXY_MEMORY_LIMIT`); `None`: as its control group says.
     pub memory: Option<u64>,
 }

@@ -9,7 +9,7 @@ pub use broken::{HttpError, stream_error};
 
 use crate::{config::HeaderList, http1, mux::StreamEnded};
 use broken::{Misuse, client_text};
-use remora_core::{header, mux, policy::Denial};
+use remora_core::{header, mux, policy::Denial, retry::Tried};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -325,6 +325,16 @@ impl Fault {
         ended.is_some_and(|StreamEnded(ended)| ended.is_unprocessed())
     }
 
+    /// What came of a try that failed like this after something of the request may have been written.
+    pub fn tried(&self) -> Tried {
+        match self {
+            Self::Server(HttpError::Http1(error)) if Self::is_unprocessed(error) => Tried::Unprocessed,
+            Self::Server(error) if error.is_refused() => Tried::Unprocessed,
+            Self::Server(_) | Self::Answer(_) | Self::Io(_) | Self::Carrier(_) => Tried::Unanswered,
+            _ => Tried::Hopeless,
+        }
+    }
+
     /// Whether it is only a connection that ended early, of which there is nothing to tell.
     pub fn is_early_end(&self) -> bool {
         match self {
@@ -376,6 +386,16 @@ mod tests {
         let fault = Fault::ResponseTimeout { route: "GET /".into(), limit: Duration::from_secs(1) };
         check(&fault, 504, GrpcCode::DeadlineExceeded, true);
         assert_eq!(fault.label(), "response timeout");
+    }
+
+    #[test]
+    fn what_of_a_request_was_processed() {
+        let reset = |reason: h2::Reason| Fault::Server(h2::Error::from(reason).into());
+        assert_eq!(reset(h2::Reason::REFUSED_STREAM).tried(), Tried::Unprocessed);
+        assert_eq!(reset(h2::Reason::CANCEL).tried(), Tried::Unanswered);
+        assert_eq!(Fault::Server(HttpError::Http1(http1::Error::Cut)).tried(), Tried::Unanswered);
+        assert_eq!(Fault::Body("x".into()).tried(), Tried::Hopeless);
+        assert_eq!(Fault::NoEndpoint("web".into()).tried(), Tried::Hopeless);
     }
 
     #[test]

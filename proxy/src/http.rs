@@ -3,10 +3,13 @@
 pub mod access_log;
 pub mod body;
 pub mod client;
+mod dispatch;
 pub mod exchange;
 pub mod headers;
+pub mod replay;
 pub mod request;
 pub mod respond;
+mod retry;
 pub mod upgrade;
 pub mod upload;
 pub mod view;

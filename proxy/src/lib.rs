@@ -52,6 +52,8 @@ pub struct Proxy {
     pub policies: Policies,
     pub discovery: Discovery,
     pub metrics: Metrics,
+    /// What retries by ServiceProfiles may cost.
+    pub budgets: profile::Budgets,
     /// Connections served at once, per direction.
     pub inbound_permits: Arc<Semaphore>,
     pub outbound_permits: Arc<Semaphore>,

@@ -20,7 +20,7 @@ use inbound::InboundFamilies;
 pub use inbound::InboundRequests;
 use labels::{Labels, label};
 pub use mux::MuxMetrics;
-use profiles::ProfileFamilies;
+use profiles::{ProfileFamilies, RetriesSkipped};
 use remora_core::{
     endpoint::{DialPlan, Endpoint},
     header::{SessionProtocol, TransportHeader},
@@ -40,6 +40,7 @@ pub struct Metrics {
     pub(crate) http: HttpFamilies,
     /// By the routes of ServiceProfiles.
     pub profiles: ProfileFamilies,
+    pub retries_skipped: RetriesSkipped,
     tcp: TcpFamilies,
     routes: RouteFamilies,
     pub(crate) inbound_routes: InboundFamilies,
@@ -112,6 +113,7 @@ impl Metrics {
             mux_outbound,
             http: HttpFamilies::register(registry, "", true, budget),
             profiles: ProfileFamilies::register(registry, budget),
+            retries_skipped: RetriesSkipped::register(registry),
             tcp: TcpFamilies::register(registry, budget),
             routes: RouteFamilies::register(registry, budget, hostnames),
             inbound_routes: InboundFamilies::register(registry, budget),

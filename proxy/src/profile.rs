@@ -10,16 +10,19 @@ use crate::{
         headers::DST_CANONICAL,
         view::View,
     },
-    metrics::profiles::{Direction, ProfileFamilies, ProfileSeries},
+    metrics::profiles::{Direction, ProfileFamilies, ProfileSeries, Retryable},
 };
 use http::Request;
 use remora_core::{
-    profile::{self, Profile, ResponseClass},
+    profile::{self, BudgetLimits, Profile, ResponseClass, RetryBudget},
+    retry::{Attempt, Decision, Reason},
     route::RequestView,
+    time::Time,
 };
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -35,23 +38,86 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// How long a request may take until the head of its response.
     pub timeout: Option<Duration>,
+    /// Outbound, where requests that failed may be sent again.
+    pub retries: Option<Retries>,
     classes: Arc<[ResponseClass]>,
     series: ProfileSeries,
 }
 
+/// The retries of one route.
+pub struct Retries {
+    budget: Arc<Mutex<RetryBudget>>,
+    counted: Retryable,
+}
+
+impl Retries {
+    /// A request came, which earns its share of a retry.
+    pub fn began(&self, now: Time) {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).request(now);
+    }
+
+    /// Whether a request is sent again; counted where the budget was asked.
+    pub fn decide(&self, attempt: &Attempt, now: Time) -> Decision {
+        let decision = attempt.decide(&mut self.budget.lock().unwrap_or_else(PoisonError::into_inner), now);
+        match decision {
+            Decision::Again(_) => self.counted.all.inc(),
+            Decision::Not(Reason::NoBudget) => {
+                self.counted.all.inc();
+                self.counted.no_budget.inc();
+            }
+            Decision::Not(_) => {}
+        }
+        decision
+    }
+}
+
+/// The budgets in use, by destination: shared by all workers, and kept while what else a profile says changes.
+#[derive(Default)]
+pub struct Budgets(Mutex<HashMap<Arc<str>, Weak<Mutex<RetryBudget>>>>);
+
+impl Budgets {
+    /// The budget with these limits; that of before if they did not change.
+    fn of(&self, dst: &str, limits: BudgetLimits) -> Arc<Mutex<RetryBudget>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(budget) = known.get(dst).and_then(Weak::upgrade)
+            && budget.lock().unwrap_or_else(PoisonError::into_inner).limits() == limits
+        {
+            return budget;
+        }
+        // What nobody uses any more is forgotten, so that there are never more than profiles.
+        known.retain(|_, budget| budget.strong_count() > 0);
+        let budget = Arc::new(Mutex::new(RetryBudget::new(limits)));
+        known.insert(dst.into(), Arc::downgrade(&budget));
+        budget
+    }
+}
+
 impl Rules {
-    /// `dst` is the name and port that requests go to.
-    pub fn new(families: &ProfileFamilies, direction: Direction, profile: Arc<Profile>, dst: &str) -> Self {
+    /// `dst` is the name and port that requests go to. `budgets`: of the outbound side.
+    pub fn new(
+        families: &ProfileFamilies,
+        budgets: Option<&Budgets>,
+        profile: Arc<Profile>,
+        dst: &str,
+    ) -> Self {
+        let direction = if budgets.is_some() { Direction::Outbound } else { Direction::Inbound };
+        let budget = budgets.zip(profile.budget).map(|(budgets, limits)| budgets.of(dst, limits));
+        let retries = |route: &profile::ProfileRoute| {
+            let budget = budget.as_ref().filter(|_| route.retryable)?;
+            Some(Retries { budget: budget.clone(), counted: families.retryable(dst, &route.labels) })
+        };
         let route = |route: &profile::ProfileRoute| {
             Arc::new(Route {
                 name: route.name().map(Arc::from),
                 timeout: route.timeout,
+                retries: retries(route),
                 classes: route.classes.clone(),
                 series: families.series(direction, dst, &route.labels),
             })
         };
         let series = families.series(direction, dst, &[]);
-        let rest = Arc::new(Route { name: None, timeout: None, classes: Arc::new([]), series });
+        let rest =
+            Arc::new(Route { name: None, timeout: None, retries: None, classes: Arc::new([]), series });
         Self { routes: profile.routes.iter().map(route).collect(), rest, profile }
     }
 
@@ -79,6 +145,18 @@ impl Route {
         if let Some(actual) = &self.series.actual {
             actual.failed(fault, latency);
         }
+    }
+
+    /// A try had a response that is not passed on.
+    pub fn try_answered(&self, status: u16, class: Class, grpc: Option<GrpcStatus>, latency: Duration) {
+        if let Some(actual) = &self.series.actual {
+            actual.response(status, class, grpc, None, latency);
+        }
+    }
+
+    /// Why there is no response, if none came in time.
+    pub fn late(&self, limit: Duration) -> Fault {
+        Fault::ResponseTimeout { route: self.name.clone().unwrap_or_default(), limit }
     }
 
     /// The request had no response.
@@ -136,10 +214,11 @@ impl Named {
         let profile = &known.profile;
         // The name as the control plane has it, with the port as the client has it: one Service, one series.
         let port = dst.rsplit_once(':').map_or("", |(_, port)| port);
-        let rules =
-            profile.name.as_ref().filter(|_| !profile.routes.is_empty()).map(|name| {
-                Rules::new(families, Direction::Inbound, profile.clone(), &format!("{name}:{port}"))
-            });
+        let rules = profile
+            .name
+            .as_ref()
+            .filter(|_| !profile.routes.is_empty())
+            .map(|name| Rules::new(families, None, profile.clone(), &format!("{name}:{port}")));
         Self { known, rules }
     }
 }
@@ -220,6 +299,17 @@ fn lookup_name(authority: &str, suffixes: &[String]) -> Option<Arc<str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_is_kept_while_it_is_used_and_does_not_change() {
+        let (budgets, other) = (Budgets::default(), BudgetLimits::new(0.0, 1, Duration::from_secs(1)));
+        let first = budgets.of("web:80", BudgetLimits::DEFAULT);
+        assert!(Arc::ptr_eq(&first, &budgets.of("web:80", BudgetLimits::DEFAULT)));
+        assert!(!Arc::ptr_eq(&first, &budgets.of("api:80", BudgetLimits::DEFAULT)));
+        let changed = budgets.of("web:80", other.unwrap());
+        assert!(!Arc::ptr_eq(&first, &changed));
+        assert_eq!(budgets.0.lock().unwrap().len(), 1, "what nobody uses is forgotten");
+    }
 
     #[test]
     fn which_names_are_looked_up() {

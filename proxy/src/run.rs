@@ -318,6 +318,7 @@ fn assemble(
         policies,
         discovery,
         metrics,
+        budgets: crate::profile::Budgets::default(),
         inbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         outbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         speculative_permits: Arc::new(Semaphore::new(limits.max_speculative)),

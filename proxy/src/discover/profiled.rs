@@ -1,7 +1,7 @@
 //! Where HTTP requests to a target go by its ServiceProfile. Contract 1.7: that comes before the routes of a policy.
 
 use super::target::{Split, split};
-use crate::{Worker, metrics::profiles::Direction, profile::Rules};
+use crate::{Worker, profile::Rules};
 use http::HeaderValue;
 use remora_core::{
     policy::ResourceRef,
@@ -45,7 +45,7 @@ impl ProfilePlan {
         let families = &worker.proxy.metrics.profiles;
         Some(Self {
             canonical: HeaderValue::from_str(&dst).ok()?,
-            rules: Rules::new(families, Direction::Outbound, profile.clone(), &dst),
+            rules: Rules::new(families, Some(&worker.proxy.budgets), profile.clone(), &dst),
             split: split(worker, &Arc::new(distribution), |_| None),
         })
     }

@@ -31,6 +31,11 @@ impl HttpError {
         }
     }
 
+    /// Whether the server said that it did not look at an HTTP/2 request. RFC 9113 section 8.7.
+    pub(super) fn is_refused(&self) -> bool {
+        self.h2().is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    }
+
     /// The HTTP/2 error, if it is one.
     pub(super) fn h2(&self) -> Option<&h2::Error> {
         match self {

@@ -3,6 +3,7 @@
 use super::{
     exchange::Exchange,
     headers,
+    replay::Replaying,
     upload::{BodyError, Fate, Upload},
 };
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     stream::Stream,
 };
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use remora_runtime::metrics::Histogram;
 use std::{
@@ -43,6 +45,8 @@ enum Kind {
     Request(http1::body::Request),
     /// Of an answer over HTTP/1.
     Answer(Box<http1::body::Answer>),
+    /// Of a request that may be sent more than once.
+    Replay(Replaying),
 }
 
 impl Body {
@@ -63,6 +67,10 @@ impl Body {
         Self::of(Kind::Answer(body))
     }
 
+    pub fn replaying(body: Replaying) -> Self {
+        Self::of(Kind::Replay(body))
+    }
+
     fn of(kind: Kind) -> Self {
         Self { kind, exchange: None, upload: None, frames: None, spelling: Spelling::Lower }
     }
@@ -78,7 +86,7 @@ impl Body {
         match &self.kind {
             Kind::Absent => true,
             Kind::Http2(body) => body.is_over(),
-            Kind::Request(_) | Kind::Answer(_) => false,
+            Kind::Request(_) | Kind::Answer(_) | Kind::Replay(_) => false,
         }
     }
 
@@ -89,6 +97,7 @@ impl Body {
             Kind::Http2(body) => body.left(),
             Kind::Request(body) => body.left(),
             Kind::Answer(body) => body.left(),
+            Kind::Replay(body) => body.left(),
         }
     }
 
@@ -102,7 +111,7 @@ impl Body {
         let relayed = match &mut self.kind {
             Kind::Answer(body) => body.poll_relay(cx, write)?.map_err(HttpError::from),
             // Who watches an upload sees its frames.
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) => return None,
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Replay(_) => return None,
         };
         match &relayed {
             Poll::Ready(Ok(relayed)) if relayed.read > 0 => {
@@ -127,7 +136,7 @@ impl Body {
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.kind {
             Kind::Answer(body) => body.poll_finish(cx),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) => Poll::Ready(()),
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Replay(_) => Poll::Ready(()),
         }
     }
 
@@ -135,7 +144,7 @@ impl Body {
     pub fn take_stream(&mut self) -> Option<Stream> {
         match std::mem::replace(&mut self.kind, Kind::Absent) {
             Kind::Answer(body) => body.into_stream(),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) => None,
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Replay(_) => None,
         }
     }
 
@@ -147,9 +156,22 @@ impl Body {
         self
     }
 
+    /// Trailers that are the first thing to come of this body, if they come at once; what comes stays. Over HTTP/2 only.
+    pub fn poll_trailers_only(&mut self, cx: &mut Context<'_>) -> Poll<Option<&HeaderMap>> {
+        match &mut self.kind {
+            Kind::Http2(body) => body.poll_trailers_only(cx),
+            Kind::Absent | Kind::Request(_) | Kind::Answer(_) | Kind::Replay(_) => Poll::Ready(None),
+        }
+    }
+
     /// What will have become of this body.
     pub fn fate(&self) -> Fate {
-        self.upload.as_ref().map(|upload| upload.fate()).unwrap_or_default()
+        match &self.kind {
+            Kind::Replay(body) => body.fate(),
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Answer(_) => {
+                self.upload.as_ref().map(|upload| upload.fate()).unwrap_or_default()
+            }
+        }
     }
 
     /// Records the sizes of this body's data frames.
@@ -178,6 +200,8 @@ impl http_body::Body for Body {
             Kind::Http2(body) => body.poll_frame(cx),
             Kind::Request(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
             Kind::Answer(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
+            // The client's body below it is the one that is watched.
+            Kind::Replay(body) => return body.poll_frame(cx, &mut this.spelling),
         };
         let mut frame = match &mut this.upload {
             Some(upload) => ready!(upload.watch(cx, polled)),
@@ -211,6 +235,7 @@ impl http_body::Body for Body {
             Kind::Http2(body) => body.is_over(),
             Kind::Request(body) => body.is_over(),
             Kind::Answer(body) => body.is_over(),
+            Kind::Replay(body) => body.is_over(),
         }
     }
 

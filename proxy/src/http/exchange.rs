@@ -45,7 +45,7 @@ pub struct Exchange {
     metrics: Arc<RequestMetrics>,
     routed: Routed,
     /// By a ServiceProfile.
-    route: Option<Arc<Route>>,
+    route: Option<(Arc<Route>, Time)>,
     started: Time,
     status: u16,
     grpc: Option<GrpcStatus>,
@@ -73,9 +73,9 @@ impl Exchange {
         }
     }
 
-    /// The response is of this route of a ServiceProfile.
-    pub fn of_route(mut self, route: Option<Arc<Route>>) -> Self {
-        self.route = route;
+    /// The response is to a request of this route of a ServiceProfile, which came then.
+    pub fn of_route(mut self, route: Option<Arc<Route>>, came: Time) -> Self {
+        self.route = route.map(|route| (route, came));
         self
     }
 
@@ -123,17 +123,17 @@ impl Exchange {
             return;
         }
         self.counted = true;
-        let said = self.route.as_ref().and_then(|route| route.class(self.status));
+        let said = self.route.as_ref().and_then(|(route, _)| route.class(self.status));
         let class = match (error, said, self.grpc) {
             (Some(_), _, _) => Class::Failure,
             (None, Some(class), _) => class,
             (None, None, Some(GrpcStatus(Some(code)))) => classify_grpc(code),
             (None, None, Some(GrpcStatus(None)) | None) => classify_status(self.status),
         };
-        let latency = clock::now().since(self.started);
-        self.metrics.response(self.status, class, self.grpc, error, latency);
-        if let Some(route) = &self.route {
-            route.response(self.status, class, self.grpc, error, latency);
+        let now = clock::now();
+        self.metrics.response(self.status, class, self.grpc, error, now.since(self.started));
+        if let Some((route, came)) = &self.route {
+            route.response(self.status, class, self.grpc, error, now.since(*came));
         }
         let grpc = self.grpc.and_then(|grpc| grpc.0);
         self.routed.ended(End { status: Some(self.status), grpc, error: route_error });
@@ -155,7 +155,8 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+/// The status that a gRPC head or its trailers say.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 

@@ -2,29 +2,31 @@
 //!
 //! ```text
 //! inbound:   restore what a proxy changed → authorise → name the client → send to the application → answer
-//! outbound:  strip what is not for others → route → backend → endpoint → send (elsewhere, if it was not sent) → answer
+//! outbound:  strip what is not for others → route → backend → endpoint → send (elsewhere, if it was not sent; again, if
+//!            its route says so) → answer
 //! ```
 
 use super::{
     access_log,
     body::Body,
     client::SendError,
+    dispatch::{self, Sent},
     exchange::Exchange,
     headers,
     respond::{self, Asker},
-    upgrade,
+    retry, upgrade,
     view::View,
     way::{By, Way, route},
 };
 use crate::{
     Worker,
-    discover::target::{LiveBackend, Split, Target},
-    endpoint::{self, InFlight, LiveEndpoint},
+    discover::target::Target,
+    endpoint,
     fault::Fault,
     inbound::{self, Connection},
-    metrics::{BackendMetrics, InboundRequests, RequestMetrics, routes::Routed},
+    metrics::{InboundRequests, RequestMetrics, routes::Routed},
     policy::PortPolicy,
-    profile::{self, Names},
+    profile::Names,
 };
 use http::{HeaderValue, Method, Request, Response, Version};
 use remora_core::{
@@ -33,7 +35,7 @@ use remora_core::{
     time::Time,
 };
 use remora_runtime::clock;
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// What the requests of one inbound connection share.
@@ -142,7 +144,7 @@ async fn authorized(
         }
     };
     fate.answered();
-    let exchange = Exchange::of(&response, counted, started).of_route(profiled);
+    let exchange = Exchange::of(&response, counted, started).of_route(profiled, started);
     let mut response = respond_with(response, exchange);
     match offered {
         Some(mut offered) if headers::is_upgrade(&response, connect) => {
@@ -220,7 +222,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
             let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
             let frames = series.as_ref().map(|series| &series.frames);
             request.body_mut().measure(frames);
-            let sent = send(split, None, required.as_ref(), &mut request).await;
+            let sent = dispatch::send(split, None, required.as_ref(), &mut request).await;
             if let (Err(fault), Some(series)) = (&sent, &series) {
                 series.failed(fault.route_error(), started);
             }
@@ -229,7 +231,8 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         Ok(Way { split, by: By::Profile(plan, route) }) => {
             request.headers_mut().insert(headers::DST_CANONICAL, plan.canonical.clone());
             route.began();
-            let sent = send_in_time(split, route, required.as_ref(), &mut request).await;
+            let upgrade = offered.is_some();
+            let sent = retry::send(worker, split, route, required.as_ref(), upgrade, &mut request).await;
             if let Err(fault) = &sent {
                 route.failed(fault, clock::now().since(started));
             }
@@ -237,7 +240,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
         Err(fault) => Err(fault),
     };
-    let (Sent { response, in_flight, endpoint, balanced, backend }, series, profiled) = match sent {
+    let (Sent { response, in_flight, endpoint, balanced, backend, since }, series, profiled) = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
@@ -245,7 +248,8 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
     };
     let routed = Routed { route: series.map(|series| (series, started)), backend };
-    let exchange = Exchange::of(&response, endpoint.requests.clone(), started).of_route(profiled);
+    let exchange = Exchange::of(&response, endpoint.requests.clone(), since.unwrap_or(started));
+    let exchange = exchange.of_route(profiled, started);
     let mut response = respond_with(response, exchange.outbound(in_flight, routed));
     match offered {
         Some(offered) if headers::is_upgrade(&response, connect) => {
@@ -268,107 +272,6 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         respond::close(&mut response);
     }
     Ok(response)
-}
-
-struct Sent {
-    response: Response<Body>,
-    in_flight: InFlight,
-    endpoint: Arc<LiveEndpoint>,
-    /// Whether another endpoint may be picked for the next request.
-    balanced: bool,
-    /// Where the response is counted, and since when.
-    backend: Option<(Arc<BackendMetrics>, Time)>,
-}
-
-/// Sends, and waits for the response no longer than the route of a profile allows.
-async fn send_in_time(
-    split: &Split,
-    route: &profile::Route,
-    required: Option<&HeaderValue>,
-    request: &mut Request<Body>,
-) -> Result<Sent, Fault> {
-    let sending = send(split, Some(route), required, request);
-    let Some(limit) = route.timeout else { return sending.await };
-    // Boxed: what wraps a future holds it twice.
-    let in_time = tokio::time::timeout(limit, Box::pin(sending)).await;
-    let name = || route.name.clone().unwrap_or_default();
-    in_time.unwrap_or_else(|_| Err(Fault::ResponseTimeout { route: name(), limit }))
-}
-
-/// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
-async fn send(
-    split: &Split,
-    profiled: Option<&profile::Route>,
-    required: Option<&HeaderValue>,
-    request: &mut Request<Body>,
-) -> Result<Sent, Fault> {
-    let LiveBackend { balancer, metrics, .. } = split.pick()?;
-    let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
-    let fate = request.body().fate();
-    loop {
-        let except = failed.as_ref().map(|(endpoint, _)| endpoint);
-        let endpoint = balancer.pick(except).await.inspect_err(|fault| {
-            if let Some(route) = profiled {
-                route.tried();
-                route.try_failed(fault, Duration::ZERO);
-            }
-        })?;
-        if let Some((first, fault)) = failed.take() {
-            if Arc::ptr_eq(&first, &endpoint) {
-                return Err(fault);
-            }
-            failed = Some((endpoint.clone(), fault));
-        }
-        require_identity(required, &endpoint)?;
-        let began = clock::now();
-        let in_flight = endpoint.begin(began);
-        endpoint.requests.request();
-        if let Some(route) = profiled {
-            route.tried();
-        }
-        let failed_at = |fault: &Fault| {
-            if let Some(route) = profiled {
-                route.try_failed(fault, clock::now().since(began));
-            }
-            endpoint.requests.failed(fault, clock::now().since(began));
-            if let Some(metrics) = metrics {
-                metrics.failed(fault.route_error(), began);
-            }
-        };
-        if let Some(metrics) = metrics {
-            metrics.requests.inc();
-        }
-        match endpoint.client().send(&endpoint, request, began).await {
-            Ok(response) => {
-                fate.answered();
-                let backend = metrics.clone().map(|metrics| (metrics, began));
-                let balanced = balancer.is_discovered();
-                return Ok(Sent { response, in_flight, endpoint, balanced, backend });
-            }
-            Err(SendError::Unsent(fault)) if failed.is_none() => {
-                failed_at(&fault);
-                failed = Some((endpoint, fault));
-            }
-            Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
-                let fault = fate.or(fault);
-                failed_at(&fault);
-                return Err(fault);
-            }
-        }
-    }
-}
-
-/// `l5d-require-id`: the endpoint must be who the application expects. Contract 4.9.
-fn require_identity(required: Option<&HeaderValue>, endpoint: &LiveEndpoint) -> Result<(), Fault> {
-    let Some(required) = required else { return Ok(()) };
-    let actual = endpoint::identity(endpoint.plan()).map(|tls| tls.identity.as_str());
-    if actual.is_some_and(|actual| actual.as_bytes() == required.as_bytes()) {
-        return Ok(());
-    }
-    Err(Fault::RequiredIdentity {
-        required: String::from_utf8_lossy(required.as_bytes()).into(),
-        actual: actual.unwrap_or("no identity").into(),
-    })
 }
 
 /// A response whose body is watched to its end.

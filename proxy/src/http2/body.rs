@@ -14,6 +14,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+type Polled = Option<Result<Frame<Bytes>, HttpError>>;
+
 /// A body that comes.
 pub struct Incoming {
     stream: RecvStream,
@@ -21,6 +23,8 @@ pub struct Incoming {
     left: Option<u64>,
     /// What remains are trailers, if anything.
     only_trailers: bool,
+    /// What was looked at before it was asked for.
+    ahead: Option<Box<Polled>>,
     /// Of an answer what counts its stream among its connection's.
     _stream: Option<Arc<()>>,
 }
@@ -29,12 +33,26 @@ impl Incoming {
     /// The body that follows a head. `counted` is held for as long as it.
     pub fn new(stream: RecvStream, head: &HeaderMap, counted: Option<Arc<()>>) -> Self {
         let left = length(head).or_else(|| stream.is_end_stream().then_some(0));
-        Self { stream, left, only_trailers: false, _stream: counted }
+        Self { stream, left, only_trailers: false, ahead: None, _stream: counted }
     }
 
     /// Whether nothing more comes.
     pub fn is_over(&self) -> bool {
-        self.stream.is_end_stream()
+        self.ahead.is_none() && self.stream.is_end_stream()
+    }
+
+    /// Looks at what comes first: trailers are shown. Everything stays where it is.
+    pub fn poll_trailers_only(&mut self, cx: &mut Context<'_>) -> Poll<Option<&HeaderMap>> {
+        if self.ahead.is_none() && !self.is_over() {
+            let left = self.left;
+            let frame = ready!(self.poll_frame(cx));
+            self.left = left;
+            self.ahead = Some(Box::new(frame));
+        }
+        Poll::Ready(match self.ahead.as_deref() {
+            Some(Some(Ok(frame))) => frame.trailers_ref(),
+            Some(Some(Err(_)) | None) | None => None,
+        })
     }
 
     /// Bytes that are still to come, if that is known.
@@ -43,7 +61,13 @@ impl Incoming {
     }
 
     /// The next piece; what is taken may be sent anew.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Polled> {
+        if let Some(frame) = self.ahead.take() {
+            if let (Some(left), Some(Ok(frame))) = (&mut self.left, frame.as_ref()) {
+                *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            }
+            return Poll::Ready(*frame);
+        }
         if !self.only_trailers {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {

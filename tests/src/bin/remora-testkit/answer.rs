@@ -2,7 +2,9 @@
 //!
 //! Every path but those of [`Answer`] tells the request back as JSON ([`Told`]).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -48,6 +50,10 @@ pub(crate) enum Answer {
     Upgrade,
     /// `/reset`: the connection (HTTP/1) or the stream (HTTP/2) is reset without an answer.
     Reset,
+    /// `/half`: every second request of this server is answered with 503, the others are told.
+    Half,
+    /// `/fails/N/…`: the first N requests of this target are answered with 503, the others are told.
+    Fails(u64),
     /// `/cut`: half of what the length announced, then a reset.
     Cut,
 }
@@ -72,10 +78,31 @@ impl Answer {
             "early" => Self::Early,
             "upgrade" => Self::Upgrade,
             "reset" => Self::Reset,
+            "half" => Self::Half,
+            "fails" => Self::Fails(number()),
             "cut" => Self::Cut,
             _ => Self::Told,
         }
     }
+
+    /// The same, where it depends on the requests before this one.
+    pub(crate) fn after_others(self, target: &str) -> Self {
+        let fails = match self {
+            Self::Half => count("half").is_multiple_of(2),
+            Self::Fails(first) => count(target) < first,
+            _ => return self,
+        };
+        if fails { Self::Status(503) } else { Self::Told }
+    }
+}
+
+/// How often this was called with this name before.
+fn count(name: &str) -> u64 {
+    static COUNTS: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+    let mut counts = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = counts.entry(name.to_owned()).or_default();
+    *count += 1;
+    *count - 1
 }
 
 /// A request as it came.

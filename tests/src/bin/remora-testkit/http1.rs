@@ -171,7 +171,7 @@ impl Connection {
             self.write("HTTP/1.1 200 Tunnel made", &[]).await?;
             return self.echo().await;
         }
-        let answer = Answer::to(&head.target);
+        let answer = Answer::to(&head.target).after_others(&head.target);
         match answer {
             Answer::Upgrade if head.says("connection", "upgrade") => {
                 let mut text =

@@ -37,7 +37,8 @@ pub(crate) async fn serve(stream: TcpStream, preface: Bytes, number: u64) -> Res
 /// An error resets the stream, with this reason.
 async fn answer(place: (u64, u64), request: Request<Incoming>) -> Result<Response<Body>, h2::Error> {
     let (head, body) = request.into_parts();
-    let answer = Answer::to(&head.uri.to_string());
+    let target = head.uri.to_string();
+    let answer = Answer::to(&target).after_others(&target);
     if answer == Answer::Reset {
         return Err(h2::Reason::ENHANCE_YOUR_CALM.into());
     }
