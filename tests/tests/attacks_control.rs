@@ -146,13 +146,13 @@ fn a_hundred_thousand_endpoints_are_as_many_as_a_destination_may_have() {
     assert!(now.rss < ledgers[1].before.rss + (64 << 20), "{:?} {now:?}", ledgers[1].before);
     let log = MESH.logs(&client, "linkerd-proxy");
     assert!(log.contains("more endpoints than one destination may have"), "{log}");
+    let series = || client.metrics().unwrap().0.len();
+    let most = series();
     stage.controller.push("Get", &authority, controller::nobody().unwrap());
     drop(asking);
     arena.goes_on(&load).unwrap();
     served(load).unwrap();
     // Series are forgotten by who looks at them.
-    let series = || client.metrics().unwrap().0.len();
-    let most = series();
     MESH.wait_until("their series to be forgotten", PATIENCE, || series() < most / 2).unwrap();
     settle(&ledgers);
 }
