@@ -279,6 +279,7 @@ impl Configs {
         // Every resumed handshake brings a new one, so one is enough.
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
+        // The data path opens and seals records itself: decision 18.
         config.enable_secret_extraction = true;
         Ok(config)
     }
@@ -288,6 +289,7 @@ impl Configs {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.certified.clone())));
         // Only copies with a store of their own resume: see `client_config_for_endpoint`.
         config.resumption = Resumption::disabled();
+        // The data path opens and seals records itself: decision 18.
         config.enable_secret_extraction = true;
         Ok(config)
     }

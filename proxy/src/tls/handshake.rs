@@ -12,7 +12,7 @@ use rustls::{
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, UnbufferedStatus},
 };
-use std::{io, ops::Deref, sync::Arc};
+use std::{io, sync::Arc};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Read at once, in bytes: most flights fit.
@@ -32,7 +32,10 @@ pub struct Done<C, Io = Rewound> {
     ended: bool,
 }
 
-/// Asks as a client for a session with `name`.
+/// Asks as a client for a connection with `name`. Without a limit of time: that is the caller's.
+///
+/// # Errors
+/// rustls's, within `InvalidData`; or the socket's, `UnexpectedEof` if it ended before the handshake did.
 pub async fn client<Io: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -41,7 +44,7 @@ pub async fn client<Io: AsyncRead + AsyncWrite + Unpin>(
     run(UnbufferedClientConnection::new(config, name).map_err(invalid)?, io).await
 }
 
-/// Answers a client.
+/// Answers a client, with the errors of [`client`] and as little a limit.
 pub async fn server<Io: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ServerConfig>,
     io: Io,
@@ -51,10 +54,16 @@ pub async fn server<Io: AsyncRead + AsyncWrite + Unpin>(
 
 /// What differs between the two sides.
 pub trait Side {
+    /// rustls's own mark of the side.
     type Data;
+    /// Looks at what has come, and says what is to be done.
     fn process<'c, 'i>(&'c mut self, sealed: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-    fn is_handshaking(&self) -> bool;
-    fn wants_write(&self) -> bool;
+    /// What both sides have.
+    fn state(&self) -> &CommonState;
+    /// The keys, and what rustls keeps.
+    ///
+    /// # Errors
+    /// The handshake is not over, or the configuration does not give out secrets.
     fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, Kernel), Error>;
 }
 
@@ -65,12 +74,8 @@ impl Side for UnbufferedClientConnection {
         self.process_tls_records(sealed)
     }
 
-    fn is_handshaking(&self) -> bool {
-        CommonState::is_handshaking(self)
-    }
-
-    fn wants_write(&self) -> bool {
-        CommonState::wants_write(self)
+    fn state(&self) -> &CommonState {
+        self
     }
 
     fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, Kernel), Error> {
@@ -86,12 +91,8 @@ impl Side for UnbufferedServerConnection {
         self.process_tls_records(sealed)
     }
 
-    fn is_handshaking(&self) -> bool {
-        CommonState::is_handshaking(self)
-    }
-
-    fn wants_write(&self) -> bool {
-        CommonState::wants_write(self)
+    fn state(&self) -> &CommonState {
+        self
     }
 
     fn into_kernel(self) -> Result<(rustls::ExtractedSecrets, Kernel), Error> {
@@ -102,11 +103,8 @@ impl Side for UnbufferedServerConnection {
 
 impl<C: Side, Io> Done<C, Io> {
     /// What was agreed, and who the peer is.
-    pub fn state(&self) -> &CommonState
-    where
-        C: Deref<Target: Deref<Target = CommonState>>,
-    {
-        &self.connection
+    pub fn state(&self) -> &CommonState {
+        self.connection.state()
     }
 
     /// The connection's two halves, and what has come of the peer's bytes: the handshake is not needed any more.
@@ -170,7 +168,7 @@ async fn run<C: Side, Io: AsyncRead + AsyncWrite + Unpin>(
         sealed.drain(..discard.min(sealed.len()));
         match step {
             // A server may write before the client has shown who it is; we do not.
-            Step::Done if connection.is_handshaking() => read(&mut io, &mut sealed).await?,
+            Step::Done if connection.state().is_handshaking() => read(&mut io, &mut sealed).await?,
             Step::Again => {}
             Step::Write => {
                 io.write_all(&outgoing).await?;
@@ -178,7 +176,7 @@ async fn run<C: Side, Io: AsyncRead + AsyncWrite + Unpin>(
             }
             Step::Fail(error) => {
                 // Nothing of the peer's is looked at any more: while rustls has something to say it says that first.
-                while connection.wants_write()
+                while connection.state().wants_write()
                     && let Ok(ConnectionState::EncodeTlsData(mut data)) =
                         connection.process(&mut sealed).state
                 {

@@ -195,3 +195,31 @@ pub(super) const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 fn unusable(why: &str) -> Error {
     Error::General(format!("the connection's keys cannot be used: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::cipher::AeadKey;
+
+    fn sealing(sequence: u64) -> Sealing {
+        let (key, iv) = (AeadKey::from([7; 32]), Iv::from([7; 12]));
+        Sealing::new((sequence, ConnectionTrafficSecrets::Aes256Gcm { key, iv })).unwrap()
+    }
+
+    #[test]
+    fn a_key_is_old_after_half_of_what_it_bears() {
+        let mut sealing = sealing(OLD - 1);
+        assert!(!sealing.is_old());
+        let mut out = [0; 1 + OVERHEAD];
+        assert_eq!(sealing.seal(ContentType::ApplicationData, b"x", &mut out).unwrap(), out.len());
+        assert!(sealing.is_old());
+    }
+
+    #[test]
+    fn numbers_do_not_begin_again() {
+        let mut out = [0; 1 + OVERHEAD];
+        // Nor is anything sealed where there is no room for it.
+        assert!(sealing(0).seal(ContentType::ApplicationData, b"xx", &mut out).is_err());
+        assert!(sealing(u64::MAX).seal(ContentType::ApplicationData, b"x", &mut out).is_err());
+    }
+}
