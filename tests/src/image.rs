@@ -187,15 +187,16 @@ impl Layers {
         Ok(image)
     }
 
-    /// The proxy under callgrind, for `make bench-instructions`.
+    /// The proxy's image with the proxy under callgrind, for `make bench-instructions`.
     fn callgrind(&self) -> Result<Image> {
         if in_path("valgrind").is_none() {
             bail!("the program valgrind is not installed: apt-get install valgrind");
         }
-        let mut image = self.ours("remora-proxy", "remora-proxy", 2102)?;
-        image.binds.push(read_only(&self.binary("remora-await", "remora-injector")?, AWAIT));
+        let mut image = self.proxy()?;
         let out = format!("--callgrind-out-file={CALLGRIND_OUT}");
-        // Its debugger's server would want a writable /tmp.
+        // The container's root is read-only, and so is /tmp: its debugger's server stays off, its own files go elsewhere.
+        let writable = Path::new(CALLGRIND_OUT).parent().unwrap_or(Path::new("/"));
+        image.env.push(("TMPDIR".into(), writable.display().to_string()));
         let valgrind = ["valgrind", "--tool=callgrind", "--vgdb=no", &out].map(str::to_owned);
         image.entrypoint.splice(0..0, valgrind);
         Ok(image)
