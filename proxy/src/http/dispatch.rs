@@ -26,18 +26,36 @@ pub(super) struct Sent {
     pub(super) since: Option<Time>,
 }
 
-/// Sends, and waits for the response no longer than the route of a profile allows.
-pub(super) async fn send_in_time(
-    split: &Split,
-    route: &profile::Route,
-    required: Option<&HeaderValue>,
-    request: &mut Request<Body>,
-) -> Result<Sent, Fault> {
-    let sending = send(split, Some(route), required, request);
-    let Some(limit) = route.timeout else { return sending.await };
-    // Boxed: what wraps a future holds it twice.
-    let in_time = tokio::time::timeout(limit, Box::pin(sending)).await;
-    in_time.unwrap_or_else(|_| Err(route.late(limit)))
+/// What all tries of a request share.
+pub(super) struct To<'a> {
+    pub(super) split: &'a Split,
+    /// By a ServiceProfile.
+    pub(super) profiled: Option<&'a profile::Route>,
+    /// `l5d-require-id`.
+    pub(super) required: Option<&'a HeaderValue>,
+    /// Bytes of the path that the rule's prefix covers, for the filters of backends.
+    pub(super) prefix: Option<usize>,
+}
+
+/// A try that has begun.
+pub(super) struct Begun {
+    pub(super) endpoint: Arc<LiveEndpoint>,
+    backend: Option<Arc<BackendMetrics>>,
+    at: Time,
+}
+
+impl Begun {
+    /// Counts that it had no answer.
+    pub(super) fn failed(&self, to: &To<'_>, fault: &Fault) {
+        let took = clock::now().since(self.at);
+        if let Some(route) = to.profiled {
+            route.try_failed(fault, took);
+        }
+        self.endpoint.requests.failed(fault, took);
+        if let Some(backend) = &self.backend {
+            backend.failed(fault, self.at);
+        }
+    }
 }
 
 /// Why there is no answer.
@@ -56,24 +74,22 @@ impl From<Fault> for Failed {
 }
 
 /// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
-pub(super) async fn send(
-    split: &Split,
-    profiled: Option<&profile::Route>,
-    required: Option<&HeaderValue>,
-    request: &mut Request<Body>,
-) -> Result<Sent, Fault> {
-    send_avoiding(None, split, profiled, required, request).await.map_err(|failed| failed.fault)
+pub(super) async fn send(to: &To<'_>, request: &mut Request<Body>) -> Result<Sent, Fault> {
+    send_avoiding(None, to, &mut None, request).await.map_err(|failed| failed.fault)
 }
 
-/// The same, not to an endpoint that failed before if another is usable.
+/// The same, not to an endpoint that failed before if another is usable. `begun` becomes the last try, for whoever does
+/// not wait for its end.
 pub(super) async fn send_avoiding(
     avoid: Option<&Arc<LiveEndpoint>>,
-    split: &Split,
-    profiled: Option<&profile::Route>,
-    required: Option<&HeaderValue>,
+    to: &To<'_>,
+    begun: &mut Option<Begun>,
     request: &mut Request<Body>,
 ) -> Result<Sent, Failed> {
-    let LiveBackend { balancer, metrics, .. } = split.pick()?;
+    let LiveBackend { balancer, metrics, filters, .. } = to.split.pick()?;
+    if let Some(filters) = filters {
+        filters.request(request, &mut to.prefix.clone())?;
+    }
     let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
     let fate = request.body().fate();
     loop {
@@ -82,7 +98,7 @@ pub(super) async fn send_avoiding(
             None => balancer.pick_again(avoid).await,
         };
         let endpoint = picked.inspect_err(|fault| {
-            if let Some(route) = profiled {
+            if let Some(route) = to.profiled {
                 route.tried();
                 route.try_failed(fault, Duration::ZERO);
             }
@@ -93,29 +109,24 @@ pub(super) async fn send_avoiding(
             }
             failed = Some((endpoint.clone(), fault));
         }
-        require_identity(required, &endpoint)?;
-        let began = clock::now();
-        let in_flight = endpoint.begin(began);
+        require_identity(to.required, &endpoint)?;
+        let at = clock::now();
+        let in_flight = endpoint.begin(at);
         endpoint.requests.request();
-        if let Some(route) = profiled {
+        if let Some(route) = to.profiled {
             route.tried();
         }
-        let failed_at = |fault: &Fault| {
-            if let Some(route) = profiled {
-                route.try_failed(fault, clock::now().since(began));
-            }
-            endpoint.requests.failed(fault, clock::now().since(began));
-            if let Some(metrics) = metrics {
-                metrics.failed(fault.route_error(), began);
-            }
-        };
         if let Some(metrics) = metrics {
             metrics.requests.inc();
         }
-        let error = match endpoint.client().send(&endpoint, request, began).await {
-            Ok(response) => {
+        let now = begun.insert(Begun { endpoint: endpoint.clone(), backend: metrics.clone(), at });
+        let error = match endpoint.client().send(&endpoint, request, at).await {
+            Ok(mut response) => {
                 fate.answered();
-                let backend = metrics.clone().map(|metrics| (metrics, began));
+                if let Some(filters) = filters {
+                    filters.response(&mut response);
+                }
+                let backend = metrics.clone().map(|metrics| (metrics, at));
                 let balanced = balancer.is_discovered();
                 return Ok(Sent { response, in_flight, endpoint, balanced, backend, since: None });
             }
@@ -123,7 +134,7 @@ pub(super) async fn send_avoiding(
         };
         let (fault, tried) = match error {
             SendError::Unsent(fault) if failed.is_none() => {
-                failed_at(&fault);
+                now.failed(to, &fault);
                 failed = Some((endpoint, fault));
                 continue;
             }
@@ -134,7 +145,7 @@ pub(super) async fn send_avoiding(
                 (fault, tried)
             }
         };
-        failed_at(&fault);
+        now.failed(to, &fault);
         return Err(Failed { fault, tried, endpoint: Some(endpoint.clone()) });
     }
 }

@@ -2,29 +2,32 @@
 //!
 //! ```text
 //! inbound:   restore what a proxy changed → authorise → name the client → send to the application → answer
-//! outbound:  strip what is not for others → route → backend → endpoint → send (elsewhere, if it was not sent; again, if
-//!            its route says so) → answer
+//! outbound:  strip what is not for others → route → filters → backend → endpoint → send (elsewhere, if it was not sent;
+//!            again, if its route says so) → answer
 //! ```
 
 use super::{
     access_log,
     body::Body,
     client::SendError,
-    dispatch::{self, Sent},
+    dispatch::{self, Sent, To},
     exchange::Exchange,
     headers,
     respond::{self, Asker},
-    retry, upgrade,
+    retry, ruled, upgrade,
     view::View,
     way::{By, Way, route},
 };
 use crate::{
     Worker,
-    discover::target::Target,
+    discover::{rules::Rule, target::Target},
     endpoint,
     fault::Fault,
     inbound::{self, Connection},
-    metrics::{InboundRequests, RequestMetrics, routes::Routed},
+    metrics::{
+        InboundRequests, RequestMetrics,
+        routes::{RouteSeries, Routed},
+    },
     policy::PortPolicy,
     profile::Names,
 };
@@ -217,22 +220,20 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     }
 
     let plan = target.plan(worker);
-    let sent = match worker.proxy.has_room().and_then(|()| route(&plan, &request)) {
-        Ok(Way { split, by: By::Rule(rule) }) => {
-            let series = rule.map(|rule| rule.metrics.of(View(&request).authority()));
-            let frames = series.as_ref().map(|series| &series.frames);
-            request.body_mut().measure(frames);
-            let sent = dispatch::send(split, None, required.as_ref(), &mut request).await;
-            if let (Err(fault), Some(series)) = (&sent, &series) {
-                series.failed(fault.route_error(), started);
-            }
-            sent.map(|sent| (sent, series, None))
+    let way = worker.proxy.has_room().and_then(|()| route(&plan, &request));
+    let required = required.as_ref();
+    let sent = match way {
+        Ok(Way { split, by: By::Rule(chosen) }) => {
+            let (rule, prefix) = chosen.map_or((None, None), |(rule, prefix)| (Some(rule), prefix));
+            let to = To { split, profiled: None, required, prefix };
+            let sent = by_rule(worker, rule, to, started, offered.is_some(), &mut request).await;
+            sent.map(|(sent, series)| (sent, series, None))
         }
         Ok(Way { split, by: By::Profile(plan, route) }) => {
             request.headers_mut().insert(headers::DST_CANONICAL, plan.canonical.clone());
             route.began();
-            let upgrade = offered.is_some();
-            let sent = retry::send(worker, split, route, required.as_ref(), upgrade, &mut request).await;
+            let to = To { split, profiled: Some(route), required, prefix: None };
+            let sent = retry::by_profile(worker, &to, route, offered.is_some(), &mut request).await;
             if let Err(fault) = &sent {
                 route.failed(fault, clock::now().since(started));
             }
@@ -272,6 +273,28 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         respond::close(&mut response);
     }
     Ok(response)
+}
+
+/// Sends by the rule of a route, if there is one, and counts by its route.
+async fn by_rule(
+    worker: &Worker,
+    rule: Option<&Rule>,
+    to: To<'_>,
+    started: Time,
+    upgrade: bool,
+    request: &mut Request<Body>,
+) -> Result<(Sent, Option<Arc<RouteSeries>>), Fault> {
+    let series = rule.map(|rule| rule.metrics.of(View(request).authority()));
+    request.body_mut().measure(series.as_ref().map(|series| &series.frames));
+    let sent = match rule.and_then(|rule| rule.ruled.as_deref()) {
+        None => dispatch::send(&to, request).await,
+        // Boxed: most rules do nothing but send.
+        Some(ruled) => Box::pin(ruled::send(worker, to, ruled, started, upgrade, request)).await,
+    };
+    if let (Err(fault), Some(series)) = (&sent, &series) {
+        series.failed(fault, started);
+    }
+    sent.map(|sent| (sent, series))
 }
 
 /// A response whose body is watched to its end.
