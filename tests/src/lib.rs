@@ -38,6 +38,7 @@ pub mod origin;
 pub mod peer;
 pub mod probe;
 pub mod resources;
+pub mod rules;
 pub mod sandbox;
 pub mod services;
 pub mod shop;
