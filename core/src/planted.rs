@@ -31,6 +31,8 @@ mistakes! {
     AnchorsWithoutBrackets | "profile" | "The anchors around a path's pattern do not hold all of its alternatives."
     ReserveOfOneSecond | "budget" | "The retries that are allowed in any case are those of one second, not of the window."
     RetriesNeverExpire | "budget" | "What happened before the window counts for ever."
+    PathsAreReadOnce | "route" | "A path is not looked at as a server may read it."
+    ReplacementKeepsItsSlash | "route" | "A slash at the end of what replaces a prefix stays."
     RewindForgotten | "retry" | "A try begins in the body where the one before it stopped."
     ProcessedIsRepeated | "retry" | "A request that may have been processed is sent again whatever its method."
     HolesForgotten | "api" | "The holes of a network are not read."

@@ -3,7 +3,7 @@
 use crate::{
     identity::Identity,
     matching::{NetworkMatch, SuffixMatch},
-    route::{HttpRoute, HttpRule, RequestView, choose},
+    route::{HttpRoute, HttpRule, RequestView, TwoWays, select},
 };
 use alloc::{boxed::Box, sync::Arc, vec, vec::Vec};
 use core::{
@@ -151,6 +151,8 @@ pub enum Denial {
     Unauthorized,
     /// No route matches the request.
     NoRoute,
+    /// The path can be read in two ways, which take different routes.
+    TwoPaths,
     /// The declared protocol carries no raw TCP, or no HTTP.
     WrongProtocol,
     /// The policy itself is invalid.
@@ -219,8 +221,11 @@ pub fn authorize_http<R: RequestView + ?Sized>(
             return Err(Refusal { route: None, denial: Denial::Invalid(reason.clone()) });
         }
     };
-    let Some(chosen) = choose(routes.iter().map(|inbound| &inbound.route), request) else {
-        return Err(Refusal { route: None, denial: Denial::NoRoute });
+    let chosen = match select(routes.iter().map(|inbound| &inbound.route), request) {
+        Ok(Some(chosen)) => chosen,
+        Ok(None) => return Err(Refusal { route: None, denial: Denial::NoRoute }),
+        // Whoever may use one of them might use the other.
+        Err(TwoWays) => return Err(Refusal { route: None, denial: Denial::TwoPaths }),
     };
     let own = routes.get(chosen.route).map_or(&[][..], |inbound| &inbound.authorizations);
     match admitting(own.iter().chain(&policy.authorizations), client, peer) {

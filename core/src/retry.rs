@@ -9,7 +9,7 @@ use crate::planted;
 use crate::{backoff::Backoff, profile::RetryBudget, time::Time};
 use core::time::Duration;
 
-/// How long is waited before a retry, as Linkerd's proxy waits for routes of policies.
+/// How long is waited before a retry where nothing is said of it, as Linkerd's proxy waits for routes of policies.
 pub const BACKOFF: Backoff =
     Backoff { min: Duration::from_millis(25), max: Duration::from_millis(250), jitter: 1.0 };
 
@@ -30,7 +30,7 @@ pub enum Tried {
 }
 
 /// A try that is over, and what else counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attempt {
     /// What came of it.
     pub tried: Tried,
@@ -44,6 +44,8 @@ pub struct Attempt {
     pub most: u32,
     /// What is left of the route's timeout, if it has one.
     pub left: Option<Duration>,
+    /// How long is waited before the next try.
+    pub backoff: Backoff,
     /// Any number.
     pub random: u64,
 }
@@ -81,19 +83,21 @@ pub enum Reason {
 }
 
 impl Attempt {
-    /// Whether the request is sent again. The budget is asked last: what is not sent again costs nothing.
-    pub fn decide(&self, budget: &mut RetryBudget, now: Time) -> Decision {
+    /// Whether the request is sent again. The budget, where there is one, is asked last: what is not sent again costs
+    /// nothing.
+    pub fn decide(&self, budget: Option<&mut RetryBudget>, now: Time) -> Decision {
         if let Some(reason) = self.forbidden() {
             return Decision::Not(reason);
         }
         if self.made >= self.most {
             return Decision::Not(Reason::Limit);
         }
-        let delay = BACKOFF.delay(self.made, self.random);
+        let delay = self.backoff.delay(self.made, self.random);
         if self.left.is_some_and(|left| left <= delay) {
             return Decision::Not(Reason::Timeout);
         }
-        if budget.retry(now) { Decision::Again(delay) } else { Decision::Not(Reason::NoBudget) }
+        let allowed = budget.is_none_or(|budget| budget.retry(now));
+        if allowed { Decision::Again(delay) } else { Decision::Not(Reason::NoBudget) }
     }
 
     /// Why this may not be sent again, however much is left of budget and time.
@@ -130,6 +134,7 @@ mod tests {
         made: 0,
         most: 3,
         left: None,
+        backoff: BACKOFF,
         random: 0,
     };
 
@@ -179,12 +184,13 @@ mod tests {
         check(Attempt { left: left(50), random: u64::MAX, ..GOOD }, Some(Reason::Timeout), 1);
         check(Attempt { left: left(0), ..GOOD }, Some(Reason::Timeout), 1);
         check(GOOD, Some(Reason::NoBudget), 0);
+        let again = GOOD.decide(None, Time::default());
+        assert!(matches!(again, Decision::Again(_)), "without a budget nothing is used up: {again:?}");
     }
 
     #[test]
     fn delays_double_up_to_a_quarter_of_a_second() {
-        let delay = |made| match (Attempt { made, most: 99, ..GOOD }).decide(&mut budget(1), Time::default())
-        {
+        let delay = |made| match (Attempt { made, most: 99, ..GOOD }).decide(None, Time::default()) {
             Decision::Again(delay) => delay.as_millis(),
             Decision::Not(reason) => panic!("{reason:?}"),
         };
@@ -196,15 +202,15 @@ mod tests {
         let mut budget = budget(1);
         let not = Attempt { body: Kept::TooLong, ..GOOD };
         for attempt in [not, Attempt { made: 3, ..GOOD }, Attempt { left: Some(Duration::ZERO), ..GOOD }] {
-            assert!(matches!(attempt.decide(&mut budget, Time::default()), Decision::Not(_)));
+            assert!(matches!(attempt.decide(Some(&mut budget), Time::default()), Decision::Not(_)));
         }
-        assert!(matches!(GOOD.decide(&mut budget, Time::default()), Decision::Again(_)));
-        assert_eq!(GOOD.decide(&mut budget, Time::default()), Decision::Not(Reason::NoBudget));
+        assert!(matches!(GOOD.decide(Some(&mut budget), Time::default()), Decision::Again(_)));
+        assert_eq!(GOOD.decide(Some(&mut budget), Time::default()), Decision::Not(Reason::NoBudget));
     }
 
     #[track_caller]
     fn check(attempt: Attempt, reason: Option<Reason>, retries: u32) {
-        let decision = attempt.decide(&mut budget(retries), Time::default());
+        let decision = attempt.decide(Some(&mut budget(retries)), Time::default());
         match reason {
             Some(reason) => assert_eq!(decision, Decision::Not(reason), "{attempt:?}"),
             None => assert!(matches!(decision, Decision::Again(_)), "{attempt:?}: {decision:?}"),

@@ -1,8 +1,19 @@
-//! Which route a request takes. Precedence as Gateway API orders it. Contract 4.1.
+//! Which route a request takes, and what is done with it there. Precedence as Gateway API orders it. Contract 4.1.
 
 mod choose;
+mod filter;
+mod path;
+mod terms;
 
-pub use self::choose::{InvalidPattern, MAX_PATTERN, choose, choose_sni, host_of, whole_match};
+pub use self::choose::{
+    InvalidPattern, MAX_PATTERN, choose, choose_sni, host_of, matched_prefix, whole_match,
+};
+pub use self::filter::{
+    Asked, FailWith, Failure, Filter, HeaderModifier, Inapplicable, Ratio, Redirect, Rewrite, Scheme,
+    Untouchable, may_modify,
+};
+pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
+pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
 use crate::{endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;
@@ -32,7 +43,7 @@ pub struct HttpRoute {
     pub rules: Vec<HttpRule>,
 }
 
-/// What a rule matches; where it sends requests is kept by [`OutboundRoute`].
+/// What a rule matches; what is done with that is kept by [`OutboundRoute`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpRule {
     /// Any one of these; empty means every request.
@@ -70,6 +81,8 @@ pub enum PathMatch {
     Prefix(String),
     /// Covers the whole path. Linear time.
     Regex(regex::Regex),
+    /// `/service/method` of gRPC with this method, whatever the service.
+    AnyService(String),
 }
 
 /// A value pattern.
@@ -126,13 +139,41 @@ pub enum OutboundProtocol {
     Invalid(Arc<str>),
 }
 
-/// A route and where its rules send requests (same indices as `route.rules`).
+/// A route and what its rules do with requests (same indices as `route.rules`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutboundRoute {
     /// What it matches.
     pub route: HttpRoute,
-    /// Where each rule sends.
-    pub rules: Vec<Arc<Distribution>>,
+    /// What is done with what each rule matches.
+    pub rules: Vec<OutboundRule>,
+}
+
+/// What is done with the requests of a rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboundRule {
+    /// Where they go.
+    pub distribution: Arc<Distribution>,
+    /// In order.
+    pub filters: Vec<Filter>,
+    /// How long they may take.
+    pub timeouts: Timeouts,
+    /// Which of them are sent again.
+    pub retry: Option<RetryPolicy>,
+    /// May a request say otherwise of timeouts and retries? See [`Wishes`].
+    pub heeds_wishes: bool,
+}
+
+impl OutboundRule {
+    /// Sends requests on and does nothing else.
+    pub fn plain(distribution: Arc<Distribution>) -> Self {
+        Self {
+            distribution,
+            filters: Vec::new(),
+            timeouts: Timeouts::default(),
+            retry: None,
+            heeds_wishes: false,
+        }
+    }
 }
 
 /// A TLS route: SNI patterns and a distribution.
@@ -166,6 +207,8 @@ pub struct Backend {
     pub meta: Arc<ResourceRef>,
     /// Its endpoints.
     pub target: BackendTarget,
+    /// Applied to what it gets and answers, after those of the rule.
+    pub filters: Vec<Filter>,
 }
 
 /// How a backend's endpoints are known.
@@ -227,7 +270,9 @@ pub fn pick_backend(
 impl PartialEq for PathMatch {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) => a == b,
+            (Self::Exact(a), Self::Exact(b))
+            | (Self::Prefix(a), Self::Prefix(b))
+            | (Self::AnyService(a), Self::AnyService(b)) => a == b,
             (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
             _ => false,
         }
@@ -321,6 +366,10 @@ mod tests {
 
     fn backend() -> Backend {
         let addr = SocketAddr::from(([10, 0, 0, 1], 80));
-        Backend { meta: Arc::new(ResourceRef::default()), target: BackendTarget::Original(addr) }
+        Backend {
+            meta: Arc::new(ResourceRef::default()),
+            target: BackendTarget::Original(addr),
+            filters: vec![],
+        }
     }
 }

@@ -27,13 +27,14 @@ mod redirect;
 mod renewal;
 mod request;
 mod retry;
+mod route;
 mod san;
 
 pub use self::{
     api::api, balance::balance, budget::budget, client_hello::client_hello, copy::copy, detect::detect,
     env::env, header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
     pool::pool, profile::profile, records::records, redirect::redirect, renewal::renewal, request::request,
-    retry::retry, san::san,
+    retry::retry, route::route, san::san,
 };
 
 /// A fuzz target.
@@ -53,6 +54,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("profile", profile),
     ("budget", budget),
     ("retry", retry),
+    ("route", route),
     ("balance", balance),
     ("renewal", renewal),
     ("pool", pool),

@@ -3,7 +3,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use remora_core::{
     profile::{BudgetLimits, RetryBudget},
-    retry::{Attempt, Decision, Kept, Next, Reason, Replay, Tried},
+    retry::{Attempt, BACKOFF, Decision, Kept, Next, Reason, Replay, Tried},
     time::Time,
 };
 use std::time::Duration;
@@ -83,7 +83,7 @@ impl Described {
                 Step::Ends(end, left) => {
                     let attempt = self.attempt(end, left, replay.kept(), made);
                     let expected = self.expected(&model, end, left, made);
-                    match (attempt.decide(&mut budget, Time::default()), expected) {
+                    match (attempt.decide(Some(&mut budget), Time::default()), expected) {
                         (Decision::Again(delay), None) if made < self.retries.into() => {
                             assert!((25..=250).contains(&delay.as_millis()), "{delay:?}");
                             made += 1;
@@ -150,7 +150,16 @@ impl Described {
             End::Hopeless => Tried::Hopeless,
         };
         let left = left.map(|ms| Duration::from_millis(ms.into()));
-        Attempt { tried, body, idempotent: self.idempotent, made, most: self.most.into(), left, random: 0 }
+        Attempt {
+            tried,
+            body,
+            idempotent: self.idempotent,
+            made,
+            most: self.most.into(),
+            left,
+            backoff: BACKOFF,
+            random: 0,
+        }
     }
 
     /// Why there is no other try, the budget aside.

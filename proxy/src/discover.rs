@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod profiled;
 pub mod resolve;
+pub mod rules;
 pub mod source;
 pub mod target;
 

@@ -7,9 +7,9 @@ mod broken;
 
 pub use broken::{HttpError, stream_error};
 
-use crate::{config::HeaderList, http1, mux::StreamEnded};
+use crate::{config::HeaderList, http::deadline::Limit, http1, mux::StreamEnded};
 use broken::{Misuse, client_text};
-use remora_core::{header, mux, policy::Denial, retry::Tried};
+use remora_core::{header, mux, policy::Denial, retry::Tried, route::FailWith};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -73,6 +73,14 @@ pub enum Fault {
     Connect { addr: SocketAddr, source: Shared<io::Error> },
     #[error("no head of a response came within the timeout of the route {route:?} ({limit:?})")]
     ResponseTimeout { route: Arc<str>, limit: Duration },
+    #[error("the {} timeout of the route ended the exchange after {after:?}", .limit.as_str())]
+    Late { limit: Limit, after: Duration },
+    #[error("the route sends the client to {location}")]
+    Redirected { status: http::StatusCode, location: Arc<str> },
+    #[error("{message}")]
+    Injected { with: FailWith, message: Arc<str> },
+    #[error("the path of the request can be read in two ways that take different routes")]
+    TwoPaths,
     #[error("connecting to {addr} took longer than {limit:?}")]
     ConnectTimeout { addr: SocketAddr, limit: Duration },
     #[error("the TLS handshake with {addr} failed: {source}")]
@@ -128,6 +136,7 @@ pub enum GrpcCode {
     NotFound = 5,
     PermissionDenied = 7,
     ResourceExhausted = 8,
+    FailedPrecondition = 9,
     Aborted = 10,
     Internal = 13,
     Unavailable = 14,
@@ -145,6 +154,7 @@ impl Fault {
             | Self::BodyTimeout { .. }
             | Self::HeaderList { .. }
             | Self::Ambiguous(_)
+            | Self::TwoPaths
             | Self::Body(_)
             | Self::ClientTls(_)
             | Self::DirectWithoutTls(_)
@@ -160,11 +170,14 @@ impl Fault {
             | Self::Revoked(_)
             | Self::InvalidPolicy { .. }
             | Self::Forbidden { .. }
+            | Self::Redirected { .. }
+            | Self::Injected { .. }
             | Self::NoRoute(_) => Blame::Policy,
             Self::NoEndpoint(_)
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::ResponseTimeout { .. }
+            | Self::Late { .. }
             | Self::EndpointTls { .. }
             | Self::Server(_)
             | Self::Answer(_)
@@ -182,6 +195,11 @@ impl Fault {
             Self::Client(error) => Misuse::of(error).map_or("i/o", Misuse::label),
             Self::HeaderList { .. } => Misuse::TooLarge.label(),
             Self::Ambiguous(_) => Misuse::Malformed.label(),
+            Self::TwoPaths => "ambiguous path",
+            Self::Redirected { .. } => "redirect",
+            Self::Injected { .. } => "injected failure",
+            Self::Late { limit: Limit::Request, .. } => "request timeout",
+            Self::Late { limit: Limit::Idle, .. } => "idle timeout",
             Self::HeadTimeout(_) => "request head timeout",
             Self::BodyTimeout { .. } => "request body timeout",
             Self::ClientGone(_)
@@ -207,7 +225,7 @@ impl Fault {
             Self::Forbidden { .. } => "forbidden",
             Self::NoRoute(_) => "no route",
             Self::NoEndpoint(_) => "failfast",
-            Self::ResponseTimeout { .. } => "response timeout",
+            Self::ResponseTimeout { .. } | Self::Late { limit: Limit::Response, .. } => "response timeout",
             Self::EndpointTls { .. } => "endpoint tls",
             Self::NoCredentials => "no credentials",
             Self::BadTarget(_) => "bad target",
@@ -221,6 +239,7 @@ impl Fault {
         match self {
             Self::NoEndpoint(_) => "FAIL_FAST",
             Self::ResponseTimeout { .. } => "RESPONSE_HEADERS_TIMEOUT",
+            Self::Late { limit, .. } => limit.route_error(),
             Self::Overloaded(_) | Self::Memory { .. } => "LOAD_SHED",
             Self::Server(error) => stream_error(error),
             Self::Io(_) => "IO",
@@ -251,6 +270,14 @@ impl Fault {
             | Self::Ambiguous(_)
             | Self::Body(_)
             | Self::BadTarget(_) => (S::BAD_REQUEST, G::Internal, true),
+            Self::TwoPaths => (S::BAD_REQUEST, G::Internal, false),
+            Self::Late { .. } => (S::GATEWAY_TIMEOUT, G::DeadlineExceeded, false),
+            Self::Redirected { status, .. } => (*status, G::NotFound, false),
+            Self::Injected { with: FailWith::Http(status), .. } => {
+                (S::from_u16(*status).unwrap_or(S::INTERNAL_SERVER_ERROR), G::FailedPrecondition, false)
+            }
+            // Only gRPC has a word for it: see `grpc_code`.
+            Self::Injected { with: FailWith::Grpc(_), .. } => (S::INTERNAL_SERVER_ERROR, G::Internal, false),
             Self::HeadTimeout(_) | Self::BodyTimeout { .. } => {
                 (S::REQUEST_TIMEOUT, G::DeadlineExceeded, true)
             }
@@ -260,6 +287,7 @@ impl Fault {
             Self::Denied { denial, .. } => match denial {
                 Denial::NoRoute | Denial::WrongProtocol => (S::NOT_FOUND, G::NotFound, false),
                 Denial::Unauthorized => (S::FORBIDDEN, G::PermissionDenied, false),
+                Denial::TwoPaths => (S::BAD_REQUEST, G::Internal, false),
                 Denial::Invalid(_) => (S::INTERNAL_SERVER_ERROR, G::Internal, true),
             },
             Self::NotOurAddress(_) | Self::Revoked(_) | Self::Forbidden { .. } => {
@@ -282,6 +310,19 @@ impl Fault {
             Self::Memory { .. } => (S::SERVICE_UNAVAILABLE, G::ResourceExhausted, true),
         };
         Answer { status, grpc, close }
+    }
+
+    /// The gRPC status that a client is told.
+    pub fn grpc_code(&self) -> u16 {
+        match self {
+            Self::Injected { with: FailWith::Grpc(code), .. } => *code,
+            _ => self.answer().grpc as u16,
+        }
+    }
+
+    /// Whether it is an answer that a route asks for, and nothing failed.
+    pub fn is_wanted(&self) -> bool {
+        matches!(self, Self::Redirected { .. })
     }
 
     /// Whether the server reset the stream of an HTTP/2 request: the client is told by a reset of its own, with the same
@@ -354,6 +395,7 @@ fn denial_text(denial: &Denial) -> String {
     match denial {
         Denial::Unauthorized => "no authorization admits it".into(),
         Denial::NoRoute => "no route matches the request".into(),
+        Denial::TwoPaths => "its path can be read in two ways that take different routes".into(),
         Denial::WrongProtocol => "the declared protocol of the port does not carry this".into(),
         Denial::Invalid(reason) => format!("the policy is invalid: {reason}"),
     }
@@ -386,6 +428,28 @@ mod tests {
         let fault = Fault::ResponseTimeout { route: "GET /".into(), limit: Duration::from_secs(1) };
         check(&fault, 504, GrpcCode::DeadlineExceeded, true);
         assert_eq!(fault.label(), "response timeout");
+    }
+
+    #[test]
+    fn what_routes_answer_in_the_servers_place() {
+        let location = "http://web/b".into();
+        let redirect = Fault::Redirected { status: http::StatusCode::FOUND, location };
+        check(&redirect, 302, GrpcCode::NotFound, false);
+        let injected = |with| Fault::Injected { with, message: "no".into() };
+        check(&injected(FailWith::Http(503)), 503, GrpcCode::FailedPrecondition, false);
+        check(&injected(FailWith::Grpc(14)), 500, GrpcCode::Internal, false);
+        assert_eq!(injected(FailWith::Grpc(14)).grpc_code(), 14);
+        assert_eq!(injected(FailWith::Http(503)).grpc_code(), 9);
+        for (limit, label) in [
+            (Limit::Request, "request timeout"),
+            (Limit::Response, "response timeout"),
+            (Limit::Idle, "idle timeout"),
+        ] {
+            let late = Fault::Late { limit, after: Duration::from_secs(1) };
+            check(&late, 504, GrpcCode::DeadlineExceeded, false);
+            assert_eq!(late.label(), label);
+        }
+        check(&Fault::TwoPaths, 400, GrpcCode::Internal, false);
     }
 
     #[test]

@@ -3,13 +3,16 @@
 pub mod access_log;
 pub mod body;
 pub mod client;
+pub mod deadline;
 mod dispatch;
 pub mod exchange;
+pub mod filters;
 pub mod headers;
 pub mod replay;
 pub mod request;
 pub mod respond;
 mod retry;
+mod ruled;
 pub mod upgrade;
 pub mod upload;
 pub mod view;

@@ -30,7 +30,7 @@ use remora_runtime::metrics::{Budgeted, Counter, Gauge, Registry};
 use requests::HttpFamilies;
 pub use requests::RequestMetrics;
 pub use routes::{BackendMetrics, RouteMetrics};
-use routes::{Kind, RouteFamilies};
+use routes::{Kind, RetryMetrics, RouteFamilies};
 use std::{net::SocketAddr, sync::Arc};
 use tcp::TcpFamilies;
 pub use tcp::TcpMetrics;
@@ -198,6 +198,11 @@ impl Metrics {
         self.routes.route(kind, parent, route)
     }
 
+    /// The series of a route's retries.
+    pub fn retries(&self, kind: Kind, parent: &ResourceRef, route: &ResourceRef) -> RetryMetrics {
+        self.routes.retries(kind, parent, route)
+    }
+
     /// The series of a route's backend.
     pub fn backend(
         &self,
@@ -244,8 +249,11 @@ impl Metrics {
         self.errors.outbound_tcp(fault);
     }
 
+    /// Counts a failed request; an answer that its route asks for is none.
     pub fn outbound_http_fault(&self, fault: &Fault) {
-        self.errors.outbound_http(fault);
+        if !fault.is_wanted() {
+            self.errors.outbound_http(fault);
+        }
     }
 
     /// The counter of a request's authorization: allowed, denied, or without a route.

@@ -58,7 +58,9 @@ impl Retries {
 
     /// Whether a request is sent again; counted where the budget was asked.
     pub fn decide(&self, attempt: &Attempt, now: Time) -> Decision {
-        let decision = attempt.decide(&mut self.budget.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let decision = attempt.decide(Some(&mut budget), now);
+        drop(budget);
         match decision {
             Decision::Again(_) => self.counted.all.inc(),
             Decision::Not(Reason::NoBudget) => {

@@ -6,11 +6,13 @@
 //! could admit or misdirect a request: then it is an error too.
 
 pub mod destination;
+mod filters;
 pub mod inbound;
 pub mod outbound;
 mod parts;
 pub mod profile;
 mod routes;
+mod terms;
 
 use std::{fmt, sync::Arc};
 

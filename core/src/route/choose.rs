@@ -7,9 +7,10 @@ use alloc::format;
 
 /// The best match; ties go to the earlier route and rule.
 ///
-/// The order of contract 4.1, the first difference deciding: an exact host, the longer suffix, no host; the longer
-/// matched path (whichever kind of pattern matched it; no pattern counts as the prefix `/`); more header conditions;
-/// more query conditions; a method.
+/// The order of Gateway API (HTTPRouteRule, GRPCRouteRule), the first difference deciding: an exact host, the longer
+/// suffix, no host; an exact path; the longer matched path (of a regular expression all that it covers, and no pattern
+/// counts as the prefix `/`); a method; more header conditions; more query conditions. Linkerd's proxy (contract 4.1)
+/// takes an exact path for no better than a prefix of its length, and looks at the method last.
 #[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
 pub fn choose<'a, R: RequestView + ?Sized>(
     routes: impl IntoIterator<Item = &'a HttpRoute>,
@@ -29,6 +30,26 @@ pub fn choose<'a, R: RequestView + ?Sized>(
         }
     }
     best.map(|(_, chosen)| chosen)
+}
+
+/// Bytes of the path that the prefix of a rule covers, by the best of the rule's matches; `None` if that one is not by
+/// prefix. Without a condition on the path it is by the prefix `/`, of which the slash is part of what follows.
+pub fn matched_prefix<R: RequestView + ?Sized>(rule: &HttpRule, request: &R) -> Option<usize> {
+    if rule.matches.is_empty() {
+        return Some(0);
+    }
+    let mut best: Option<(MatchRank, &HttpMatch)> = None;
+    for conditions in &rule.matches {
+        let Some(rank) = conditions.rank(request) else { continue };
+        if best.is_none_or(|(earlier, _)| rank > earlier) {
+            best = Some((rank, conditions));
+        }
+    }
+    match &best?.1.path {
+        None => Some(0),
+        Some(PathMatch::Prefix(prefix)) => Some(prefix.trim_end_matches('/').len()),
+        Some(PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::AnyService(_)) => None,
+    }
 }
 
 /// The index of the best of several lists of SNI patterns: exact before the longer suffix before a list without
@@ -59,15 +80,34 @@ enum HostRank {
 /// How specific a match of everything else is; fields in the order of their importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct MatchRank {
-    path: usize,
+    path: PathRank,
+    method: bool,
     headers: usize,
     query: usize,
-    method: bool,
+}
+
+/// How specific the match of a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct PathRank {
+    exact: bool,
+    /// Bytes of the path that the pattern matched.
+    matched: usize,
+    /// Of a gRPC method whose service may be any.
+    method: usize,
+}
+
+impl PathRank {
+    /// Gateway API's default is the prefix `/`.
+    const DEFAULT: Self = Self::of(1);
+
+    const fn of(matched: usize) -> Self {
+        Self { exact: false, matched, method: 0 }
+    }
 }
 
 impl MatchRank {
-    /// Of a rule that states no conditions: Gateway API's default is the prefix `/`.
-    const DEFAULT: Self = Self { path: 1, headers: 0, query: 0, method: false };
+    /// Of a rule that states no conditions.
+    const DEFAULT: Self = Self { path: PathRank::DEFAULT, method: false, headers: 0, query: 0 };
 }
 
 /// The host of an authority: without port, and without the dot that ends an absolute DNS name.
@@ -121,7 +161,7 @@ impl HttpMatch {
         }
         let path = match &self.path {
             Some(pattern) => pattern.matched(request.path())?,
-            None => MatchRank::DEFAULT.path,
+            None => PathRank::DEFAULT,
         };
         let matches = self
             .headers
@@ -130,28 +170,35 @@ impl HttpMatch {
             && self.query.iter().all(|(name, value)| query_has(request.query(), name, value));
         matches.then_some(MatchRank {
             path,
+            method: self.method.is_some(),
             headers: self.headers.len(),
             query: self.query.len(),
-            method: self.method.is_some(),
         })
     }
 }
 
 impl PathMatch {
-    /// Bytes of the path that the pattern matched, if it does. The path is compared as received.
-    fn matched(&self, path: &str) -> Option<usize> {
+    /// How well the pattern matches, if it does. The path is compared as received.
+    fn matched(&self, path: &str) -> Option<PathRank> {
         match self {
-            Self::Exact(exact) => (path == exact).then_some(exact.len()),
+            Self::Exact(exact) => {
+                (path == exact).then_some(PathRank { exact: true, ..PathRank::of(exact.len()) })
+            }
             Self::Prefix(prefix) => {
                 // A trailing slash says nothing: `/a/` matches `/a` too (Gateway API's PathMatchPathPrefix).
                 let segments = prefix.trim_end_matches('/');
                 if segments.is_empty() {
-                    return Some(MatchRank::DEFAULT.path);
+                    return Some(PathRank::DEFAULT);
                 }
                 let rest = path.strip_prefix(segments)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some(segments.len())
+                (rest.is_empty() || rest.starts_with('/')).then_some(PathRank::of(segments.len()))
             }
-            Self::Regex(regex) => covers_whole(regex, path).then_some(path.len()),
+            Self::Regex(regex) => covers_whole(regex, path).then_some(PathRank::of(path.len())),
+            Self::AnyService(method) => {
+                let (service, called) = path.strip_prefix('/')?.split_once('/')?;
+                let matches = called == method && !service.is_empty();
+                matches.then_some(PathRank { method: method.len(), ..PathRank::DEFAULT })
+            }
         }
     }
 }
@@ -348,18 +395,44 @@ mod tests {
     }
 
     #[test]
-    fn ties_go_to_the_earlier_route_and_rule() {
-        check(&[route(&[], vec![prefix("/a")]), route(&[], vec![exact("/a")])], get("/a"), Some((0, 0)));
-        check(&[route(&[], vec![exact("/b"), prefix("/a"), exact("/a")])], get("/a"), Some((0, 1)));
+    fn an_exact_path_wins_over_every_other_pattern() {
+        for other in [prefix("/a/b"), prefix("/a/b/"), regex("/a/b|/c"), prefix("/a")] {
+            check(&[route(&[], vec![other, exact("/a/b")])], get("/a/b"), Some((0, 1)));
+        }
+        let rich = HttpMatch { method: Some("GET".into()), ..prefix("/a/b") };
+        check(&[route(&[], vec![rich, exact("/a/b")])], get("/a/b"), Some((0, 1)));
     }
 
     #[test]
-    fn headers_then_query_then_method_break_ties() {
+    fn ties_go_to_the_earlier_route_and_rule() {
+        check(&[route(&[], vec![prefix("/a")]), route(&[], vec![prefix("/a/")])], get("/a"), Some((0, 0)));
+        check(&[route(&[], vec![exact("/b"), prefix("/a"), regex("/a")])], get("/a"), Some((0, 1)));
+    }
+
+    #[test]
+    fn of_grpc_the_service_counts_more_than_the_method() {
+        let any_service = HttpMatch { path: Some(PathMatch::AnyService("Get".into())), ..any() };
+        let routes = [
+            route(&[], vec![any()]),
+            route(&[], vec![any_service.clone()]),
+            route(&[], vec![prefix("/s")]),
+            route(&[], vec![exact("/s/Get")]),
+        ];
+        check(&routes, get("/s/Get"), Some((3, 0)));
+        check(&routes[..3], get("/s/Get"), Some((2, 0)));
+        check(&routes[..2], get("/s/Get"), Some((1, 0)));
+        for path in ["/s/GetAll", "/Get", "//Get", "/s/t/Get", "/s/Get/"] {
+            check(&[route(&[], vec![any_service.clone()])], get(path), None);
+        }
+    }
+
+    #[test]
+    fn method_then_headers_then_query_break_ties() {
         let header = HttpMatch { headers: vec![("x".into(), value("1"))], ..any() };
         let query = HttpMatch { query: vec![("q".into(), value("1"))], ..any() };
         let method = HttpMatch { method: Some("GET".into()), ..any() };
         let request = Request { headers: &[("x", b"1")], ..get("/?q=1") };
-        let ascending = [any(), method, query, header];
+        let ascending = [any(), query, header, method];
         for lower in 0..ascending.len() {
             for higher in lower + 1..ascending.len() {
                 let (low, high) = (ascending[lower].clone(), ascending[higher].clone());

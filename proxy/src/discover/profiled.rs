@@ -35,6 +35,7 @@ impl ProfilePlan {
                 default_rtt: DEFAULT_RTT,
                 decay: DEFAULT_DECAY,
             },
+            filters: Vec::new(),
         };
         let distribution = if profile.overrides.is_empty() {
             Distribution::FirstAvailable(vec![backend(&dst)])

@@ -6,7 +6,7 @@ use remora_core::{
     profile::Profile,
     route::{
         Backend, BackendTarget, Distribution, HttpRoute, HttpRule, OutboundPolicy, OutboundProtocol,
-        OutboundRoute,
+        OutboundRoute, OutboundRule,
     },
 };
 use std::{net::SocketAddr, sync::Arc};
@@ -90,7 +90,7 @@ fn forward(name: &str, target: BackendTarget, opaque: bool) -> OutboundPolicy {
                 hosts: Vec::new(),
                 rules: vec![HttpRule { matches: Vec::new() }],
             },
-            rules: vec![distribution.clone()],
+            rules: vec![OutboundRule::plain(distribution.clone())],
         };
         OutboundProtocol::Detect { http1: vec![route.clone()], http2: vec![route], opaque: distribution }
     };
@@ -98,7 +98,7 @@ fn forward(name: &str, target: BackendTarget, opaque: bool) -> OutboundPolicy {
 }
 
 fn only(meta: &Arc<ResourceRef>, target: BackendTarget) -> Arc<Distribution> {
-    Arc::new(Distribution::FirstAvailable(vec![Backend { meta: meta.clone(), target }]))
+    Arc::new(Distribution::FirstAvailable(vec![Backend { meta: meta.clone(), target, filters: Vec::new() }]))
 }
 
 #[cfg(test)]

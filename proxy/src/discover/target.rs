@@ -5,21 +5,23 @@ use super::{
     Full, Known, Policy, Profiled, Watch,
     profiled::ProfilePlan,
     resolve::{self, Resolution},
+    rules::Routes,
 };
 use crate::{
     Worker,
     balance::{AbortOnDrop, Balancer},
     endpoint::LiveEndpoint,
     fault::Fault,
-    metrics::{BackendMetrics, RouteMetrics, routes::Kind},
+    http::filters::Filters,
+    metrics::{BackendMetrics, routes::Kind},
 };
 use arc_swap::ArcSwapOption;
 use remora_core::{
     policy::ResourceRef,
     profile::Profile,
     route::{
-        Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HostMatch, HttpRoute,
-        OutboundPolicy, OutboundProtocol, OutboundRoute, pick_backend,
+        Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HostMatch, OutboundPolicy,
+        OutboundProtocol, OutboundRoute, pick_backend,
     },
 };
 use remora_runtime::clock;
@@ -61,18 +63,6 @@ pub enum PlanProtocol {
     Invalid(Arc<str>),
 }
 
-/// HTTP routes with the split of every rule, by the same indices.
-pub struct Routes {
-    pub routes: Vec<HttpRoute>,
-    pub rules: Vec<Vec<Rule>>,
-}
-
-/// Where one rule sends requests, and where they are counted.
-pub struct Rule {
-    pub split: Arc<Split>,
-    pub metrics: Arc<RouteMetrics>,
-}
-
 /// A TLS route.
 pub struct TlsPlan {
     pub snis: Vec<HostMatch>,
@@ -91,6 +81,8 @@ pub struct LiveBackend {
     pub meta: Arc<ResourceRef>,
     /// Where requests are counted; a way for bytes has none.
     pub metrics: Option<Arc<BackendMetrics>>,
+    /// What is done with requests that go there, and their answers; nothing by most.
+    pub filters: Option<Box<Filters>>,
 }
 
 impl Split {
@@ -113,6 +105,11 @@ impl Split {
             Distribution::Forbidden(reason) => Some(reason.clone()),
             Distribution::Empty | Distribution::FirstAvailable(_) | Distribution::RandomAvailable(_) => None,
         }
+    }
+
+    /// Whether a filter of a backend has to know how much of a path the rule's prefix covers.
+    pub fn replaces_prefix(&self) -> bool {
+        self.backends.iter().filter_map(|backend| backend.filters.as_ref()).any(|one| one.replace_prefix)
     }
 
     /// The balancers, for `/state.json`.
@@ -303,7 +300,7 @@ fn compile(
         Some(plan) => plan.split.clone(),
         None => split(worker, distribution, |_| None),
     };
-    let routes = |routes: &[OutboundRoute]| compile_routes(worker, Kind::Http, &policy.parent, routes);
+    let routes = |routes: &[OutboundRoute]| Routes::compile(worker, Kind::Http, &policy.parent, routes);
     let protocol = match &policy.protocol {
         OutboundProtocol::Detect { http1, http2, opaque } => {
             PlanProtocol::Detect { http1: routes(http1), http2: routes(http2), opaque: splits(opaque) }
@@ -311,7 +308,7 @@ fn compile(
         OutboundProtocol::Http1(http1) => PlanProtocol::Http1(routes(http1)),
         OutboundProtocol::Http2(http2) => PlanProtocol::Http2(routes(http2)),
         OutboundProtocol::Grpc(grpc) => {
-            PlanProtocol::Http2(compile_routes(worker, Kind::Grpc, &policy.parent, grpc))
+            PlanProtocol::Http2(Routes::compile(worker, Kind::Grpc, &policy.parent, grpc))
         }
         OutboundProtocol::Opaque(opaque) => PlanProtocol::Opaque(splits(opaque)),
         OutboundProtocol::Tls(tls) => PlanProtocol::Tls(
@@ -324,25 +321,6 @@ fn compile(
     Plan { parent: policy.parent.clone(), protocol, profile: by_profile }
 }
 
-fn compile_routes(
-    worker: &Arc<Worker>,
-    kind: Kind,
-    parent: &Arc<ResourceRef>,
-    routes: &[OutboundRoute],
-) -> Routes {
-    let metrics = &worker.proxy.metrics;
-    let rules = routes.iter().map(|outbound| {
-        let route = &outbound.route.meta;
-        let backend = |backend: &ResourceRef| Some(metrics.backend(kind, parent, route, backend));
-        let rule = |distribution| Rule {
-            split: split(worker, distribution, backend),
-            metrics: metrics.route(kind, parent, route),
-        };
-        outbound.rules.iter().map(rule).collect()
-    });
-    Routes { rules: rules.collect(), routes: routes.iter().map(|outbound| outbound.route.clone()).collect() }
-}
-
 pub(super) fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
@@ -352,6 +330,7 @@ pub(super) fn split(
         balancer: balancer(worker, &backend.target),
         meta: backend.meta.clone(),
         metrics: metrics(&backend.meta),
+        filters: Filters::compile(&backend.filters),
     };
     let backends = match &**distribution {
         Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),

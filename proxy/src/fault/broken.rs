@@ -1,8 +1,8 @@
 //! How HTTP breaks: over HTTP/1, in our own words, or over HTTP/2, in h2's; and what of it is a client's misuse.
 
 use super::Shared;
-use crate::http1;
-use std::{io, sync::Arc};
+use crate::{http::deadline::Limit, http1};
+use std::{io, sync::Arc, time::Duration};
 
 /// How an exchange of HTTP messages broke.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -14,6 +14,9 @@ pub enum HttpError {
     /// The other end of an HTTP/2 connection is not there any more.
     #[error("a ping was not answered in time")]
     Ping,
+    /// The exchange took longer than its route allows.
+    #[error("the {} timeout of the route ended the exchange after {after:?}", .limit.as_str())]
+    Late { limit: Limit, after: Duration },
 }
 
 impl From<h2::Error> for HttpError {
@@ -27,7 +30,7 @@ impl HttpError {
         match self {
             Self::Http1(error) => error.io().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut),
             Self::Http2(_) => false,
-            Self::Ping => true,
+            Self::Ping | Self::Late { .. } => true,
         }
     }
 
@@ -39,13 +42,16 @@ impl HttpError {
     /// The HTTP/2 error, if it is one.
     pub(super) fn h2(&self) -> Option<&h2::Error> {
         match self {
-            Self::Http1(_) | Self::Ping => None,
+            Self::Http1(_) | Self::Ping | Self::Late { .. } => None,
             Self::Http2(error) => Some(error),
         }
     }
 
     /// The code by which an HTTP/2 stream is told.
     pub fn h2_reason(&self) -> h2::Reason {
+        if matches!(self, Self::Late { .. }) {
+            return h2::Reason::CANCEL;
+        }
         self.h2().and_then(h2::Error::reason).unwrap_or(h2::Reason::INTERNAL_ERROR)
     }
 }
@@ -55,6 +61,7 @@ pub fn stream_error(error: &HttpError) -> &'static str {
     let error = match error {
         HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) => return "IO",
         HttpError::Http1(_) | HttpError::Ping => return "UNKNOWN",
+        HttpError::Late { limit, .. } => return limit.route_error(),
         HttpError::Http2(error) => error,
     };
     match error.reason() {
@@ -83,7 +90,9 @@ impl Misuse {
                 return Some(Self::TooLarge);
             }
             HttpError::Http1(http1::Error::Malformed(_)) => return Some(Self::Malformed),
-            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut) | HttpError::Ping => return None,
+            HttpError::Http1(http1::Error::Io(_) | http1::Error::Cut)
+            | HttpError::Ping
+            | HttpError::Late { .. } => return None,
             HttpError::Http2(error) => error,
         };
         if !(error.is_library() && error.is_go_away()) {

@@ -1,9 +1,10 @@
 //! The one body type: what the proxy received, or a few bytes of its own, watched to its end.
 
 use super::{
+    deadline::{Expiry, Progress},
     exchange::Exchange,
     headers,
-    replay::Replaying,
+    replay::{Recorded, Replaying},
     upload::{BodyError, Fate, Upload},
 };
 use crate::{
@@ -22,6 +23,7 @@ use http_body::{Frame, SizeHint};
 use remora_runtime::metrics::Histogram;
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -31,6 +33,8 @@ pub struct Body {
     exchange: Option<Box<Exchange>>,
     /// Of a request's body.
     upload: Option<Box<Upload>>,
+    /// Of an answer's body.
+    expiry: Option<Box<Expiry>>,
     /// Sizes of data frames.
     frames: Option<Histogram>,
     /// Of the names in the message's head, if it came over HTTP/1; once there are trailers, of theirs.
@@ -72,7 +76,7 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, exchange: None, upload: None, frames: None, spelling: Spelling::Lower }
+        Self { kind, exchange: None, upload: None, expiry: None, frames: None, spelling: Spelling::Lower }
     }
 
     /// Notes how the names in the message's head were written.
@@ -108,6 +112,9 @@ impl Body {
         cx: &mut Context<'_>,
         write: &mut Write<'_>,
     ) -> Option<Poll<Result<Relayed, BodyError>>> {
+        if let Some(Poll::Ready(error)) = self.expiry.as_mut().map(|expiry| expiry.poll(cx)) {
+            return Some(Poll::Ready(Err(self.late(error))));
+        }
         let relayed = match &mut self.kind {
             Kind::Answer(body) => body.poll_relay(cx, write)?.map_err(HttpError::from),
             // Who watches an upload sees its frames.
@@ -115,6 +122,9 @@ impl Body {
         };
         match &relayed {
             Poll::Ready(Ok(relayed)) if relayed.read > 0 => {
+                if let Some(expiry) = &self.expiry {
+                    expiry.moved();
+                }
                 if let Some(frames) = &self.frames {
                     frames.observe(relayed.read as u64);
                 }
@@ -164,6 +174,14 @@ impl Body {
         }
     }
 
+    /// Where it is kept, if it may be sent more than once.
+    pub fn recorded(&self) -> Option<Recorded> {
+        match &self.kind {
+            Kind::Replay(body) => Some(body.recorded().clone()),
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Answer(_) => None,
+        }
+    }
+
     /// What will have become of this body.
     pub fn fate(&self) -> Fate {
         match &self.kind {
@@ -177,6 +195,28 @@ impl Body {
     /// Records the sizes of this body's data frames.
     pub fn measure(&mut self, frames: Option<&Histogram>) {
         self.frames = frames.cloned();
+    }
+
+    /// Tells `progress` how far this request's body is.
+    pub fn follow(&mut self, progress: &Arc<Progress>) {
+        match &mut self.upload {
+            Some(upload) => upload.tell(progress.clone()),
+            None => progress.sent(),
+        }
+    }
+
+    /// Ends this answer's body by an error when it takes too long.
+    pub fn expire(&mut self, expiry: Box<Expiry>) {
+        self.expiry = Some(expiry);
+    }
+
+    /// It took too long: nobody is to ask for more of it.
+    fn late(&mut self, error: HttpError) -> BodyError {
+        self.expiry = None;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.failed(&error);
+        }
+        BodyError::Stream(error)
     }
 
     /// Tells `exchange` what happens to this body, until its end.
@@ -195,6 +235,9 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(Poll::Ready(error)) = this.expiry.as_mut().map(|expiry| expiry.poll(cx)) {
+            return Poll::Ready(Some(Err(this.late(error))));
+        }
         let polled = match &mut this.kind {
             Kind::Absent => return Poll::Ready(None),
             Kind::Http2(body) => body.poll_frame(cx),
@@ -207,6 +250,9 @@ impl http_body::Body for Body {
             Some(upload) => ready!(upload.watch(cx, polled)),
             None => ready!(polled).map(|frame| frame.map_err(BodyError::Stream)),
         };
+        if let Some(expiry) = &this.expiry {
+            expiry.moved();
+        }
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {

@@ -35,14 +35,18 @@ pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
     let head = response.headers_mut();
     if asker.grpc {
         head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        head.insert("grpc-status", HeaderValue::from(answer.grpc as u16));
+        head.insert("grpc-status", HeaderValue::from(fault.grpc_code()));
         if asker.informational {
             head.insert("grpc-message", percent_encoded(&reason));
         }
     } else {
         head.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
-    if asker.informational
+    if let Fault::Redirected { location, .. } = fault
+        && let Ok(location) = HeaderValue::from_str(location)
+    {
+        head.insert(header::LOCATION, location);
+    } else if asker.informational
         && let Ok(reason) = HeaderValue::from_str(&reason)
     {
         head.insert(headers::PROXY_ERROR, reason);

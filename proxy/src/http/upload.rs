@@ -1,5 +1,6 @@
 //! A request's body on its way in: how slow it may be, and why it broke. The client is told by its request's answer.
 
+use super::deadline::Progress;
 use crate::fault::{Fault, HttpError};
 use bytes::Bytes;
 use http_body::Frame;
@@ -59,17 +60,31 @@ pub struct Upload {
     patience: Option<(Duration, Patience)>,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
     shared: Arc<Shared>,
+    /// Who else is told how far it is.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Upload {
     /// `limit` bounds the wait for `LEAST` bytes.
     pub fn new(limit: Option<Duration>) -> Self {
         let patience = limit.map(|limit| (limit, Patience::new(limit, LEAST)));
-        Self { patience, timer: None, shared: Arc::default() }
+        Self { patience, timer: None, shared: Arc::default(), progress: None }
     }
 
     pub fn fate(&self) -> Fate {
         Fate(Some(self.shared.clone()))
+    }
+
+    /// Tells how far the body is.
+    pub fn tell(&mut self, progress: Arc<Progress>) {
+        self.progress = Some(progress);
+    }
+
+    /// The body has been sent to its end.
+    pub fn ended(&self) {
+        if let Some(progress) = &self.progress {
+            progress.sent();
+        }
     }
 
     /// Looks at what came of the body.
@@ -80,6 +95,9 @@ impl Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(progress) = &self.progress {
+                    progress.moved();
+                }
                 if let (Some((_, patience)), Some(data)) = (&mut self.patience, frame.data_ref()) {
                     patience.came(data.len() as u64, clock::now());
                 }

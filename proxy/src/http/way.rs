@@ -4,13 +4,13 @@ use super::{body::Body, view::View};
 use crate::{
     discover::{
         profiled::ProfilePlan,
-        target::{Plan, PlanProtocol, Routes, Rule, Split},
+        rules::{Chosen, Routes},
+        target::{Plan, PlanProtocol, Split},
     },
     fault::Fault,
     profile,
 };
 use http::{Request, Version};
-use remora_core::route;
 use std::sync::Arc;
 
 /// Where a request goes.
@@ -22,7 +22,7 @@ pub(super) struct Way<'a> {
 /// Whose word it is.
 pub(super) enum By<'a> {
     /// A target without routes has one way for everything.
-    Rule(Option<&'a Rule>),
+    Rule(Option<Chosen<'a>>),
     Profile(&'a ProfilePlan, &'a Arc<profile::Route>),
 }
 
@@ -44,9 +44,6 @@ pub(super) fn route<'a>(plan: &'a Plan, request: &Request<Body>) -> Result<Way<'
             return Err(Fault::InvalidPolicy { target: plan.parent.name.clone(), reason: reason.clone() });
         }
     };
-    let chosen = route::choose(&routes.routes, &View(request));
-    chosen
-        .and_then(|chosen| routes.rules.get(chosen.route)?.get(chosen.rule))
-        .map(|rule| Way { split: &rule.split, by: By::Rule(Some(rule)) })
-        .ok_or_else(|| Fault::NoRoute(plan.parent.name.clone()))
+    let chosen = routes.of(&View(request), &plan.parent)?;
+    Ok(Way { split: &chosen.0.split, by: By::Rule(Some(chosen)) })
 }

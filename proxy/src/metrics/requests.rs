@@ -138,7 +138,7 @@ impl RequestMetrics {
     /// ServiceProfile may have said what such a status is.
     pub fn failed_with(&self, fault: &Fault, grpc: bool, said: Option<Class>, latency: Duration) {
         let answer = fault.answer();
-        let code = grpc.then_some(answer.grpc as u16);
+        let code = grpc.then(|| fault.grpc_code());
         let by_itself = || code.map_or_else(|| classify_status(answer.status.as_u16()), classify_grpc);
         self.count(
             Answer {

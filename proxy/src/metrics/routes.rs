@@ -5,7 +5,13 @@ use super::{
     few::Few,
     labels::{self, Labels, label},
 };
-use remora_core::{policy::ResourceRef, time::Time};
+use crate::fault::Fault;
+use remora_core::{
+    policy::ResourceRef,
+    retry::{Decision, Reason},
+    route::FailWith,
+    time::Time,
+};
 use remora_runtime::{
     clock,
     metrics::{Buckets, Budgeted, Counter, Histogram, Registry},
@@ -41,6 +47,23 @@ pub struct End {
     pub grpc: Option<u16>,
     /// Why there is less than that, in Linkerd's words for these families.
     pub error: Option<&'static str>,
+}
+
+impl End {
+    /// Of a request that this proxy answered. What a route asks for (a redirect, an injected failure) counts by its
+    /// status, as Linkerd's proxy counts it.
+    fn without_response(fault: &Fault) -> Self {
+        match fault {
+            Fault::Redirected { status, .. } => Self { status: Some(status.as_u16()), ..Self::default() },
+            Fault::Injected { with: FailWith::Http(status), .. } => {
+                Self { status: Some(*status), grpc: Some(fault.grpc_code()), error: None }
+            }
+            Fault::Injected { with: FailWith::Grpc(code), .. } => {
+                Self { grpc: Some(*code), ..Self::default() }
+            }
+            _ => Self { error: Some(fault.route_error()), ..Self::default() },
+        }
+    }
 }
 
 /// A family by `http_status` or `grpc_status`, and `error`.
@@ -117,8 +140,8 @@ impl RouteSeries {
     }
 
     /// There was no response.
-    pub fn failed(&self, error: &'static str, started: Time) {
-        self.ended(End { error: Some(error), ..End::default() }, started);
+    pub fn failed(&self, fault: &Fault, started: Time) {
+        self.ended(End::without_response(fault), started);
     }
 }
 
@@ -137,8 +160,29 @@ impl BackendMetrics {
     }
 
     /// There was no response.
-    pub fn failed(&self, error: &'static str, sent: Time) {
-        self.ended(End { error: Some(error), ..End::default() }, sent);
+    pub fn failed(&self, fault: &Fault, sent: Time) {
+        self.ended(End::without_response(fault), sent);
+    }
+}
+
+/// `outbound_{http,grpc}_route_retry_*` of one route.
+pub struct RetryMetrics {
+    requests: Counter,
+    successes: Counter,
+    limit_exceeded: Counter,
+    overflow: Counter,
+}
+
+impl RetryMetrics {
+    /// Counts what was decided of a request after `made` retries.
+    pub fn count(&self, decision: Decision, made: u32) {
+        match decision {
+            Decision::Again(_) => self.requests.inc(),
+            Decision::Not(Reason::Answered) if made > 0 => self.successes.inc(),
+            Decision::Not(Reason::Limit) => self.limit_exceeded.inc(),
+            Decision::Not(Reason::BodyTooLong) => self.overflow.inc(),
+            Decision::Not(_) => {}
+        }
     }
 }
 
@@ -226,6 +270,10 @@ struct Families {
     durations: Budgeted<Labels, Histogram>,
     statuses: Budgeted<Labels, Counter>,
     frames: Budgeted<Labels, Histogram>,
+    retry_requests: Budgeted<Labels, Counter>,
+    retry_successes: Budgeted<Labels, Counter>,
+    retry_limit_exceeded: Budgeted<Labels, Counter>,
+    retry_overflow: Budgeted<Labels, Counter>,
     backend_requests: Budgeted<Labels, Counter>,
     backend_durations: Budgeted<Labels, Histogram>,
     backend_statuses: Budgeted<Labels, Counter>,
@@ -245,6 +293,17 @@ impl RouteFamilies {
         let hosts = || Hosts { labels: labels.clone(), families: families.clone(), known: Mutex::default() };
         let hosts = self.hostnames.then(hosts);
         Arc::new(RouteMetrics { nameless: families.route(labels), hosts })
+    }
+
+    /// Of a route whose requests may be sent again.
+    pub fn retries(&self, kind: Kind, parent: &ResourceRef, route: &ResourceRef) -> RetryMetrics {
+        let (labels, families) = (route_labels(parent, route), self.of(kind));
+        RetryMetrics {
+            requests: families.retry_requests.get(labels.clone()),
+            successes: families.retry_successes.get(labels.clone()),
+            limit_exceeded: families.retry_limit_exceeded.get(labels.clone()),
+            overflow: families.retry_overflow.get(labels),
+        }
     }
 
     pub fn backend(
@@ -291,6 +350,19 @@ impl Families {
                 "request_frame_size_bytes",
                 "Sizes of the data frames of requests",
                 Buckets::FRAME_BYTES,
+            ),
+            retry_requests: counters("retry_requests_total", "Requests that were sent again, each time"),
+            retry_successes: counters(
+                "retry_successes_total",
+                "Requests that were sent again and then answered with no failure",
+            ),
+            retry_limit_exceeded: counters(
+                "retry_limit_exceeded_total",
+                "Failed requests that were not sent again because they had been as often as one may be",
+            ),
+            retry_overflow: counters(
+                "retry_overflow_total",
+                "Failed requests that were not sent again because their body is longer than what is kept",
             ),
             backend_requests: counters(
                 "backend_requests_total",

@@ -1,16 +1,15 @@
 //! `OutboundPolicies.Watch`: what to do with a target. Contract 3.3.
 
-use super::{Converted, Invalid, Reading, destination, parts, routes};
+use super::{Converted, Invalid, Reading, destination, filters, parts, routes, terms};
 use linkerd2_proxy_api::outbound as wire;
 use remora_core::route::{
-    Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HttpRoute, HttpRule, OutboundPolicy,
-    OutboundProtocol, OutboundRoute, TlsRoute,
+    Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, Filter, HttpRoute, HttpRule,
+    OutboundPolicy, OutboundProtocol, OutboundRoute, OutboundRule, TlsRoute,
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// Reads a policy. One that cannot be understood, or that asks for what this proxy cannot do yet (HTTP filters),
-/// becomes [`OutboundProtocol::Invalid`] with the reason. Timeouts, retries and failure accrual are ignored and
-/// listed: without them a request may wait longer or fail once more, but goes where it should.
+/// Reads a policy. One that cannot be understood becomes [`OutboundProtocol::Invalid`] with the reason. Failure accrual
+/// is ignored and listed: without it a request may fail once more, but goes where it should.
 pub fn outbound_policy(wire: wire::OutboundPolicy) -> Converted<OutboundPolicy> {
     let mut reading = Reading::new();
     let parent = parts::resource(wire.metadata);
@@ -73,45 +72,40 @@ fn note_accrual(reading: &mut Reading, accrual: Option<&wire::FailureAccrual>) {
     reading.ignore_if(accrual.is_some_and(|accrual| accrual.kind.is_some()), "failure_accrual");
 }
 
-#[expect(deprecated, reason = "older controllers still send request_timeout, and ignoring it must be shown")]
+#[expect(deprecated, reason = "older controllers send request_timeout and no timeouts")]
 fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<OutboundRoute, Invalid> {
     let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
     let rules = reading.each("rules", wire.rules, |reading, rule| {
-        no_http_filters(reading, rule.filters)?;
-        note_timeouts(
-            reading,
-            rule.timeouts.is_some() || rule.request_timeout.is_some(),
-            rule.retry.is_some(),
-        );
-        reading.ignore_if(rule.allow_l5d_request_headers, "allow_l5d_request_headers");
-        let matches = reading.each("matches", rule.matches, routes::http_match)?;
-        Ok((HttpRule { matches }, Arc::new(reading.required("backends", rule.backends, http_backends)?)))
+        let retry = rule.retry.map(|retry| reading.at("retry", |reading| terms::http(reading, retry)));
+        let done = OutboundRule {
+            filters: filters::http(reading, rule.filters)?,
+            timeouts: terms::timeouts(reading, rule.timeouts, rule.request_timeout)?,
+            retry: retry.transpose()?,
+            heeds_wishes: rule.allow_l5d_request_headers,
+            distribution: Arc::new(reading.required("backends", rule.backends, http_backends)?),
+        };
+        Ok((HttpRule { matches: reading.each("matches", rule.matches, routes::http_match)? }, done))
     })?;
     let (matches, rules) = rules.into_iter().unzip();
     Ok(OutboundRoute { route: HttpRoute { meta, hosts, rules: matches }, rules })
 }
 
-#[expect(deprecated, reason = "older controllers still send request_timeout, and ignoring it must be shown")]
+#[expect(deprecated, reason = "older controllers send request_timeout and no timeouts")]
 fn grpc_route(reading: &mut Reading, wire: wire::GrpcRoute) -> Result<OutboundRoute, Invalid> {
     let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
     let rules = reading.each("rules", wire.rules, |reading, rule| {
-        no_grpc_filters(reading, rule.filters)?;
-        note_timeouts(
-            reading,
-            rule.timeouts.is_some() || rule.request_timeout.is_some(),
-            rule.retry.is_some(),
-        );
-        reading.ignore_if(rule.allow_l5d_request_headers, "allow_l5d_request_headers");
-        let matches = reading.each("matches", rule.matches, routes::grpc_match)?;
-        Ok((HttpRule { matches }, Arc::new(reading.required("backends", rule.backends, grpc_backends)?)))
+        let retry = rule.retry.map(|retry| reading.at("retry", |reading| terms::grpc(reading, retry)));
+        let done = OutboundRule {
+            filters: filters::grpc(reading, rule.filters)?,
+            timeouts: terms::timeouts(reading, rule.timeouts, rule.request_timeout)?,
+            retry: retry.transpose()?,
+            heeds_wishes: rule.allow_l5d_request_headers,
+            distribution: Arc::new(reading.required("backends", rule.backends, grpc_backends)?),
+        };
+        Ok((HttpRule { matches: reading.each("matches", rule.matches, routes::grpc_match)? }, done))
     })?;
     let (matches, rules) = rules.into_iter().unzip();
     Ok(OutboundRoute { route: HttpRoute { meta, hosts, rules: matches }, rules })
-}
-
-fn note_timeouts(reading: &mut Reading, timeouts: bool, retry: bool) {
-    reading.ignore_if(timeouts, "timeouts");
-    reading.ignore_if(retry, "retry");
 }
 
 /// Opaque connections take the first rule of the first route (contract 3.3); further ones are listed.
@@ -162,7 +156,7 @@ fn opaque_filter(wire: Option<wire::opaque_route::filter::Kind>) -> Result<Strin
     match wire {
         Some(Kind::Forbidden(_)) => Ok(FORBIDDEN.to_owned()),
         Some(Kind::Invalid(invalid)) => Ok(parts::shown(&invalid.message).to_owned()),
-        None => Err(unsupported("unknown")),
+        None => Err(Invalid::new("a filter of a kind that this proxy does not know")),
     }
 }
 
@@ -171,66 +165,42 @@ fn tls_filter(wire: Option<wire::tls_route::filter::Kind>) -> Result<String, Inv
     match wire {
         Some(Kind::Forbidden(_)) => Ok(FORBIDDEN.to_owned()),
         Some(Kind::Invalid(invalid)) => Ok(parts::shown(&invalid.message).to_owned()),
-        None => Err(unsupported("unknown")),
+        None => Err(Invalid::new("a filter of a kind that this proxy does not know")),
     }
 }
 
 const FORBIDDEN: &str = "forbidden by policy";
 
-fn no_http_filters(reading: &mut Reading, wire: Vec<wire::http_route::Filter>) -> Result<(), Invalid> {
-    use wire::http_route::filter::Kind;
-    let refuse = |_: &mut Reading, filter: wire::http_route::Filter| -> Result<(), Invalid> {
-        Err(unsupported(match filter.kind {
-            Some(Kind::FailureInjector(_)) => "failure injector",
-            Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
-            Some(Kind::Redirect(_)) => "redirect",
-            Some(Kind::ResponseHeaderModifier(_)) => "response header modifier",
-            None => "unknown",
-        }))
-    };
-    reading.each("filters", wire, refuse).map(drop)
-}
-
-fn no_grpc_filters(reading: &mut Reading, wire: Vec<wire::grpc_route::Filter>) -> Result<(), Invalid> {
-    use wire::grpc_route::filter::Kind;
-    let refuse = |_: &mut Reading, filter: wire::grpc_route::Filter| -> Result<(), Invalid> {
-        Err(unsupported(match filter.kind {
-            Some(Kind::FailureInjector(_)) => "failure injector",
-            Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
-            None => "unknown",
-        }))
-    };
-    reading.each("filters", wire, refuse).map(drop)
-}
-
 /// A TCP filter refuses connections. On one backend of several it would refuse a share of them, which a distribution
 /// cannot say: the policy is invalid rather than too generous.
-fn no_opaque_filters(reading: &mut Reading, wire: Vec<wire::opaque_route::Filter>) -> Result<(), Invalid> {
-    let refuse = |_: &mut Reading, filter: wire::opaque_route::Filter| -> Result<(), Invalid> {
-        Err(unsupported(&opaque_filter(filter.kind)?))
-    };
-    reading.each("filters", wire, refuse).map(drop)
+fn no_opaque_filters(
+    reading: &mut Reading,
+    wire: Vec<wire::opaque_route::Filter>,
+) -> Result<Vec<Filter>, Invalid> {
+    let refuse =
+        |_: &mut Reading, filter: wire::opaque_route::Filter| Err(unsupported(&opaque_filter(filter.kind)?));
+    reading.each("filters", wire, refuse)
 }
 
-fn no_tls_filters(reading: &mut Reading, wire: Vec<wire::tls_route::Filter>) -> Result<(), Invalid> {
-    let refuse = |_: &mut Reading, filter: wire::tls_route::Filter| -> Result<(), Invalid> {
-        Err(unsupported(&tls_filter(filter.kind)?))
-    };
-    reading.each("filters", wire, refuse).map(drop)
+fn no_tls_filters(reading: &mut Reading, wire: Vec<wire::tls_route::Filter>) -> Result<Vec<Filter>, Invalid> {
+    let refuse =
+        |_: &mut Reading, filter: wire::tls_route::Filter| Err(unsupported(&tls_filter(filter.kind)?));
+    reading.each("filters", wire, refuse)
 }
 
 fn unsupported(filter: &str) -> Invalid {
-    Invalid::new(format!("filters are not supported yet ({filter})"))
+    Invalid::new(format!("a filter of a single backend is not supported ({filter})"))
 }
 
 /// The four kinds of route have four message types for the same distribution.
 macro_rules! backends {
-    ($name:ident, $route:ident, $no_filters:ident) => {
+    ($name:ident, $route:ident, $filters:path) => {
         fn $name(reading: &mut Reading, wire: wire::$route::Distribution) -> Result<Distribution, Invalid> {
             use wire::$route::{RouteBackend, distribution::Kind};
             let one = |reading: &mut Reading, wire: RouteBackend| {
-                $no_filters(reading, wire.filters)?;
-                reading.required("backend", wire.backend, backend)
+                let filters = $filters(reading, wire.filters)?;
+                let backend = reading.required("backend", wire.backend, backend)?;
+                Ok(Backend { filters, ..backend })
             };
             match wire.kind {
                 None => Err(Invalid::new("neither empty, first_available nor random_available")),
@@ -248,8 +218,8 @@ macro_rules! backends {
     };
 }
 
-backends!(http_backends, http_route, no_http_filters);
-backends!(grpc_backends, grpc_route, no_grpc_filters);
+backends!(http_backends, http_route, filters::http);
+backends!(grpc_backends, grpc_route, filters::grpc);
 backends!(opaque_backends, opaque_route, no_opaque_filters);
 backends!(tls_backends, tls_route, no_tls_filters);
 
@@ -263,7 +233,7 @@ fn backend(reading: &mut Reading, wire: wire::Backend) -> Result<Backend, Invali
             .map(BackendTarget::Forward),
         Kind::Balancer(balancer) => reading.at("balancer", |reading| balance(reading, balancer)),
     })?;
-    Ok(Backend { meta, target })
+    Ok(Backend { meta, target, filters: Vec::new() })
 }
 
 fn balance(reading: &mut Reading, wire: wire::backend::BalanceP2c) -> Result<BackendTarget, Invalid> {

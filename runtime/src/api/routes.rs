@@ -66,12 +66,12 @@ pub(super) fn grpc_match(
     reading: &mut Reading,
     wire: grpc_route::GrpcRouteMatch,
 ) -> Result<HttpMatch, Invalid> {
-    let rpc = wire.rpc.map(|rpc| reading.at("rpc", |reading| rpc_path(reading, &rpc))).transpose()?.flatten();
+    let rpc = wire.rpc.map(|rpc| reading.at("rpc", |_| rpc_path(rpc))).transpose()?.flatten();
     let headers = reading.each("headers", wire.headers, header)?;
     Ok(HttpMatch { path: rpc, headers, query: Vec::new(), method: Some("POST".to_owned()) })
 }
 
-fn rpc_path(reading: &mut Reading, rpc: &grpc_route::GrpcRpcMatch) -> Result<Option<PathMatch>, Invalid> {
+fn rpc_path(rpc: grpc_route::GrpcRpcMatch) -> Result<Option<PathMatch>, Invalid> {
     let grpc_route::GrpcRpcMatch { service, method } = rpc;
     if service.contains('/') || method.contains('/') {
         return Err(Invalid::new("a service or method with a slash"));
@@ -80,9 +80,7 @@ fn rpc_path(reading: &mut Reading, rpc: &grpc_route::GrpcRpcMatch) -> Result<Opt
         (true, true) => None,
         (false, true) => Some(PathMatch::Prefix(format!("/{service}"))),
         (false, false) => Some(PathMatch::Exact(format!("/{service}/{method}"))),
-        (true, false) => {
-            Some(PathMatch::Regex(regex(reading, &format!("/[^/]+/{}", regex::escape(method)))?))
-        }
+        (true, false) => Some(PathMatch::AnyService(method)),
     })
 }
 
@@ -175,12 +173,11 @@ mod tests {
 
     #[test]
     fn grpc_routes_are_posts_on_paths() {
-        let regex = |text: &str| PathMatch::Regex(Regex::new(text).unwrap());
         for (service, method, expected) in [
             ("", "", None),
             ("pkg.Svc", "", Some(PathMatch::Prefix("/pkg.Svc".to_owned()))),
             ("pkg.Svc", "Get", Some(PathMatch::Exact("/pkg.Svc/Get".to_owned()))),
-            ("", "Get", Some(regex("^(?:/[^/]+/Get)$"))),
+            ("", "Get", Some(PathMatch::AnyService("Get".to_owned()))),
         ] {
             let rpc = grpc_route::GrpcRpcMatch { service: service.to_owned(), method: method.to_owned() };
             let wire = grpc_route::GrpcRouteMatch { rpc: Some(rpc), headers: Vec::new() };

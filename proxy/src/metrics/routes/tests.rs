@@ -51,7 +51,7 @@ fn a_grpc_route_counts_grpc_statuses_by_name() {
     let route = families.route(Kind::Grpc, &resource("Service", "web"), &resource("HTTPRoute", "pages"));
     let routed = Routed { route: Some((route.of("web:80"), clock::now())), backend: None };
     routed.ended(End { status: Some(200), grpc: Some(7), error: None });
-    route.of("web:80").failed("FAIL_FAST", clock::now());
+    route.of("web:80").failed(&Fault::NoEndpoint("web".into()), clock::now());
     let family = "outbound_grpc_route_request_statuses_total";
     for end in ["grpc_status=\"PERMISSION_DENIED\",error=\"\"", "grpc_status=\"UNKNOWN\",error=\"FAIL_FAST\""]
     {
@@ -98,4 +98,42 @@ fn a_host_name_is_a_name() {
         assert_eq!(host_name(authority), name, "{authority}");
     }
     assert_eq!(host_name(&"a".repeat(254)), None);
+}
+
+#[test]
+fn retries_are_counted_by_what_was_decided() {
+    let registry = Registry::default();
+    let families = families(&registry, 10, false);
+    let retries = families.retries(Kind::Http, &resource("Service", "web"), &resource("HTTPRoute", "pages"));
+    let again = Decision::Again(std::time::Duration::ZERO);
+    for (decision, made) in [
+        (again, 0),
+        (again, 1),
+        (Decision::Not(Reason::Answered), 2),
+        (Decision::Not(Reason::Answered), 0),
+        (Decision::Not(Reason::Limit), 2),
+        (Decision::Not(Reason::BodyTooLong), 0),
+        (Decision::Not(Reason::Hopeless), 0),
+    ] {
+        retries.count(decision, made);
+    }
+    for (family, count) in [("requests", 2), ("successes", 1), ("limit_exceeded", 1), ("overflow", 1)] {
+        printed(&registry, &format!("outbound_http_route_retry_{family}_total{{{PARENT},{ROUTE}}} {count}"));
+    }
+}
+
+#[test]
+fn what_a_route_answers_itself_counts_by_its_status() {
+    let registry = Registry::default();
+    let families = families(&registry, 10, false);
+    let route = families.route(Kind::Http, &resource("Service", "web"), &resource("HTTPRoute", "pages"));
+    let injected = Fault::Injected { with: FailWith::Http(503), message: "no".into() };
+    let redirected = Fault::Redirected { status: http::StatusCode::FOUND, location: "http://web/".into() };
+    for fault in [injected, redirected] {
+        route.of("web:80").failed(&fault, clock::now());
+    }
+    let family = "outbound_http_route_request_statuses_total";
+    for status in [302, 503] {
+        printed(&registry, &format!("{family}{{{PARENT},{ROUTE},http_status=\"{status}\",error=\"\"}} 1"));
+    }
 }

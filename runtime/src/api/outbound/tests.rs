@@ -29,9 +29,10 @@ fn a_service_of_linkerds_controller() {
             default_rtt: Duration::from_millis(30),
             decay: Duration::from_secs(10),
         },
+        filters: Vec::new(),
     };
     assert_eq!(http1, http2);
-    assert_eq!(*http1[0].rules[0], Distribution::FirstAvailable(vec![expected.clone()]));
+    assert_eq!(*http1[0].rules[0].distribution, Distribution::FirstAvailable(vec![expected.clone()]));
     assert_eq!(http1[0].route.rules.len(), http1[0].rules.len());
     assert_eq!(*opaque, Distribution::FirstAvailable(vec![expected]));
 }
@@ -92,7 +93,7 @@ fn grpc_routes_are_http2_routes() {
     let read = outbound_policy(policy(Some(Kind::Grpc(Grpc { routes, failure_accrual: None }))));
     let OutboundProtocol::Grpc(routes) = read.value.protocol else { panic!("not gRPC") };
     assert_eq!(routes[0].route.rules[0].matches[0].method.as_deref(), Some("POST"));
-    assert_eq!(*routes[0].rules[0], Distribution::Empty);
+    assert_eq!(*routes[0].rules[0].distribution, Distribution::Empty);
 }
 
 #[test]
@@ -109,9 +110,6 @@ fn tls_routes_are_chosen_by_name() {
 
 #[test]
 fn what_is_not_done_yet_is_listed() {
-    let mut route = http_route_to(balancer());
-    route.rules[0].timeouts = Some(wire_http::Timeouts::default());
-    route.rules[0].retry = Some(wire::http_route::Retry::default());
     let accrual = wire::FailureAccrual {
         kind: Some(wire::failure_accrual::Kind::ConsecutiveFailures(
             wire::failure_accrual::ConsecutiveFailures::default(),
@@ -119,26 +117,58 @@ fn what_is_not_done_yet_is_listed() {
         ejection: None,
     };
     let read = outbound_policy(policy(Some(Kind::Http1(Http1 {
-        routes: vec![route],
+        routes: vec![http_route_to(balancer())],
         failure_accrual: Some(accrual),
     }))));
     assert!(matches!(read.value.protocol, OutboundProtocol::Http1(_)));
-    assert_eq!(
-        read.ignored.iter().map(|note| &**note).collect::<Vec<_>>(),
-        [
-            "protocol.http1.failure_accrual",
-            "protocol.http1.routes[0].rules[0].timeouts",
-            "protocol.http1.routes[0].rules[0].retry",
-        ]
-    );
+    let ignored: Vec<&str> = read.ignored.iter().map(|note| &**note).collect();
+    assert_eq!(ignored, ["protocol.http1.failure_accrual"]);
+}
+
+#[test]
+fn a_rule_says_what_is_done_with_its_requests() {
+    let redirect = || wire::http_route::filter::Kind::Redirect(wire_http::RequestRedirect::default());
+    let mut route = http_route_to(balancer());
+    let rule = &mut route.rules[0];
+    rule.filters = vec![wire::http_route::Filter { kind: Some(redirect()) }];
+    rule.timeouts = Some(wire_http::Timeouts {
+        idle: Some(prost_types::Duration { seconds: 7, nanos: 0 }),
+        ..wire_http::Timeouts::default()
+    });
+    rule.retry = Some(wire::http_route::Retry {
+        conditions: Some(wire::http_route::retry::Conditions::default()),
+        max_retries: 5,
+        ..wire::http_route::Retry::default()
+    });
+    rule.allow_l5d_request_headers = true;
+    if let Some(wire::http_route::Distribution {
+        kind: Some(wire::http_route::distribution::Kind::FirstAvailable(first)),
+    }) = &mut rule.backends
+    {
+        first.backends[0].filters = vec![wire::http_route::Filter { kind: Some(redirect()) }];
+    }
+    let read =
+        outbound_policy(policy(Some(Kind::Http1(Http1 { routes: vec![route], failure_accrual: None }))));
+    assert_eq!(read.ignored, []);
+    let OutboundProtocol::Http1(routes) = read.value.protocol else { panic!("not HTTP/1") };
+    let rule = &routes[0].rules[0];
+    assert!(matches!(rule.filters[..], [Filter::Redirect(_)]));
+    assert_eq!(rule.timeouts.idle, Some(Duration::from_secs(7)));
+    assert_eq!(rule.retry.as_ref().map(|retry| retry.limit), Some(5));
+    assert!(rule.heeds_wishes);
+    let Distribution::FirstAvailable(backends) = &*rule.distribution else { panic!("not first") };
+    assert!(matches!(backends[0].filters[..], [Filter::Redirect(_)]));
 }
 
 #[test]
 fn what_is_not_understood_goes_nowhere_and_says_why() {
     let http1 = |route| Some(Kind::Http1(Http1 { routes: vec![route], failure_accrual: None }));
     let mut filtered = http_route_to(balancer());
-    let redirect = wire::http_route::filter::Kind::Redirect(wire_http::RequestRedirect::default());
+    let status = wire_http::RequestRedirect { status: 200, ..wire_http::RequestRedirect::default() };
+    let redirect = wire::http_route::filter::Kind::Redirect(status);
     filtered.rules[0].filters = vec![wire::http_route::Filter { kind: Some(redirect) }];
+    let mut retried = http_route_to(balancer());
+    retried.rules[0].retry = Some(wire::http_route::Retry::default());
     let mut unrouted = http_route_to(balancer());
     unrouted.rules[0].backends = None;
     let mut undistributed = http_route_to(balancer());
@@ -158,10 +188,8 @@ fn what_is_not_understood_goes_nowhere_and_says_why() {
     for (kind, reason) in [
         (None, "protocol: missing"),
         (Some(Kind::Detect(undetected)), "protocol.detect.http1: missing"),
-        (
-            http1(filtered),
-            "protocol.http1.routes[0].rules[0].filters[0]: filters are not supported yet (redirect)",
-        ),
+        (http1(filtered), "protocol.http1.routes[0].rules[0].filters[0].redirect.status: 200 is no redirect"),
+        (http1(retried), "protocol.http1.routes[0].rules[0].retry.conditions: missing"),
         (http1(unrouted), "protocol.http1.routes[0].rules[0].backends: missing"),
         (http1(undistributed), "protocol.http1.routes[0].rules[0].backends: neither"),
         (
@@ -174,7 +202,7 @@ fn what_is_not_understood_goes_nowhere_and_says_why() {
         ),
         (
             Some(Kind::Opaque(Opaque { routes: vec![injected] })),
-            "protocol.opaque.routes[0].rules[0].backends.first_available.backends[0].filters[0]: filters are not",
+            "protocol.opaque.routes[0].rules[0].backends.first_available.backends[0].filters[0]: a filter of a single",
         ),
     ] {
         let read = outbound_policy(policy(kind)).value;
