@@ -4,6 +4,7 @@ mod answers;
 mod endpoints;
 mod profiles;
 mod requests;
+mod routes;
 
 use super::*;
 use crate::{index::Index, resources::Document, watch::Event};
