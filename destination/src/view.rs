@@ -55,6 +55,8 @@ pub struct Settings {
     pub transport_mode: TransportMode,
     /// May clients upgrade HTTP/1 to HTTP/2 towards meshed endpoints (contract 1.9)?
     pub h2_upgrade: bool,
+    /// May clients choose timeouts and retries by `l5d-*` request headers where a route holds (contract 4.2)?
+    pub heed_request_headers: bool,
 }
 
 /// How meshed endpoints are reached. Contract 1.8.

@@ -58,6 +58,8 @@ pub struct RouteSpec {
     pub rules: Vec<Rule>,
     /// How many regular expressions there are in it.
     pub patterns: usize,
+    /// About how many bytes it takes in a message to a proxy.
+    pub size: usize,
     /// What is accepted and yet not as its author may think.
     pub warnings: Vec<String>,
 }

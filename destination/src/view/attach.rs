@@ -14,6 +14,9 @@ const MAX_ROUTES: usize = 2048;
 /// routes of a port twice where they have to look for the protocol.
 const MAX_PATTERNS: usize = 512;
 
+/// Most bytes of a port's routes. Proxies read messages of 4 MiB, in which a port's routes may be twice.
+const MAX_BYTES: usize = 3 << 19;
+
 /// A route with what tells it from others.
 pub(super) type Entry<'a> = (&'a RouteId, &'a Arc<Route>);
 
@@ -36,7 +39,7 @@ pub(super) enum Loss {
     Older(RouteId),
     /// The port's protocol is another.
     Protocol(PortProtocol),
-    /// There are too many of them, or of their regular expressions.
+    /// There are too many of them, or of their regular expressions, or they are too long.
     TooMany,
 }
 
@@ -82,7 +85,7 @@ fn ordered(mut routes: Vec<Entry<'_>>, protocol: PortProtocol) -> Attached<'_> {
         // The first of the best family: `min_by_key` keeps the earlier of equals.
         .min_by_key(|(id, _)| Family::of(id.kind))
         .copied();
-    let mut patterns = 0;
+    let (mut patterns, mut bytes) = (0, 0);
     for (id, route) in routes {
         let family = Family::of(id.kind);
         let loss = match first {
@@ -92,7 +95,8 @@ fn ordered(mut routes: Vec<Entry<'_>>, protocol: PortProtocol) -> Attached<'_> {
             Some((best, _)) if family == Family::Tcp && best != id => Some(Loss::Older(best.clone())),
             _ => {
                 patterns += route.spec.patterns;
-                let many = attached.holds.len() >= MAX_ROUTES || patterns > MAX_PATTERNS;
+                bytes += route.spec.size;
+                let many = attached.holds.len() >= MAX_ROUTES || patterns > MAX_PATTERNS || bytes > MAX_BYTES;
                 many.then_some(Loss::TooMany)
             }
         };

@@ -44,11 +44,11 @@ pub(super) enum Effect {
     Nothing,
 }
 
-/// Headers that say where a message ends and to whom a connection belongs. A filter that changed one would make two
-/// readers see two messages.
-const FRAMING: [&str; 8] = [
+/// Headers that say where a message ends, or what holds for one connection only.
+const OF_A_CONNECTION: [&str; 9] = [
     "connection",
     "content-length",
+    "http2-settings",
     "keep-alive",
     "proxy-connection",
     "te",
@@ -128,17 +128,36 @@ fn refusal(kind: RouteKind, filter: &Filter) -> Option<(String, String)> {
     if !carried {
         return Some((field.to_owned(), format!("Linkerd's API cannot carry {}", filter.name())));
     }
-    let (Filter::RequestHeaders(edit) | Filter::ResponseHeaders(edit)) = filter else { return None };
-    let (list, name) = framing(edit)?;
-    Some((format!("{field}.{list}"), format!("{name} says where a message ends: no filter may change it")))
+    match filter {
+        Filter::RequestHeaders(edit) => untouchable(field, edit, true),
+        Filter::ResponseHeaders(edit) => untouchable(field, edit, false),
+        _ => None,
+    }
 }
 
-fn framing(edit: &HeaderEdit) -> Option<(&'static str, &'static str)> {
-    let known = |name: &str| FRAMING.iter().copied().find(|known| *known == name);
-    let of = |headers: &[(String, String)]| headers.iter().find_map(|(name, _)| known(name));
-    let set = of(&edit.set).map(|name| ("set", name));
-    let add = || of(&edit.add).map(|name| ("add", name));
-    let remove = || edit.remove.iter().find_map(|name| known(name)).map(|name| ("remove", name));
+/// The first header that proxies let no filter change.
+fn untouchable(field: &str, edit: &HeaderEdit, request: bool) -> Option<(String, String)> {
+    let of = |list: &str, name: &str, value: Option<&str>| {
+        let why = match name {
+            // To set it is to tell the server another host, if it is one.
+            "host" if request && list == "set" => {
+                let host = value.is_some_and(|value| http::uri::Authority::try_from(value).is_ok());
+                (!host).then_some("its value is no host")
+            }
+            "host" => Some("it can be set in requests only"),
+            _ if OF_A_CONNECTION.contains(&name) => {
+                Some("it is about one connection or the message's length")
+            }
+            _ if name.starts_with("l5d-") || name.starts_with("remora-") => {
+                Some("it is said between proxies")
+            }
+            _ => None,
+        };
+        Some((format!("{field}.{list}"), format!("{name} cannot be changed: {}", why?)))
+    };
+    let set = edit.set.iter().find_map(|(name, value)| of("set", name, Some(value)));
+    let add = || edit.add.iter().find_map(|(name, value)| of("add", name, Some(value)));
+    let remove = || edit.remove.iter().find_map(|name| of("remove", name, None));
     set.or_else(add).or_else(remove)
 }
 

@@ -16,6 +16,7 @@ use crate::{
     },
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Who writes these conditions.
 const CONTROLLER: &str = "remora.io/policy-controller";
@@ -97,89 +98,107 @@ struct Problem {
 }
 
 /// How every route stands.
-pub fn route_reports(index: &Index, settings: &Settings) -> impl Iterator<Item = (RouteId, RouteReport)> {
-    let mut lens = Lens::new(index);
-    index.routes().map(move |entry| (entry.0.clone(), report(&mut lens, settings, entry)))
+pub fn route_reports<'a>(
+    index: &'a Index,
+    settings: &'a Settings,
+) -> impl Iterator<Item = (RouteId, RouteReport)> + use<'a> {
+    let mut reports = Reports { lens: Lens::new(index), settings, lost: BTreeMap::new() };
+    index.routes().map(move |entry| (entry.0.clone(), reports.of(entry)))
 }
 
-fn report(lens: &mut Lens<'_>, settings: &Settings, (id, route): Entry<'_>) -> RouteReport {
-    let mut warnings = route.spec.warnings.clone();
-    let unsupported = unsupported(route);
-    let unresolved = unresolved(lens, id, route);
-    let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved);
-    let mut parents = Vec::new();
-    for (at, parent) in route.spec.parents.iter().enumerate() {
-        let path = format!("spec.parentRefs[{at}]");
-        let mut problems = match parent.service(&id.name.namespace) {
-            Some(service) => accepted(lens, settings, (id, route), (&path, parent, &service), &mut warnings),
-            None if parent.kind == "Service" && parent.group == GATEWAY_GROUP => vec![Problem {
-                reason: NO_PARENT,
-                message: format!("{path}.group: {GATEWAY_GROUP}, the default, has no Services; write core"),
-            }],
-            None => {
-                if parent.group == POLICY_GROUP {
-                    warnings.push(format!("{path}: a parent of kind {} is not served", parent.kind));
+/// A port of a Service, for everybody or for the clients of a namespace.
+type Port = (Name, u16, Option<String>);
+
+struct Reports<'a> {
+    lens: Lens<'a>,
+    settings: &'a Settings,
+    /// Which routes do not hold, by port: many routes ask for the same one.
+    lost: BTreeMap<Port, BTreeMap<&'a RouteId, Loss>>,
+}
+
+impl<'a> Reports<'a> {
+    fn of(&mut self, (id, route): Entry<'a>) -> RouteReport {
+        let mut warnings = route.spec.warnings.clone();
+        let unsupported = unsupported(route);
+        let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved(&mut self.lens, id, route));
+        let mut parents = Vec::new();
+        for (at, parent) in route.spec.parents.iter().enumerate() {
+            let path = format!("spec.parentRefs[{at}]");
+            let mut problems = match parent.service(&id.name.namespace) {
+                Some(service) => self.accepted(id, (&path, parent, &service), &mut warnings),
+                None if parent.kind == "Service" && parent.group == GATEWAY_GROUP => vec![Problem {
+                    reason: NO_PARENT,
+                    message: format!(
+                        "{path}.group: {GATEWAY_GROUP}, the default, has no Services; write core"
+                    ),
+                }],
+                None => {
+                    if parent.group == POLICY_GROUP {
+                        warnings.push(format!("{path}: a parent of kind {} is not served", parent.kind));
+                    }
+                    // A Gateway, for example: its own controller has the say.
+                    continue;
                 }
-                // A Gateway, for example: its own controller has the say.
-                continue;
-            }
+            };
+            problems.extend(unsupported.iter().map(|Unsupported { path, reason, .. }| Problem {
+                reason: "UnsupportedValue",
+                message: format!("{path}: {reason}"),
+            }));
+            let accepted = Condition::new("Accepted", "Accepted", &problems);
+            let conditions = [accepted, resolved.clone()];
+            parents.push(ParentReport { parent: parent.clone(), controller: CONTROLLER, conditions });
+        }
+        if parents.is_empty() {
+            warnings.push("no parent is a Service: this mesh does nothing with it".to_owned());
+        }
+        warnings.extend(suspicious(route));
+        RouteReport { parents, warnings }
+    }
+
+    /// Why a Service has not accepted a route, if it has not.
+    fn accepted(
+        &mut self,
+        id: &RouteId,
+        (path, parent, name): (&str, &ParentRef, &Name),
+        warnings: &mut Vec<String>,
+    ) -> Vec<Problem> {
+        let no_parent = |what: &str| {
+            vec![Problem { reason: NO_PARENT, message: format!("{path}: Service {name} {what}") }]
         };
-        problems.extend(unsupported.iter().map(|Unsupported { path, reason, .. }| Problem {
-            reason: "UnsupportedValue",
-            message: format!("{path}: {reason}"),
-        }));
-        let accepted = Condition::new("Accepted", "Accepted", &problems);
-        let conditions = [accepted, resolved.clone()];
-        parents.push(ParentReport { parent: parent.clone(), controller: CONTROLLER, conditions });
+        let Some(service) = self.lens.declared(name) else { return no_parent("does not exist") };
+        if !matches!(service.addressing, Addressing::ClusterIps(_)) {
+            return no_parent("has no cluster IP: its clients dial pods, which have no routes");
+        }
+        let namespace = &id.name.namespace;
+        let ports: Vec<_> =
+            service.ports.iter().filter(|port| names(parent, namespace, name, port)).collect();
+        if ports.is_empty() {
+            return no_parent("has no TCP port of this number or name");
+        }
+        let mut lost = Vec::new();
+        for port in &ports {
+            // A producer's route is for everybody, a consumer's for clients of its own namespace.
+            let client = (*namespace != name.namespace).then(|| namespace.clone());
+            let (lens, settings) = (&mut self.lens, self.settings);
+            let losses = self.lost.entry((name.clone(), port.port, client.clone())).or_insert_with(|| {
+                let spoken = protocol(lens, settings, (name, service), port);
+                attached(lens, name, port, spoken, client.as_deref()).lost.into_iter().collect()
+            });
+            lost.extend(losses.get(id).map(|loss| because(path, name, port.port, loss)));
+        }
+        let mut problems = Vec::new();
+        if lost.len() == ports.len() {
+            problems.append(&mut lost);
+        }
+        // Where it holds elsewhere it has been accepted all the same.
+        warnings.extend(lost.into_iter().map(|problem| problem.message));
+        problems.extend(profiled(&mut self.lens, self.settings, id, path, name));
+        problems
     }
-    if parents.is_empty() {
-        warnings.push("no parent is a Service: this mesh does nothing with it".to_owned());
-    }
-    warnings.extend(untimed(route));
-    RouteReport { parents, warnings }
 }
 
 const NO_PARENT: &str = "NoMatchingParent";
 const CONFLICTED: &str = "RouteReasonConflicted";
-
-/// Why a Service has not accepted a route, if it has not.
-fn accepted(
-    lens: &mut Lens<'_>,
-    settings: &Settings,
-    entry: Entry<'_>,
-    (path, parent, name): (&str, &ParentRef, &Name),
-    warnings: &mut Vec<String>,
-) -> Vec<Problem> {
-    let no_parent =
-        |what: &str| vec![Problem { reason: NO_PARENT, message: format!("{path}: Service {name} {what}") }];
-    let Some(service) = lens.declared(name) else { return no_parent("does not exist") };
-    if !matches!(service.addressing, Addressing::ClusterIps(_)) {
-        return no_parent("has no cluster IP: its clients dial pods, which have no routes");
-    }
-    let (id, _) = entry;
-    let namespace = &id.name.namespace;
-    let ports: Vec<_> = service.ports.iter().filter(|port| names(parent, namespace, name, port)).collect();
-    if ports.is_empty() {
-        return no_parent("has no TCP port of this number or name");
-    }
-    let mut lost = Vec::new();
-    for port in &ports {
-        let spoken = protocol(lens, settings, (name, service), port);
-        // A producer's route is for everybody, a consumer's for clients of its own namespace.
-        let client = (*namespace != name.namespace).then_some(namespace.as_str());
-        let attached = attached(lens, name, port, spoken, client);
-        let loss = attached.lost.into_iter().find(|(loser, _)| *loser == id);
-        lost.extend(loss.map(|(_, loss)| because(path, name, port.port, &loss)));
-    }
-    let mut problems = Vec::new();
-    if lost.len() == ports.len() {
-        problems.append(&mut lost);
-    }
-    // Where it holds elsewhere it has been accepted all the same.
-    warnings.extend(lost.into_iter().map(|problem| problem.message));
-    problems.extend(profiled(lens, settings, id, path, name));
-    problems
-}
 
 fn because(path: &str, service: &Name, port: u16, loss: &Loss) -> Problem {
     let at = format!("{path}: port {port} of Service {service}");
@@ -193,9 +212,7 @@ fn because(path: &str, service: &Name, port: u16, loss: &Loss) -> Problem {
             "NotAllowedByListeners",
             format!("is declared as {protocol:?} (appProtocol): this kind cannot hold there"),
         ),
-        Loss::TooMany => {
-            (CONFLICTED, "has too many routes, or regular expressions in them: older ones hold".to_owned())
-        }
+        Loss::TooMany => (CONFLICTED, "has too many routes, or too much in them: older ones hold".to_owned()),
     };
     Problem { reason, message: format!("{at} {why}") }
 }
@@ -254,18 +271,21 @@ fn mirrors<'a>(path: &str, filters: &'a [Filter]) -> impl Iterator<Item = (Strin
     })
 }
 
-/// Linkerd's API bounds a try only up to its response's head, and the last one not at all.
-fn untimed(route: &Route) -> impl Iterator<Item = String> {
-    let rules = route.spec.rules.iter().enumerate();
-    let bounded = rules.filter(|(_, rule)| {
+/// What is as it is written, but perhaps not as it is meant.
+fn suspicious(route: &Route) -> impl Iterator<Item = String> {
+    route.spec.rules.iter().enumerate().flat_map(|(at, rule)| {
+        let weightless = !rule.backends.is_empty() && rule.backends.iter().all(|backend| backend.weight == 0);
+        let weightless =
+            weightless.then(|| format!("spec.rules[{at}].backendRefs: every weight is 0: everything fails"));
         let each = rule.timeouts.and_then(|timeouts| timeouts.backend_request);
         let retried = rule.retry.is_some() || route.traffic.http_retry.is_some();
-        retried && each.is_some_and(|each| !each.is_zero())
-    });
-    bounded.map(|(at, _)| {
-        format!(
-            "spec.rules[{at}].timeouts.backendRequest: with retries it bounds each try up to the head of its \
-             response, and not the last one"
-        )
+        // Linkerd's API bounds a try only up to its response's head, and the last one not at all.
+        let unbounded = (retried && each.is_some_and(|each| !each.is_zero())).then(|| {
+            format!(
+                "spec.rules[{at}].timeouts.backendRequest: with retries it bounds each try up to the head of its \
+                 response, and not the last one"
+            )
+        });
+        weightless.into_iter().chain(unbounded)
     })
 }

@@ -303,8 +303,10 @@ fn path_modifier(
         Some("") => "",
         _ => mistakes.short(&at, value, MAX_PATH)?,
     };
-    let visible = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
-    if !visible || !(text.is_empty() || text.starts_with('/')) {
+    let plain = text.starts_with('/')
+        && !text.contains(['?', '#'])
+        && http::uri::PathAndQuery::try_from(text).is_ok_and(|read| read.as_str() == text);
+    if !(plain || text.is_empty() && field == "replacePrefixMatch") {
         mistakes.add(&at, format!("{:?} is no path that begins with a slash", shown(text)));
         return None;
     }

@@ -15,6 +15,9 @@ const MAX_TEXT: usize = 1024;
 /// Most regular expressions of a route: each is compiled by every proxy that has the route. Gateway API has no bound.
 const MAX_PATTERNS: usize = 128;
 
+/// Bytes that one of them may take, compiled: the bound of `remora_runtime::api`.
+const MAX_COMPILED: usize = 64 << 10;
+
 /// What an HTTP request must be like: all of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpMatch {
@@ -289,7 +292,8 @@ fn is_grpc_name(text: &str, dots: bool) -> bool {
         let begins = word.bytes().next().is_some_and(|first| !first.is_ascii_digit());
         begins && word.bytes().all(inner)
     };
-    if dots { text.split('.').all(word) } else { word(text) }
+    // One dot in front is allowed as well: the name as protobuf has it.
+    if dots { text.strip_prefix('.').unwrap_or(text).split('.').all(word) } else { word(text) }
 }
 
 fn pattern(path: &str, text: &str, patterns: &mut Patterns, mistakes: &mut Mistakes) -> Option<String> {
@@ -298,16 +302,22 @@ fn pattern(path: &str, text: &str, patterns: &mut Patterns, mistakes: &mut Mista
         mistakes.add(path, format!("more than {MAX_PATTERNS} regular expressions in one route"));
         return None;
     }
-    match whole_match(text) {
-        Ok(_) => Some(text.to_owned()),
+    match whole_match(text).map_err(|error| error.to_string()).and_then(|_| fits(text)) {
+        Ok(()) => Some(text.to_owned()),
         Err(error) => {
             // The pattern comes first, whole; the reason is the last line.
-            let error = error.to_string();
             let why = shown(error.lines().last().unwrap_or_default());
             mistakes.add(path, format!("{:?} is no regular expression: {why}", shown(text)));
             None
         }
     }
+}
+
+/// Is it small enough for proxies, which refuse what takes more?
+fn fits(pattern: &str) -> Result<(), String> {
+    let mut builder = regex::RegexBuilder::new(&format!("^(?:{pattern})$"));
+    let compiled = builder.size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
+    compiled.map(drop).map_err(|error| error.to_string())
 }
 
 /// A warning about what looks like a variable, which nobody fills in.

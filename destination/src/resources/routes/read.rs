@@ -26,6 +26,9 @@ const MAX_CODES: usize = 200;
 /// Most tries. Gateway API has no bound; no proxy of ours would get there.
 const MAX_ATTEMPTS: u32 = 1000;
 
+/// Bytes that metadata, queue, balancer and name of a backend take in a message, which are not written in a route.
+const REFERENCE: usize = 256;
+
 impl Route {
     /// Reads one, or says everything that is wrong with it.
     pub(in crate::resources) fn read(kind: RouteKind, value: &Value) -> Result<Self, Vec<(String, String)>> {
@@ -65,7 +68,10 @@ fn spec(kind: RouteKind, value: &Value, mistakes: &mut Mistakes) -> Option<Route
     let hostnames = hostnames.iter().filter_map(|(path, value)| mistakes.hostname(path, value)).collect();
     let mut patterns = Patterns::default();
     let rules = rules(kind, fields, &mut patterns, mistakes);
-    Some(RouteSpec { kind, parents, hostnames, rules, patterns: patterns.count, warnings: patterns.warnings })
+    let backends: usize = rules.iter().map(|rule| 1 + rule.backends.len()).sum();
+    let size = value.to_string().len() + REFERENCE * (1 + backends);
+    let Patterns { count, warnings } = patterns;
+    Some(RouteSpec { kind, parents, hostnames, rules, patterns: count, size, warnings })
 }
 
 fn rules(kind: RouteKind, fields: Fields<'_>, patterns: &mut Patterns, mistakes: &mut Mistakes) -> Vec<Rule> {

@@ -329,7 +329,7 @@ fn what_cannot_be_applied_is_named_by_its_path() {
         ),
         (
             filter("{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [content-length]}}"),
-            accepted("UnsupportedValue: spec.rules[0].filters[0].responseHeaderModifier.remove: content-length says where a message ends: no filter may change it; requests of this rule fail"),
+            accepted("UnsupportedValue: spec.rules[0].filters[0].responseHeaderModifier.remove: content-length cannot be changed: it is about one connection or the message's length; requests of this rule fail"),
         ),
         (
             http("shop/a", WEB, "{backendRefs: [{name: v2, port: 80, filters: [{type: CORS, cors: {}}]}]}"),
@@ -438,6 +438,34 @@ fn too_many_patterns_are_left_to_older_routes() {
 }
 
 #[test]
+fn a_thousand_routes_hold_and_a_message_stays_short_enough() {
+    use prost::Message as _;
+    let canary = |number: usize| {
+        format!(
+            "{{matches: [{{headers: [{{name: x-canary, value: v{number}}}]}}], backendRefs: [{{name: web, port: 80, weight: 90}}, {{name: v2, port: 80, weight: 10}}]}}"
+        )
+    };
+    let long = |number: usize| {
+        let value = "v".repeat(4000);
+        format!(
+            "{{matches: [{{headers: [{{name: x-{number}, value: {value}}}]}}], backendRefs: [{{name: v2, port: 80}}]}}"
+        )
+    };
+    let many = |count: usize, rule: &dyn Fn(usize) -> String| -> String {
+        (0..count).map(|number| http(&format!("shop/r{number:04}"), WEB, &rule(number))).collect()
+    };
+    for (routes, least) in
+        [(many(1000, &canary), 1000), (many(1500, &canary), 1000), (many(1000, &long), 300)]
+    {
+        let policy = policy(&routes, "10.96.0.1:80", None);
+        let held = policy.routes.len();
+        let message = crate::wire::policy(&Outbound::Service(Box::new(policy)), &settings());
+        let (length, routes) = (message.encoded_len(), routes.len());
+        assert!(held >= least && length < 4 << 20, "{held} of {routes} bytes hold, in {length} bytes");
+    }
+}
+
+#[test]
 fn warnings_change_no_condition() {
     let rule = "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: user, value: '${jwt.sub}'}]}}], \
                 timeouts: {backendRequest: 1s}, retry: {attempts: 1}}";
@@ -543,6 +571,47 @@ fn a_service_without_routes_has_its_own_timeouts_and_retries() {
     assert_eq!(policy.resilience.timeouts.request, Some(std::time::Duration::from_secs(1)));
     let retries = (policy.resilience.http_retry.is_some(), policy.resilience.grpc_retry.is_some());
     assert_eq!((retries, policy.accrual.map(|accrual| accrual.max_failures)), ((false, true), Some(7)));
+}
+
+#[test]
+fn some_headers_are_nobodys_to_change() {
+    let fails = |filter: &str, edit: &str| {
+        let field =
+            if filter.starts_with("Req") { "requestHeaderModifier" } else { "responseHeaderModifier" };
+        let rule = format!("{{filters: [{{type: {filter}, {field}: {edit}}}]}}");
+        policy(&http("shop/a", WEB, &rule), "10.96.0.1:80", None).routes[0].rules[0].failure.is_some()
+    };
+    for (edit, in_requests, in_responses) in [
+        ("{set: [{name: a, value: b}], add: [{name: c, value: d}], remove: [e]}", false, false),
+        ("{set: [{name: Host, value: 'example.com:80'}]}", false, true),
+        ("{set: [{name: host, value: 'a b'}]}", true, true),
+        ("{add: [{name: host, value: a}]}", true, true),
+        ("{remove: [host]}", true, true),
+        ("{remove: [Transfer-Encoding]}", true, true),
+        ("{add: [{name: content-length, value: '1'}]}", true, true),
+        ("{set: [{name: l5d-client-id, value: a}]}", true, true),
+        ("{set: [{name: remora-unprocessed, value: a}]}", true, true),
+    ] {
+        let found = ["RequestHeaderModifier", "ResponseHeaderModifier"].map(|filter| fails(filter, edit));
+        assert_eq!(found, [in_requests, in_responses], "{edit}");
+    }
+}
+
+#[test]
+fn what_is_behind_a_service_does_not_concern_its_policy() {
+    let index = index(&format!("{SERVICES}{}", http("shop/a", WEB, TO_V2)));
+    let mut lens = Lens::new(&index);
+    let target = Target::parse("10.96.0.1:80", "cluster.local").unwrap();
+    outbound(&mut lens, &settings(), &target, Some("bank")).unwrap();
+    let name = |name: &str| Name::new("shop", name);
+    let expected = [
+        Key::Declared(name("v2")),
+        Key::Declared(name("web")),
+        Key::Routes(name("web")),
+        Key::Ip("10.96.0.1".parse().unwrap()),
+        Key::Namespace("shop".to_owned()),
+    ];
+    assert_eq!(lens.into_keys(), expected.into_iter().collect());
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn rule(written: &Written, held: &HeldRule, ways: &Ways<'_>) -> Option<Rule> {
         backends: Some(backends),
         timeouts: parts::timeouts(*timeouts),
         retry: grpc_retry.as_ref().map(retry),
+        allow_l5d_request_headers: ways.settings.heed_request_headers,
         ..Rule::default()
     })
 }

@@ -71,7 +71,13 @@ fn rule(written: &Written, held: &HeldRule, ways: &Ways<'_>) -> Rule {
             (filters(&written.filters), Distribution { kind: Some(kind) })
         }
     };
-    Rule { matches: matches.collect(), filters, backends: Some(backends), ..resilient(&held.resilience) }
+    Rule {
+        matches: matches.collect(),
+        filters,
+        backends: Some(backends),
+        allow_l5d_request_headers: ways.settings.heed_request_headers,
+        ..resilient(&held.resilience)
+    }
 }
 
 fn resilient(resilience: &Resilience) -> Rule {
