@@ -6,6 +6,8 @@ use crate::{
     index::{Route, RouteId, ServicePort},
     resources::{Name, routes::ParentRef},
 };
+#[cfg(planted)]
+use remora_core::planted;
 use std::sync::Arc;
 
 /// Most routes of a port. A proxy compares each request with all of them.
@@ -61,6 +63,11 @@ pub(super) fn attached<'a>(
     };
     // What the client's own namespace says is instead of what the Service's namespace says, never beside it.
     let mut routes = client.map(of).unwrap_or_default();
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::ConsumersAddToProducers) && client != Some(&service.namespace) {
+        routes.extend(of(&service.namespace));
+        return ordered(routes, protocol);
+    }
     if routes.is_empty() {
         routes = of(&service.namespace);
     }
