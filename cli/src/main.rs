@@ -7,6 +7,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod check;
 mod identity;
 mod inject;
 mod version;
@@ -21,7 +22,8 @@ const USAGE: u8 = 64;
 #[command(
     name = "remora",
     version,
-    after_help = "Exit codes: 0 done; 1 it could not be done (the reason is on standard error); 64 the command line is wrong."
+    after_help = "Exit codes: 0 done; 1 it could not be done (the reason is on standard error); 64 the command line is wrong. \
+                  A verb's own help names those that it has besides."
 )]
 struct Remora {
     #[command(subcommand)]
@@ -30,6 +32,7 @@ struct Remora {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Check(check::Check),
     Inject(Box<inject::Inject>),
     Identity(identity::Args),
     Version(version::Version),
@@ -46,6 +49,7 @@ enum Format {
 
 fn main() -> ExitCode {
     match Remora::try_parse() {
+        Ok(Remora { verb: Verb::Check(check) }) => check::run(&check),
         Ok(Remora { verb: Verb::Inject(inject) }) => inject::run(&inject),
         Ok(Remora { verb: Verb::Identity(args) }) => identity::run(args).unwrap_or_else(|error| {
             complain(&format!("remora identity: {error:#}"));

@@ -29,6 +29,8 @@ mistakes! {
     FirstMistakeOnly | "env" | "Of the mistakes in an environment only the first is named."
     LastRouteWins | "profile" | "Of the routes that match a request the last one has it."
     AnchorsWithoutBrackets | "profile" | "The anchors around a path's pattern do not hold all of its alternatives."
+    ForeignBackendsNeedNoGrant | "routes" | "A route may send to a Service of another namespace without its consent."
+    ConsumersAddToProducers | "routes" | "A client has the routes of its own namespace beside those of the Service's."
     ReserveOfOneSecond | "budget" | "The retries that are allowed in any case are those of one second, not of the window."
     RetriesNeverExpire | "budget" | "What happened before the window counts for ever."
     PathsAreReadOnce | "route" | "A path is not looked at as a server may read it."

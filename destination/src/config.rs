@@ -71,7 +71,7 @@ const CLUSTER_NETWORKS: &str = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0
 const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
 
 /// Flags with a value: name, default (empty is none), help.
-const FLAGS: [(&str, &str, &str); 25] = [
+const FLAGS: [(&str, &str, &str); 26] = [
     ("manifests", "", "Directory of Kubernetes manifests to read and follow (required)"),
     ("grpc-addr", "0.0.0.0:8086", "Address on which Destination is served"),
     ("policy-addr", "0.0.0.0:8090", "Address on which the policy APIs are served"),
@@ -89,6 +89,11 @@ const FLAGS: [(&str, &str, &str); 25] = [
         "How meshed pods are reached: transport-header or transparent",
     ),
     ("enable-h2-upgrade", "true", "May Linkerd's proxies carry HTTP/1 over HTTP/2 to meshed pods?"),
+    (
+        "allow-l5d-request-headers",
+        "false",
+        "May l5d-* request headers choose timeouts and retries where a route holds?",
+    ),
     ("identity-addr", "", "host:port of the identity service"),
     ("identity-name", "", "Identity that must answer there"),
     ("local-name", "", "Identity of this process"),
@@ -213,6 +218,7 @@ fn settings(flags: &mut Env) -> Option<Settings> {
     let default_opaque_ports = with_default(flags, "--default-opaque-ports", ports);
     let transport_mode = with_default(flags, "--outbound-transport-mode", parse::one_of(&modes));
     let h2_upgrade = with_default(flags, "--enable-h2-upgrade", parse::boolean);
+    let heed_request_headers = with_default(flags, "--allow-l5d-request-headers", parse::boolean);
     Some(Settings {
         cluster_domain: cluster_domain?,
         trust_domain: trust_domain?,
@@ -223,6 +229,7 @@ fn settings(flags: &mut Env) -> Option<Settings> {
         default_opaque_ports: default_opaque_ports?,
         transport_mode: transport_mode?,
         h2_upgrade: h2_upgrade?,
+        heed_request_headers: heed_request_headers?,
     })
 }
 

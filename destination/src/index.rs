@@ -5,16 +5,20 @@
 
 mod namespaces;
 mod pods;
+mod routes;
 mod services;
 mod slices;
+mod traffic;
 
 pub use namespaces::Namespace;
 pub use pods::{Mesh, Owner, Pod, ProxyPorts};
+pub use routes::{Route, RouteId};
 pub use services::{Addressing, Service, ServicePort, TargetPort};
 pub use slices::{Slice, SliceEndpoint, SlicePort};
+pub use traffic::{Accrual, GrpcConditions, HttpConditions, Problem, Retry, Timeouts, Traffic};
 
 use crate::{
-    resources::{Kind, Name, ObjectRef, Resource, Spec},
+    resources::{Grant, Kind, Name, ObjectRef, Resource, Spec},
     watch::Event,
 };
 use namespaces::{policy_of, ports_of};
@@ -34,6 +38,12 @@ pub const DEFAULT_INBOUND_POLICY: &str = "config.linkerd.io/default-inbound-poli
 pub enum Key {
     /// A Service: itself, its EndpointSlices, and the pods behind it.
     Service(Name),
+    /// A Service's own object, whatever is behind it.
+    Declared(Name),
+    /// The routes that want to be attached to a Service.
+    Routes(Name),
+    /// The ReferenceGrants of a namespace.
+    Grants(String),
     /// A pod, its owner and its node.
     Pod(Name),
     /// Which Service or pod an address belongs to.
@@ -85,9 +95,12 @@ pub struct Index {
     slices: BTreeMap<Name, Arc<Slice>>,
     /// What ServiceProfiles say, by the namespace that they are in and the DNS name that they are about.
     profiles: BTreeMap<Name, Arc<Spec>>,
+    routes: routes::Routes,
+    grants: BTreeMap<Name, Grant>,
     pods_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
     services_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
     slices_by_service: BTreeMap<Name, BTreeSet<Name>>,
+    routes_by_service: BTreeMap<Name, BTreeSet<RouteId>>,
 }
 
 impl Index {
@@ -129,6 +142,8 @@ impl Index {
             Kind::EndpointSlice => self.slices.len(),
             Kind::ReplicaSet | Kind::Job => self.owners.keys().filter(|(of, _)| *of == kind).count(),
             Kind::ServiceProfile => self.profiles.len(),
+            Kind::Route(kind) => self.routes.keys().filter(|id| id.kind == kind).count(),
+            Kind::ReferenceGrant => self.grants.len(),
         }
     }
 
@@ -229,6 +244,8 @@ impl Index {
                 self.owners.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
             }
             Kind::ServiceProfile => self.profiles.keys().cloned().collect(),
+            Kind::Route(kind) => self.route_names(kind),
+            Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
         }
     }
 
@@ -270,6 +287,17 @@ impl Index {
                 self.put_profile(name, Some(new.spec.clone()), changes)
             }
             (Kind::ServiceProfile, _) => self.put_profile(name, None, changes),
+            (Kind::Route(kind), new) => {
+                let new = match new {
+                    Some(Resource::Route(new)) => Some(Route::read(new)),
+                    _ => None,
+                };
+                self.put_route(&RouteId { name: name.clone(), kind }, new, changes)
+            }
+            (Kind::ReferenceGrant, Some(Resource::ReferenceGrant(new))) => {
+                self.put_grant(name, Some(new.grant.clone()), changes)
+            }
+            (Kind::ReferenceGrant, _) => self.put_grant(name, None, changes),
         };
         if changed {
             let complaints = reasons.into_iter().map(|reason| Complaint { object: object.clone(), reason });
@@ -325,7 +353,7 @@ impl Index {
     fn put_service(&mut self, name: &Name, new: Option<Service>, changes: &mut Changes) -> bool {
         let Some((old, new)) = swap(&mut self.services, name, new.map(Arc::new)) else { return false };
         let (old, new) = (old.iter().flat_map(|old| old.ips()), new.iter().flat_map(|new| new.ips()));
-        changes.keys.insert(Key::Service(name.clone()));
+        changes.keys.extend([Key::Service(name.clone()), Key::Declared(name.clone())]);
         changes.keys.extend(old.clone().chain(new.clone()).map(Key::Ip));
         relate(&mut self.services_by_ip, name, old, new);
         true
@@ -382,9 +410,9 @@ fn swap<K: Ord + Clone, T: PartialEq + Clone>(
 }
 
 /// Moves `name` from the sets of `old` to the sets of `new`. No set is left empty.
-fn relate<K: Ord>(
-    sets: &mut BTreeMap<K, BTreeSet<Name>>,
-    name: &Name,
+fn relate<K: Ord, N: Ord + Clone>(
+    sets: &mut BTreeMap<K, BTreeSet<N>>,
+    name: &N,
     old: impl IntoIterator<Item = K>,
     new: impl IntoIterator<Item = K>,
 ) {

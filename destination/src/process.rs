@@ -6,7 +6,7 @@ use crate::{
     publish::Store,
     resources::Kind,
     serve::Serving,
-    view::{ProfileReport, Settings, profile_reports},
+    view::{ProfileReport, RouteReport, Settings, profile_reports, route_reports},
     watch::{
         Event,
         directory::{self, Manifests},
@@ -212,12 +212,16 @@ fn files(store: &Arc<Store>, settings: &Arc<Settings>) -> (Arc<Mutex<Value>>, St
     let state = move || {
         let profiles: BTreeMap<String, ProfileReport> =
             store.read(|index| profile_reports(index, &settings).collect());
+        let routes: BTreeMap<String, RouteReport> = store.read(|index| {
+            route_reports(index, &settings).map(|(id, report)| (id.to_string(), report)).collect()
+        });
         let objects: serde_json::Map<String, Value> = store.read(|index| {
             Kind::ALL.iter().map(|kind| (kind.as_str().to_owned(), index.count(*kind).into())).collect()
         });
         let manifests = read.lock().unwrap_or_else(PoisonError::into_inner).clone();
         json!({
-            "manifests": manifests, "objects": objects, "profiles": profiles, "watched_keys": store.watched(),
+            "manifests": manifests, "objects": objects, "profiles": profiles, "routes": routes,
+            "watched_keys": store.watched(),
         })
     };
     (files, Arc::new(state))

@@ -3,9 +3,13 @@
 //!
 //! Knows the fields of objects only; what they mean for a mesh is in `index`.
 
+mod reference_grant;
+pub mod routes;
 mod service_profile;
 mod strict;
 
+pub use reference_grant::{Grant, ReferenceGrant};
+pub use routes::RouteKind;
 pub use service_profile::{RequestMatch, Route, ServiceProfile, Spec, WeightedDst};
 
 use k8s_openapi::{
@@ -39,6 +43,10 @@ pub enum Resource {
     Job(Box<Job>),
     /// `linkerd.io/v1alpha2 ServiceProfile`.
     ServiceProfile(Box<ServiceProfile>),
+    /// A route of one of the [`RouteKind`]s.
+    Route(Box<routes::Route>),
+    /// `gateway.networking.k8s.io/v1beta1 ReferenceGrant`.
+    ReferenceGrant(Box<ReferenceGrant>),
 }
 
 /// The kinds of [`Resource`].
@@ -60,6 +68,10 @@ pub enum Kind {
     Job,
     /// [`Resource::ServiceProfile`].
     ServiceProfile,
+    /// [`Resource::Route`].
+    Route(RouteKind),
+    /// [`Resource::ReferenceGrant`].
+    ReferenceGrant,
 }
 
 /// Namespace and name. The namespace is empty for objects of the cluster (Namespace, Node).
@@ -124,7 +136,7 @@ pub enum Invalid {
 
 impl Kind {
     /// Every kind, in the order in which a full state is best applied.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::Namespace,
         Self::Node,
         Self::ReplicaSet,
@@ -133,6 +145,12 @@ impl Kind {
         Self::Service,
         Self::EndpointSlice,
         Self::ServiceProfile,
+        Self::ReferenceGrant,
+        Self::Route(RouteKind::Http),
+        Self::Route(RouteKind::LinkerdHttp),
+        Self::Route(RouteKind::Grpc),
+        Self::Route(RouteKind::Tls),
+        Self::Route(RouteKind::Tcp),
     ];
 
     /// The kind as manifests write it.
@@ -146,6 +164,8 @@ impl Kind {
             Self::ReplicaSet => "ReplicaSet",
             Self::Job => "Job",
             Self::ServiceProfile => "ServiceProfile",
+            Self::Route(kind) => kind.as_str(),
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
@@ -159,7 +179,10 @@ impl Kind {
             ("apps/v1", "ReplicaSet") => Self::ReplicaSet,
             ("batch/v1", "Job") => Self::Job,
             ("linkerd.io/v1alpha2", "ServiceProfile") => Self::ServiceProfile,
-            _ => return None,
+            ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
+                Self::ReferenceGrant
+            }
+            _ => Self::Route(RouteKind::of(api_version, kind)?),
         })
     }
 }
@@ -183,6 +206,8 @@ impl Resource {
             Self::ReplicaSet(object) => &object.metadata,
             Self::Job(object) => &object.metadata,
             Self::ServiceProfile(object) => &object.metadata,
+            Self::Route(object) => &object.metadata,
+            Self::ReferenceGrant(object) => &object.metadata,
         }
     }
 
@@ -197,6 +222,8 @@ impl Resource {
             Self::ReplicaSet(_) => Kind::ReplicaSet,
             Self::Job(_) => Kind::Job,
             Self::ServiceProfile(_) => Kind::ServiceProfile,
+            Self::Route(object) => Kind::Route(object.spec.kind),
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 
@@ -334,6 +361,8 @@ fn typed(kind: Kind, value: serde_json::Value) -> Result<Resource, Mistakes> {
         Kind::ReplicaSet => Resource::ReplicaSet(read(value)?),
         Kind::Job => Resource::Job(read(value)?),
         Kind::ServiceProfile => Resource::ServiceProfile(Box::new(ServiceProfile::read(&value)?)),
+        Kind::Route(kind) => Resource::Route(Box::new(routes::Route::read(kind, &value)?)),
+        Kind::ReferenceGrant => Resource::ReferenceGrant(Box::new(ReferenceGrant::read(&value)?)),
     })
 }
 

@@ -2,24 +2,33 @@
 //!
 //! Answers are decisions in our own words; how they are written on the wire is in `wire`.
 
+mod attach;
+mod carried;
 mod endpoints;
 mod inbound;
 mod outbound;
 mod profile;
+mod rules;
+mod status;
 mod target;
 
+pub use carried::Family;
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{Inbound, Workload, inbound};
-pub use outbound::{Outbound, PortProtocol, outbound};
+pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};
 pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
+pub use rules::{HeldBackend, HeldRoute, HeldRule, Resilience};
+pub use status::{Condition, ParentReport, RouteReport, route_reports};
 pub use target::Target;
 
 use crate::{
-    index::{Index, Key, Namespace, Pod, Service},
+    index::{Index, Key, Namespace, Pod, Route, RouteId, Service},
     ports::PortSet,
-    resources::{Name, Spec},
+    resources::{Name, RouteKind, Spec},
 };
 use ipnet::IpNet;
+#[cfg(planted)]
+use remora_core::planted;
 use remora_core::policy::DefaultPolicy;
 use std::{
     collections::BTreeSet,
@@ -48,6 +57,8 @@ pub struct Settings {
     pub transport_mode: TransportMode,
     /// May clients upgrade HTTP/1 to HTTP/2 towards meshed endpoints (contract 1.9)?
     pub h2_upgrade: bool,
+    /// May clients choose timeouts and retries by `l5d-*` request headers where a route holds (contract 4.2)?
+    pub heed_request_headers: bool,
 }
 
 /// How meshed endpoints are reached. Contract 1.8.
@@ -104,6 +115,40 @@ impl<'a> Lens<'a> {
     fn service(&mut self, name: &Name) -> Option<&'a Service> {
         self.keys.insert(Key::Service(name.clone()));
         self.index.service(name)
+    }
+
+    /// A Service's own object: nothing that is behind it matters.
+    fn declared(&mut self, name: &Name) -> Option<&'a Service> {
+        self.keys.insert(Key::Declared(name.clone()));
+        self.index.service(name)
+    }
+
+    /// The object of the Service that has this address.
+    fn declared_at(&mut self, ip: IpAddr) -> Option<(&'a Name, &'a Service)> {
+        self.keys.insert(Key::Ip(ip));
+        let found = self.index.service_at(ip);
+        self.keys.extend(found.map(|(name, _)| Key::Declared(name.clone())));
+        found
+    }
+
+    fn routes_of(&mut self, service: &Name) -> impl Iterator<Item = (&'a RouteId, &'a Arc<Route>)> + use<'a> {
+        self.keys.insert(Key::Routes(service.clone()));
+        let index = self.index;
+        // Collected, because the iterator would borrow the name.
+        index.routes_of(service).collect::<Vec<_>>().into_iter()
+    }
+
+    /// May a route of this kind and namespace refer to this Service? Always within a namespace.
+    fn may_refer(&mut self, kind: RouteKind, namespace: &str, to: &Name) -> bool {
+        if to.namespace == namespace {
+            return true;
+        }
+        #[cfg(planted)]
+        if planted::makes(planted::Mistake::ForeignBackendsNeedNoGrant) {
+            return true;
+        }
+        self.keys.insert(Key::Grants(to.namespace.clone()));
+        self.index.grants(&to.namespace).any(|grant| grant.allows(kind, namespace, &to.name))
     }
 
     fn service_at(&mut self, ip: IpAddr) -> Option<(&'a Name, &'a Service)> {

@@ -9,9 +9,9 @@ pub use outbound::policy;
 pub use profile::destination_profile;
 
 use crate::view::{Endpoint, Endpoints};
-use linkerd2_proxy_api::{destination as api, meta, net};
+use linkerd2_proxy_api::{destination as api, http_types, meta, net};
 use remora_core::{endpoint::ProtocolHint, identity::Kind};
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 /// An ordinary endpoint's weight. Proxies ignore it.
 const WEIGHT: u32 = 10_000;
@@ -108,6 +108,18 @@ fn service_ref(namespace: &str, name: &str, port: u16) -> meta::Metadata {
 
 fn default_ref(name: &str) -> meta::Metadata {
     meta::Metadata { kind: Some(meta::metadata::Kind::Default(name.to_owned())) }
+}
+
+fn http_method(method: &str) -> http_types::HttpMethod {
+    use http_types::http_method::{Registered, Type};
+    let registered = Registered::from_str_name(method).map(|known| Type::Registered(known.into()));
+    let unregistered = || Type::Unregistered(method.to_owned());
+    http_types::HttpMethod { r#type: Some(registered.unwrap_or_else(unregistered)) }
+}
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    let nanos = i32::try_from(duration.subsec_nanos()).unwrap_or_default();
+    prost_types::Duration { nanos, ..seconds(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)) }
 }
 
 fn seconds(seconds: i64) -> prost_types::Duration {

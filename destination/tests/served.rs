@@ -9,7 +9,14 @@
 use linkerd2_proxy_api::{
     destination::{GetDestination, Update, destination_client::DestinationClient, update},
     inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient},
-    outbound::{TrafficSpec, outbound_policies_client::OutboundPoliciesClient, traffic_spec},
+    meta,
+    outbound::{
+        OutboundPolicy, TrafficSpec,
+        http_route::{self, distribution::Kind as Distribution, filter::Kind as Filter},
+        outbound_policies_client::OutboundPoliciesClient,
+        proxy_protocol::Kind,
+        traffic_spec,
+    },
 };
 use remora_destination::{
     config::Config,
@@ -126,6 +133,100 @@ async fn the_other_apis_follow_too() {
     let server = message(&mut servers).await;
     assert_eq!((server.labels["name"].as_str(), server.authorizations.len()), ("deny", 0));
     assert_eq!(inbound.get_port(request).await.unwrap().into_inner(), server);
+}
+
+/// A route of `shop` that sends everything to another Service, or whatever else `rule` says.
+fn route(name: &str, namespace: &str, rule: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, \
+         metadata: {{name: {name}, namespace: {namespace}}}, spec: {{parentRefs: \
+         [{{group: core, kind: Service, name: web, namespace: shop, port: 80}}], rules: [{{{rule}}}]}}}}"
+    )
+}
+
+#[tokio::test]
+async fn routes_follow_the_directory_and_say_how_they_stand() {
+    let standalone = Standalone::start(&[("service.yaml", SERVICE)]).await;
+    let watch = |namespace: &str| {
+        let mut client = OutboundPoliciesClient::new(standalone.policy.clone());
+        let target = traffic_spec::Target::Authority("web.shop.svc.cluster.local:80".to_owned());
+        let source_workload = format!("{namespace}:web-1");
+        async move {
+            let request = TrafficSpec { source_workload, target: Some(target) };
+            client.watch(request).await.unwrap().into_inner()
+        }
+    };
+    let (mut near, mut far) = (watch("shop").await, watch("bank").await);
+    assert_eq!(routes(&message(&mut near).await), ["http: web:80"]);
+    assert_eq!(routes(&message(&mut far).await), ["http: web:80"]);
+    // A producer's route is for everybody.
+    standalone
+        .write("a.yaml", &route("a", "shop", "backendRefs: [{name: web, port: 80}, {name: v2, port: 80}]"));
+    let expected = ["shop/a: web:80 500 Service shop/v2 does not exist"];
+    assert_eq!(routes(&message(&mut near).await), expected);
+    assert_eq!(routes(&message(&mut far).await), expected);
+    let state = standalone.state_with("BackendNotFound").await;
+    assert!(state.contains("spec.rules[0].backendRefs[1]: Service shop/v2 does not exist"), "{state}");
+    // The Service that was missing comes.
+    standalone.write("v2.yaml", &SERVICE.replace("name: web", "name: v2").replace("0.1", "0.2"));
+    assert_eq!(routes(&message(&mut near).await), ["shop/a: web:80 v2:80"]);
+    assert_eq!(routes(&message(&mut far).await), ["shop/a: web:80 v2:80"]);
+    // A consumer's route is for its own namespace, instead of the producer's.
+    standalone
+        .write("b.yaml", &route("b", "bank", "filters: [{type: URLRewrite, urlRewrite: {hostname: x}}]"));
+    let words = routes(&message(&mut far).await);
+    assert!(
+        words[0].starts_with("bank/b: 500 HTTPRoute bank/b: spec.rules[0].filters[0].urlRewrite: "),
+        "{words:?}"
+    );
+    standalone.state_with("UnsupportedValue").await;
+    // Had the other client heard of it, this would not be its next message.
+    std::fs::remove_file(standalone.path("a.yaml")).unwrap();
+    assert_eq!(routes(&message(&mut near).await), ["http: web:80"]);
+}
+
+/// HTTP routes in words: name, and where the first rule sends.
+fn routes(policy: &OutboundPolicy) -> Vec<String> {
+    let Some(Kind::Detect(detect)) = policy.protocol.as_ref().and_then(|protocol| protocol.kind.as_ref())
+    else {
+        return Vec::new();
+    };
+    let routes = detect.http1.as_ref().unwrap().routes.iter();
+    routes
+        .map(|route| {
+            let name = match route.metadata.as_ref().unwrap().kind.as_ref().unwrap() {
+                meta::metadata::Kind::Default(name) => name.clone(),
+                meta::metadata::Kind::Resource(route) => format!("{}/{}", route.namespace, route.name),
+            };
+            let rule = route.rules.first().unwrap();
+            let backends: Vec<&http_route::RouteBackend> =
+                match rule.backends.as_ref().unwrap().kind.as_ref().unwrap() {
+                    Distribution::Empty(_) => vec![],
+                    Distribution::FirstAvailable(first) => first.backends.iter().collect(),
+                    Distribution::RandomAvailable(random) => {
+                        random.backends.iter().map(|backend| backend.backend.as_ref().unwrap()).collect()
+                    }
+                };
+            let words = backends.into_iter().flat_map(|backend| {
+                let failures =
+                    rule.filters.iter().chain(&backend.filters).filter_map(|filter| match &filter.kind {
+                        Some(Filter::FailureInjector(failure)) => {
+                            Some(format!("{} {}", failure.status, failure.message))
+                        }
+                        _ => None,
+                    });
+                let place = backend.backend.as_ref().unwrap();
+                let place = match (&place.kind, place.metadata.as_ref().unwrap().kind.as_ref().unwrap()) {
+                    (Some(_), meta::metadata::Kind::Resource(service)) => {
+                        Some(format!("{}:{}", service.name, service.port))
+                    }
+                    _ => None,
+                };
+                failures.chain(place).collect::<Vec<_>>()
+            });
+            format!("{name}: {}", words.collect::<Vec<_>>().join(" "))
+        })
+        .collect()
 }
 
 #[tokio::test]

@@ -28,13 +28,14 @@ mod renewal;
 mod request;
 mod retry;
 mod route;
+mod routes;
 mod san;
 
 pub use self::{
     api::api, balance::balance, budget::budget, client_hello::client_hello, copy::copy, detect::detect,
     env::env, header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
     pool::pool, profile::profile, records::records, redirect::redirect, renewal::renewal, request::request,
-    retry::retry, route::route, san::san,
+    retry::retry, route::route, routes::routes, san::san,
 };
 
 /// A fuzz target.
@@ -52,6 +53,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("env", env),
     ("api", api),
     ("profile", profile),
+    ("routes", routes),
     ("budget", budget),
     ("retry", retry),
     ("route", route),

@@ -181,7 +181,7 @@ impl RequestView for Request<'_> {
     }
 }
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         cluster_domain: "cluster.local".to_owned(),
         trust_domain: "cluster.local".to_owned(),
@@ -192,5 +192,6 @@ fn settings() -> Settings {
         default_opaque_ports: remora_destination::ports::PortSet::default(),
         transport_mode: TransportMode::TransportHeader,
         h2_upgrade: true,
+        heed_request_headers: false,
     }
 }

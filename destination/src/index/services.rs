@@ -1,6 +1,6 @@
 //! Pure. What of a Service matters to the clients of it.
 
-use super::{OPAQUE_PORTS, ports_of};
+use super::{Accrual, OPAQUE_PORTS, Traffic, ports_of};
 use crate::ports::PortSet;
 use k8s_openapi::{
     api::core::v1::{self as api, ServiceSpec},
@@ -9,7 +9,7 @@ use k8s_openapi::{
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// A Service, distilled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// How clients address it.
     pub addressing: Addressing,
@@ -27,6 +27,10 @@ pub struct Service {
     pub local_only: bool,
     /// Seconds since 1970 at which it was created.
     pub created: Option<i64>,
+    /// Timeouts and retries of requests whose route says nothing of them.
+    pub traffic: Traffic,
+    /// When its endpoints count as failing.
+    pub accrual: Option<Accrual>,
 }
 
 /// How clients address a Service.
@@ -73,6 +77,12 @@ impl Service {
         let annotations = service.metadata.annotations.as_ref();
         let opaque_ports =
             annotations.and_then(|annotations| ports_of(annotations, OPAQUE_PORTS, named, reasons));
+        let mut problems = Vec::new();
+        let traffic = Traffic::read(annotations, &mut problems);
+        let accrual = Accrual::read(annotations, &mut problems);
+        reasons.extend(
+            problems.into_iter().map(|(name, reason)| format!("annotation {name}: {reason}; it is ignored")),
+        );
         Self {
             selector: spec.selector.clone().unwrap_or_default(),
             families: families(spec, &addressing),
@@ -82,6 +92,8 @@ impl Service {
             addressing,
             ports,
             opaque_ports,
+            traffic,
+            accrual,
         }
     }
 

@@ -5,7 +5,7 @@ use crate::{
     resources::{Document, parse},
     view::{
         Context, Lens, Outbound, Profile, Target, Workload, endpoints, inbound, outbound, profile,
-        settings_for_tests,
+        route_reports, settings_for_tests,
     },
 };
 use proptest::{prelude::*, sample::subsequence};
@@ -30,8 +30,25 @@ fn object(which: usize, state: usize) -> Resource {
             if state == 3 { 3 } else { which }
         ),
         5 | 6 => format!(
-            "{{apiVersion: v1, kind: Service, metadata: {{name: s{which}, namespace: a}}, spec: {{clusterIP: 10.96.0.{}, selector: {{app: {label}}}, ports: [{{port: 80}}]}}}}",
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s{which}, namespace: a, annotations: {{retry.linkerd.io/limit: '{}'}}}}, spec: {{clusterIP: 10.96.0.{}, selector: {{app: {label}}}, ports: [{{port: 80}}]}}}}",
+            state / 2,
             if state == 3 { 5 } else { which }
+        ),
+        9 => format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1beta1, kind: ReferenceGrant, metadata: {{name: g, namespace: a}}, spec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service, name: s{}}}]}}}}",
+            if state < 2 { "b" } else { "c" },
+            5 + state % 2
+        ),
+        10 | 11 => format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r, namespace: {}}}, spec: {{parentRefs: [{{group: core, kind: Service, namespace: a, name: s{}}}], rules: [{{backendRefs: [{{name: s{}, namespace: a, port: 80}}]}}]}}}}",
+            if which == 10 { "a" } else { "b" },
+            5 + state % 2,
+            6 - state / 2
+        ),
+        12 => format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {{name: r, namespace: a}}, spec: {{parentRefs: [{{group: core, kind: Service, name: s{}, port: 8{}}}]}}}}",
+            5 + state % 2,
+            state / 2
         ),
         7 | 8 => format!(
             "{{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: s5.a.svc.cluster.local, namespace: {}}}, spec: {{routes: [{{name: r{state}, condition: {{method: GET}}}}]}}}}",
@@ -48,7 +65,7 @@ fn object(which: usize, state: usize) -> Resource {
     }
 }
 
-const OBJECTS: usize = 10;
+const OBJECTS: usize = 14;
 
 fn any_event() -> impl Strategy<Value = Event> {
     let of_kind = |which: usize| {
@@ -74,10 +91,11 @@ enum Question {
     Profile(u8, u8),
     ProfileFromB(u8, u8),
     Outbound(u8, u8),
+    OutboundFromB(u8, u8),
     Inbound(usize),
 }
 
-const QUESTIONS: [Question; 13] = [
+const QUESTIONS: [Question; 15] = [
     Question::Endpoints(5),
     Question::Endpoints(6),
     Question::Profile(1, 3),
@@ -88,6 +106,8 @@ const QUESTIONS: [Question; 13] = [
     Question::Outbound(1, 3),
     Question::Outbound(96, 5),
     Question::Outbound(96, 6),
+    Question::OutboundFromB(96, 5),
+    Question::OutboundFromB(96, 6),
     Question::Inbound(3),
     Question::Inbound(4),
     Question::Inbound(5),
@@ -113,8 +133,11 @@ fn ask(index: &Index, question: Question) -> (String, BTreeSet<Key>) {
             format!("{:?}", profile(&mut lens, &settings, &addr(a, b), &context))
         }
         Question::Outbound(a, b) => {
-            let seen: Result<Outbound, _> = outbound(&mut lens, &settings, &addr(a, b));
+            let seen: Result<Outbound, _> = outbound(&mut lens, &settings, &addr(a, b), None);
             format!("{seen:?}")
+        }
+        Question::OutboundFromB(a, b) => {
+            format!("{:?}", outbound(&mut lens, &settings, &addr(a, b), Some("b")))
         }
         Question::Inbound(pod) => {
             let workload = Workload(Name::new("a", format!("p{pod}")));
@@ -122,6 +145,11 @@ fn ask(index: &Index, question: Question) -> (String, BTreeSet<Key>) {
         }
     };
     (answer, lens.into_keys())
+}
+
+/// How the routes stand, in words.
+fn statuses(index: &Index) -> String {
+    format!("{:?}", route_reports(index, &settings_for_tests()).collect::<Vec<_>>())
 }
 
 proptest! {
@@ -136,6 +164,10 @@ proptest! {
         }
         for which in order {
             shuffled.apply(Event::Apply(object(which, states[which])));
+        }
+        prop_assert_eq!(statuses(&straight), statuses(&shuffled));
+        for question in QUESTIONS {
+            prop_assert_eq!(ask(&straight, question).0, ask(&shuffled, question).0);
         }
         prop_assert_eq!(straight, shuffled);
     }

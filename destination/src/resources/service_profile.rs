@@ -5,7 +5,7 @@ mod conditions;
 
 pub use conditions::RequestMatch;
 
-use super::strict::{Fields, Mistakes, join, milli_quantity};
+use super::strict::{Mistakes, is_dns_name, join, milli_quantity};
 use crate::ports::PortSet;
 use conditions::{request, response};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -71,7 +71,7 @@ impl ServiceProfile {
         let Some(fields) = mistakes.object("", value, &["apiVersion", "kind", "metadata", "spec"]) else {
             return Err(mistakes.0);
         };
-        let metadata = metadata(fields, &mut mistakes);
+        let metadata = mistakes.metadata(fields, "web.shop.svc.cluster.local");
         let spec = match mistakes.required("", fields, "spec") {
             Some(value) => spec(value, &mut mistakes),
             None => Spec::default(),
@@ -81,24 +81,6 @@ impl ServiceProfile {
             _ => Err(mistakes.0),
         }
     }
-}
-
-fn metadata(fields: Fields<'_>, mistakes: &mut Mistakes) -> Option<ObjectMeta> {
-    let value = mistakes.required("", fields, "metadata")?;
-    let metadata: ObjectMeta = match serde_path_to_error::deserialize(value) {
-        Ok(metadata) => metadata,
-        Err(error) => {
-            mistakes.add(&join("metadata", &error.path().to_string()), error.inner().to_string());
-            return None;
-        }
-    };
-    let name = metadata.name.as_deref().unwrap_or_default();
-    if !is_dns_name(name) {
-        let shown: String = name.chars().take(80).collect();
-        let reason = format!("{shown:?} is no DNS name such as web.shop.svc.cluster.local");
-        mistakes.add("metadata.name", reason);
-    }
-    Some(metadata)
 }
 
 fn spec(value: &Value, mistakes: &mut Mistakes) -> Spec {
@@ -225,16 +207,6 @@ fn opaque_ports(items: &[(String, &Value)], mistakes: &mut Mistakes) -> PortSet 
         }
     }
     PortSet::parse(&all, |_| None).0
-}
-
-/// A name as Kubernetes has it for such objects (RFC 1123).
-fn is_dns_name(name: &str) -> bool {
-    let label = |label: &str| {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let ends = !label.starts_with('-') && !label.ends_with('-');
-        (1..=63).contains(&label.len()) && ends && label.bytes().all(allowed)
-    };
-    name.len() <= 253 && name.split('.').all(label)
 }
 
 /// A name in lower case without a final dot, with its port if it has one.

@@ -1,6 +1,7 @@
 //! Pure. Reads objects whose every field we know: what is not known, or not of its type, is a mistake with its path,
 //! and all mistakes are found in one reading.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -101,6 +102,23 @@ impl Mistakes {
         }
     }
 
+    /// The metadata of an object, whose name must be a DNS name such as `example`.
+    pub(super) fn metadata(&mut self, fields: Fields<'_>, example: &str) -> Option<ObjectMeta> {
+        let value = self.required("", fields, "metadata")?;
+        let metadata: ObjectMeta = match serde_path_to_error::deserialize(value) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                self.add(&join("metadata", &error.path().to_string()), error.inner().to_string());
+                return None;
+            }
+        };
+        let name = metadata.name.as_deref().unwrap_or_default();
+        if !is_dns_name(name) {
+            self.add("metadata.name", format!("{:?} is no DNS name such as {example}", shown(name)));
+        }
+        Some(metadata)
+    }
+
     /// Notes a field that must be there.
     pub(super) fn required<'v>(&mut self, path: &str, fields: Fields<'v>, name: &str) -> Option<&'v Value> {
         let value = fields.get(name);
@@ -124,6 +142,23 @@ impl<'v> Fields<'v> {
 /// A field's path.
 pub(super) fn join(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+}
+
+/// What an error repeats of a text.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// A name as Kubernetes has it for most objects (RFC 1123 subdomain).
+pub(super) fn is_dns_name(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_dns_label)
+}
+
+/// A name as Kubernetes has it for namespaces and Services (RFC 1123 label).
+pub(super) fn is_dns_label(label: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let ends = !label.starts_with('-') && !label.ends_with('-');
+    (1..=63).contains(&label.len()) && ends && label.bytes().all(allowed)
 }
 
 /// A value in words, for the person who wrote it.

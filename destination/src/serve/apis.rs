@@ -126,10 +126,12 @@ impl PolicyApi {
         &self,
         request: &Request<TrafficSpec>,
     ) -> Result<impl Fn(&mut Lens<'_>) -> Result<OutboundPolicy, Status> + Send + use<>, Status> {
-        let target =
+        let (target, client) =
             self.read_traffic(request).map_err(|status| self.streams.refused(Api::Outbound, status))?;
         let settings = self.settings.clone();
-        Ok(move |lens: &mut Lens<'_>| Ok(wire::policy(&outbound(lens, &settings, &target)?, &settings)))
+        Ok(move |lens: &mut Lens<'_>| {
+            Ok(wire::policy(&outbound(lens, &settings, &target, Some(&client))?, &settings))
+        })
     }
 
     fn inbound(
@@ -144,21 +146,24 @@ impl PolicyApi {
         })
     }
 
-    fn read_traffic(&self, request: &Request<TrafficSpec>) -> Result<Target, Status> {
+    /// The target of a request, and the namespace of the client, which its certificate has proven.
+    fn read_traffic(&self, request: &Request<TrafficSpec>) -> Result<(Target, String), Status> {
         let caller = Caller::of(request, &self.settings)?;
         let spec = request.get_ref();
-        caller.may_ask_for(&Workload::parse(&spec.source_workload)?.0)?;
-        match &spec.target {
-            None => Err(Status::invalid_argument("the request names no target")),
+        let workload = Workload::parse(&spec.source_workload)?.0;
+        caller.may_ask_for(&workload)?;
+        let target = match &spec.target {
+            None => return Err(Status::invalid_argument("the request names no target")),
             Some(traffic_spec::Target::Authority(authority)) => {
-                Ok(Target::parse(authority, &self.settings.cluster_domain)?)
+                Target::parse(authority, &self.settings.cluster_domain)?
             }
             Some(traffic_spec::Target::Addr(addr)) => {
                 let ip = addr.ip.and_then(|ip| IpAddr::try_from(ip).ok());
                 let ip = ip.ok_or_else(|| Status::invalid_argument("the target's address has no IP"))?;
-                Ok(Target::Addr(SocketAddr::new(ip, port(addr.port)?)))
+                Target::Addr(SocketAddr::new(ip, port(addr.port)?))
             }
-        }
+        };
+        Ok((target, workload.namespace))
     }
 
     fn read_port(&self, request: &Request<PortSpec>) -> Result<(Workload, u16), Status> {

@@ -1,24 +1,21 @@
 //! Pure. How a client's proxy should treat traffic to a target. Contract 3.3.
 
-use super::{Lens, Refusal, Settings, Target};
+use super::{
+    HeldRoute, Lens, Refusal, Resilience, Settings, Target,
+    attach::{Attached, attached},
+    rules::{held, resilience},
+};
 use crate::{
-    index::{Addressing, Service},
-    resources::Name,
+    index::{Accrual, Addressing, Service, ServicePort, Traffic},
+    resources::{Name, routes::Rule},
 };
 use std::net::SocketAddr;
 
 /// How to treat traffic to a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outbound {
-    /// To a port of a Service: balance over its endpoints.
-    Service {
-        /// The Service.
-        name: Name,
-        /// Its port.
-        port: u16,
-        /// What is spoken there.
-        protocol: PortProtocol,
-    },
+    /// To a port of a Service: by its routes, or else balance over its endpoints.
+    Service(Box<ServicePolicy>),
     /// To a port that the Service does not define: refuse.
     UndefinedPort {
         /// The Service.
@@ -28,6 +25,23 @@ pub enum Outbound {
     },
     /// To somewhere outside the cluster: forward.
     External(SocketAddr),
+}
+
+/// How to treat traffic to a port of a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePolicy {
+    /// The Service.
+    pub name: Name,
+    /// Its port.
+    pub port: u16,
+    /// What is spoken there.
+    pub protocol: PortProtocol,
+    /// The routes that hold, all of one family, in order of precedence. Without any, everything goes to the Service.
+    pub routes: Vec<HeldRoute>,
+    /// Timeouts and retries where no route says anything.
+    pub resilience: Resilience,
+    /// When an endpoint counts as failing.
+    pub accrual: Option<Accrual>,
 }
 
 /// What is spoken on a Service's port, by declaration.
@@ -43,11 +57,16 @@ pub enum PortProtocol {
     Opaque,
 }
 
-/// How to treat traffic to a target.
-pub fn outbound(lens: &mut Lens<'_>, settings: &Settings, target: &Target) -> Result<Outbound, Refusal> {
+/// How a client in a namespace should treat traffic to a target.
+pub fn outbound(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    target: &Target,
+    client: Option<&str>,
+) -> Result<Outbound, Refusal> {
     match target {
-        Target::Addr(addr) => match lens.service_at(addr.ip()) {
-            Some((name, service)) => Ok(of_service(lens, settings, (name, service), addr.port())),
+        Target::Addr(addr) => match lens.declared_at(addr.ip()) {
+            Some((name, service)) => Ok(of_service(lens, settings, (name, service), addr.port(), client)),
             None if settings.in_cluster(*addr) => Err(Refusal::NotFound(format!(
                 "{} is in the cluster's networks, but no Service's address",
                 addr.ip()
@@ -55,14 +74,15 @@ pub fn outbound(lens: &mut Lens<'_>, settings: &Settings, target: &Target) -> Re
             None => Ok(Outbound::External(*addr)),
         },
         Target::Service { name, port, .. } => {
-            let service =
-                lens.service(name).ok_or_else(|| Refusal::NotFound(format!("there is no Service {name}")))?;
+            let service = lens
+                .declared(name)
+                .ok_or_else(|| Refusal::NotFound(format!("there is no Service {name}")))?;
             if service.addressing == Addressing::ExternalName {
                 return Err(Refusal::NotFound(format!(
                     "Service {name} is an ExternalName: it has no policy here"
                 )));
             }
-            Ok(of_service(lens, settings, (name, service), *port))
+            Ok(of_service(lens, settings, (name, service), *port, client))
         }
     }
 }
@@ -72,21 +92,45 @@ fn of_service(
     settings: &Settings,
     (name, service): (&Name, &Service),
     port: u16,
+    client: Option<&str>,
 ) -> Outbound {
-    let name = name.clone();
-    let Some(defined) = service.port(port) else { return Outbound::UndefinedPort { name, port } };
+    let Some(defined) = service.port(port) else {
+        return Outbound::UndefinedPort { name: name.clone(), port };
+    };
+    let protocol = protocol(lens, settings, (name, service), defined);
+    let attached = match service.addressing {
+        Addressing::ClusterIps(_) => attached(lens, name, defined, protocol, client),
+        // Its clients dial pods, which have no routes. Linkerd does not attach routes to such a Service either.
+        Addressing::Headless | Addressing::ExternalName => Attached::default(),
+    };
+    let routes = attached.holds.into_iter().map(|entry| held(lens, entry, &service.traffic)).collect();
+    Outbound::Service(Box::new(ServicePolicy {
+        name: name.clone(),
+        port,
+        protocol,
+        routes,
+        resilience: resilience(&Traffic::default(), &Rule::default(), &service.traffic),
+        accrual: service.accrual,
+    }))
+}
+
+/// What is spoken on a port.
+pub(super) fn protocol(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    (name, service): (&Name, &Service),
+    port: &ServicePort,
+) -> PortProtocol {
     // Opaqueness comes first: the server's side reads the same lists, and what the client calls HTTP would get 404
     // from a port that the server calls opaque (contract 12, point 5).
-    let protocol = if lens.service_port_is_opaque(settings, &name, service, port) {
-        PortProtocol::Opaque
-    } else {
-        match defined.app_protocol.as_deref() {
-            None => PortProtocol::Detect,
-            Some("http") => PortProtocol::Http1,
-            Some("kubernetes.io/h2c") => PortProtocol::Http2,
-            // `linkerd.io/tcp`, `linkerd.io/opaque`, and every name that Linkerd does not know.
-            Some(_) => PortProtocol::Opaque,
-        }
-    };
-    Outbound::Service { name, port, protocol }
+    if lens.service_port_is_opaque(settings, name, service, port.port) {
+        return PortProtocol::Opaque;
+    }
+    match port.app_protocol.as_deref() {
+        None => PortProtocol::Detect,
+        Some("http") => PortProtocol::Http1,
+        Some("kubernetes.io/h2c") => PortProtocol::Http2,
+        // `linkerd.io/tcp`, `linkerd.io/opaque`, and every name that Linkerd does not know.
+        Some(_) => PortProtocol::Opaque,
+    }
 }

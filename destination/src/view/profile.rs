@@ -1,6 +1,6 @@
 //! Pure. What an address or a name is, before any protocol is spoken, and the ServiceProfile that it has. Contract 3.2.
 
-use super::{Context, Endpoint, Lens, Refusal, Settings, Target, endpoints};
+use super::{Context, Endpoint, Family, Lens, Refusal, Settings, Target, endpoints};
 use crate::{
     index::{Addressing, Index, Service},
     resources::{Name, Spec},
@@ -113,6 +113,7 @@ pub fn profile_reports(index: &Index, settings: &Settings) -> impl Iterator<Item
             routes: spec.routes.len(),
             overrides: spec.overrides.len(),
             applies: about(index, settings, &name.name),
+            before: routes_behind(index, settings, name, spec),
         };
         (name.to_string(), report)
     })
@@ -127,6 +128,9 @@ pub struct ProfileReport {
     pub overrides: usize,
     /// What it is about: `Service shop/web`, or why it is about nothing.
     pub applies: String,
+    /// Routes that it comes before, for some client at least.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<String>,
 }
 
 fn about(index: &Index, settings: &Settings, full_name: &str) -> String {
@@ -136,6 +140,32 @@ fn about(index: &Index, settings: &Settings, full_name: &str) -> String {
             format!("Service {name}{exists}")
         }
         _ => format!("nothing: its name is not <service>.<namespace>.svc.{}", settings.cluster_domain),
+    }
+}
+
+/// The routes of its Service that some client who goes by it would go by.
+fn routes_behind(index: &Index, settings: &Settings, name: &Name, spec: &Spec) -> Vec<String> {
+    let Ok(Target::Service { name: service, host: None, .. }) =
+        Target::parse(&name.name, &settings.cluster_domain)
+    else {
+        return Vec::new();
+    };
+    let routes = index.routes_of(&service).filter(|(id, _)| {
+        // A consumer's route meets the profile of its own namespace, or else the Service's.
+        let met = [&id.name.namespace, &service.namespace].contains(&&name.namespace)
+            || id.name.namespace == service.namespace;
+        met && spec.comes_before(Family::of(id.kind))
+    });
+    routes.map(|(id, _)| id.to_string()).collect()
+}
+
+impl Spec {
+    /// Does it come before routes of this family? Contract 1.7.
+    pub(super) fn comes_before(&self, family: Family) -> bool {
+        match family {
+            Family::Grpc | Family::Http => !(self.routes.is_empty() && self.overrides.is_empty()),
+            Family::Tls | Family::Tcp => !self.overrides.is_empty(),
+        }
     }
 }
 

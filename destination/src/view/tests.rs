@@ -4,6 +4,7 @@ mod answers;
 mod endpoints;
 mod profiles;
 mod requests;
+mod routes;
 
 use super::*;
 use crate::{index::Index, resources::Document, watch::Event};
@@ -80,6 +81,7 @@ pub(crate) fn settings() -> Settings {
         default_opaque_ports: [25, 587, 3306, 4444, 5432, 6379, 9300, 11211].into_iter().collect(),
         transport_mode: TransportMode::TransportHeader,
         h2_upgrade: true,
+        heed_request_headers: false,
     }
 }
 

@@ -1,13 +1,12 @@
 //! Pure. Profiles, as Linkerd's controller writes them. Contract 3.2.
 
-use super::{seconds, service_ref, weighted_addr};
+use super::{duration, http_method, service_ref, weighted_addr};
 use crate::{
     resources::{RequestMatch, Route, Spec, WeightedDst},
     view::{Chosen, Profile, Settings},
 };
-use linkerd2_proxy_api::{destination as api, http_types, meta};
+use linkerd2_proxy_api::{destination as api, meta};
 use remora_core::profile::{BudgetLimits, ResponseClass, ResponseMatch};
-use std::time::Duration;
 
 /// A profile.
 pub fn destination_profile(profile: &Profile, settings: &Settings) -> api::DestinationProfile {
@@ -68,13 +67,6 @@ fn request_match(condition: &RequestMatch) -> api::RequestMatch {
     api::RequestMatch { r#match: Some(condition) }
 }
 
-fn http_method(method: &str) -> http_types::HttpMethod {
-    use http_types::http_method::{Registered, Type};
-    let registered = Registered::from_str_name(method).map(|known| Type::Registered(known.into()));
-    let unregistered = || Type::Unregistered(method.to_owned());
-    http_types::HttpMethod { r#type: Some(registered.unwrap_or_else(unregistered)) }
-}
-
 fn response_class(class: &ResponseClass) -> api::ResponseClass {
     api::ResponseClass { condition: Some(response_match(&class.condition)), is_failure: class.failure }
 }
@@ -118,9 +110,4 @@ fn profile_ref(chosen: &Chosen) -> meta::Metadata {
             ..meta::Resource::default()
         })),
     }
-}
-
-fn duration(duration: Duration) -> prost_types::Duration {
-    let nanos = i32::try_from(duration.subsec_nanos()).unwrap_or_default();
-    prost_types::Duration { nanos, ..seconds(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)) }
 }

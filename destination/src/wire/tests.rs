@@ -1,9 +1,11 @@
 //! What goes onto the wire, against what proxies insist on.
 
+mod routes;
+
 use super::*;
 use crate::{
     resources::{Document, Name, Resource, parse},
-    view::{Chosen, Inbound, Outbound, PortProtocol, Profile, settings_for_tests},
+    view::{Chosen, Inbound, Outbound, PortProtocol, Profile, Resilience, ServicePolicy, settings_for_tests},
 };
 use linkerd2_proxy_api::{http_route::path_match, inbound as inbound_api, outbound as outbound_api};
 use remora_core::{identity::Identity, policy::DefaultPolicy};
@@ -190,7 +192,16 @@ fn backends(kind: &outbound_api::proxy_protocol::Kind) -> Vec<&outbound_api::Bac
 #[test]
 fn every_backend_has_metadata_a_queue_and_somewhere_to_go() {
     let settings = settings_for_tests();
-    let service = |protocol| Outbound::Service { name: Name::new("shop", "web"), port: 8080, protocol };
+    let service = |protocol| {
+        Outbound::Service(Box::new(ServicePolicy {
+            name: Name::new("shop", "web"),
+            port: 8080,
+            protocol,
+            routes: vec![],
+            resilience: Resilience::default(),
+            accrual: None,
+        }))
+    };
     for (outbound, count) in [
         (service(PortProtocol::Detect), 3),
         (service(PortProtocol::Http1), 1),

@@ -69,7 +69,16 @@ fn a_pod_that_claims_a_proxy_without_one_has_no_profile() {
 fn outbound_policies() {
     let with = |port: &str| CLUSTER.replacen("{name: metrics, port: 9090}", port, 1);
     let app = |protocol: &str| with(&format!("{{name: metrics, port: 9090, appProtocol: {protocol}}}"));
-    let service = |protocol| Ok(Outbound::Service { name: Name::new("shop", "web"), port: 9090, protocol });
+    let service = |protocol| {
+        Ok(Outbound::Service(Box::new(ServicePolicy {
+            name: Name::new("shop", "web"),
+            port: 9090,
+            protocol,
+            routes: vec![],
+            resilience: Resilience::default(),
+            accrual: None,
+        })))
+    };
     for (manifests, target, expected) in [
         (CLUSTER.to_owned(), "10.96.0.1:9090", service(PortProtocol::Detect)),
         (CLUSTER.to_owned(), "web.shop.svc.cluster.local:9090", service(PortProtocol::Detect)),
@@ -104,7 +113,7 @@ fn outbound_policies() {
     ] {
         let index = index(&manifests);
         let target = Target::parse(target, "cluster.local").unwrap();
-        let seen = outbound(&mut Lens::new(&index), &settings(), &target);
+        let seen = outbound(&mut Lens::new(&index), &settings(), &target, None);
         assert_eq!(
             seen.map_err(|refusal| assert!(matches!(refusal, Refusal::NotFound(_)))),
             expected,

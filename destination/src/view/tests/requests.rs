@@ -13,7 +13,10 @@ fn what_is_not_there_is_not_found() {
             profile(&mut Lens::new(&index), &settings(), &target, &Context::default()),
             Err(Refusal::NotFound(_))
         ));
-        assert!(matches!(outbound(&mut Lens::new(&index), &settings(), &target), Err(Refusal::NotFound(_))));
+        assert!(matches!(
+            outbound(&mut Lens::new(&index), &settings(), &target, None),
+            Err(Refusal::NotFound(_))
+        ));
     }
 }
 

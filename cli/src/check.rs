@@ -1,0 +1,159 @@
+//! `remora check`: a directory of manifests as `remora-destination` would read it, and what it says of them.
+
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use remora_destination::{
+    check::{Checked, check},
+    config::{Config, NoConfig},
+    view::{Condition, ParentReport},
+    watch::directory::Reading,
+};
+
+use crate::{Format, USAGE, complain, print};
+
+/// A document is invalid, or a condition is false.
+const NOT_FINE: u8 = 2;
+
+/// Check a directory of manifests: what cannot be read, and how every route stands.
+///
+/// Reads every *.yaml, *.yml and *.json of the directory with the reader of remora-destination, and says what that would
+/// say of them in its /state.json: mistakes with the paths of their fields, and for each route and parent whether the
+/// parent accepts it and whether its references lead somewhere. What a route refers to has to be in the directory too.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        remora check --manifests deploy/\n  \
+        remora check --manifests deploy/ -o json | jq '.routes'\n\n\
+        Exit codes: 0 everything is fine, whatever warnings there are; 2 a document is invalid or a condition is False; \
+        1 the directory cannot be read; 64 the command line is wrong.")]
+pub(crate) struct Check {
+    /// The directory.
+    #[arg(long, value_name = "DIR")]
+    manifests: PathBuf,
+    /// Domain of the cluster's DNS.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Opaque ports of whatever has no annotation, instead of remora-destination's default.
+    #[arg(long, value_name = "PORTS")]
+    default_opaque_ports: Option<String>,
+    /// How the result is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+pub(crate) fn run(args: &Check) -> ExitCode {
+    let config = match config(args) {
+        Ok(config) => config,
+        Err(why) => {
+            complain(&format!("remora check: {why}"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let reading = Reading::of(&config.manifests);
+    if let Some(why) = &reading.incomplete {
+        complain(&format!("remora check: {why}"));
+        return ExitCode::FAILURE;
+    }
+    let checked = check(&reading, &config.settings);
+    let text = match args.output {
+        Format::Text => table(&checked),
+        Format::Json => match serde_json::to_string_pretty(&checked) {
+            Ok(text) => format!("{text}\n"),
+            Err(why) => {
+                complain(&format!("remora check: {why}"));
+                return ExitCode::FAILURE;
+            }
+        },
+    };
+    let printed = print(&text);
+    if printed == ExitCode::SUCCESS && !checked.fine { ExitCode::from(NOT_FINE) } else { printed }
+}
+
+/// The configuration of the process that would read this directory, so that both read alike.
+fn config(args: &Check) -> Result<Config, String> {
+    let mut flags = vec![
+        "remora-destination".to_owned(),
+        "--plaintext".to_owned(),
+        "--grpc-addr=127.0.0.1:0".to_owned(),
+        "--policy-addr=127.0.0.1:0".to_owned(),
+        format!("--manifests={}", args.manifests.display()),
+        format!("--cluster-domain={}", args.cluster_domain),
+    ];
+    flags.extend(args.default_opaque_ports.iter().map(|ports| format!("--default-opaque-ports={ports}")));
+    Config::read(flags).map_err(|why| match why {
+        NoConfig::Usage(error) => error.to_string(),
+        NoConfig::Wrong(mistakes) => mistakes.to_string(),
+    })
+}
+
+fn table(checked: &Checked) -> String {
+    let mut text = String::new();
+    for (file, report) in &checked.files {
+        for error in &report.errors {
+            let _infallible = writeln!(text, "invalid: {file}: {error}");
+        }
+    }
+    let mut rows = vec![["ROUTE", "PARENT", "ACCEPTED", "RESOLVED REFS"].map(str::to_owned)];
+    let mut messages = Vec::new();
+    for (id, report) in &checked.routes {
+        for parent in &report.parents {
+            let [accepted, resolved] = parent.conditions.each_ref();
+            rows.push([id.clone(), named(parent), word(accepted), word(resolved)]);
+            for condition in parent.conditions.iter().filter(|condition| !condition.holds()) {
+                messages.push(format!("{id}: {}: {}", condition.reason, condition.message));
+            }
+        }
+    }
+    // What all parents say is said once.
+    messages.sort_unstable();
+    messages.dedup();
+    if rows.len() > 1 {
+        aligned(&rows, &mut text);
+    }
+    for (kind, lines) in [("false", &messages), ("warning", &checked.warnings)] {
+        for line in lines {
+            let _infallible = writeln!(text, "{kind}: {line}");
+        }
+    }
+    let invalid: usize = checked.files.values().map(|file| file.errors.len()).sum();
+    let _infallible = writeln!(
+        text,
+        "{} files, {} routes: {invalid} mistakes in documents, {} routes not fine, {} warnings",
+        checked.files.len(),
+        checked.routes.len(),
+        checked.routes.values().filter(|report| !report.is_fine()).count(),
+        checked.warnings.len(),
+    );
+    text
+}
+
+/// A parent as people name it.
+fn named(parent: &ParentReport) -> String {
+    let parent = &parent.parent;
+    let namespace = parent.namespace.as_ref().map_or_else(String::new, |namespace| format!("{namespace}/"));
+    let section = parent.section.as_ref().map_or_else(String::new, |section| format!(":{section}"));
+    let port = parent.port.map_or_else(String::new, |port| format!(":{port}"));
+    format!("{namespace}{}{section}{port}", parent.name)
+}
+
+fn word(condition: &Condition) -> String {
+    if condition.holds() { "yes".to_owned() } else { format!("no: {}", condition.reason) }
+}
+
+/// Columns as wide as their widest cell; the last one ends where it ends.
+fn aligned(rows: &[[String; 4]], text: &mut String) {
+    let mut widths = [0; 4];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            let _infallible = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}

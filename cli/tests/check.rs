@@ -1,0 +1,106 @@
+//! `remora check` as people and pull requests meet it: what it prints, and with which exit code.
+#![expect(clippy::unwrap_used, reason = "clippy does not count the helpers of a test as a test")]
+
+use std::{fs, process::Command};
+
+use serde_json::Value;
+
+const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
+
+fn route(rule: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: web, namespace: shop}}, spec: \
+         {{parentRefs: [{{group: core, kind: Service, name: web, port: 80}}], rules: [{{{rule}}}]}}}}"
+    )
+}
+
+/// Exit code, standard output, standard error.
+fn check(files: &[(&str, &str)], flags: &[&str]) -> (Option<i32>, String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_remora"))
+        .arg("check")
+        .arg("--manifests")
+        .arg(directory.path())
+        .args(flags)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn what_is_fine_exits_with_0() {
+    let (code, said, err) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(""))], &[]);
+    let expected = "\
+ROUTE               PARENT  ACCEPTED  RESOLVED REFS
+HTTPRoute shop/web  web:80  yes       yes
+2 files, 1 routes: 0 mistakes in documents, 0 routes not fine, 0 warnings
+";
+    assert_eq!((code, said.as_str(), err.as_str()), (Some(0), expected, ""));
+}
+
+#[test]
+fn warnings_change_no_exit_code() {
+    let rule = "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: user, value: '${jwt.sub}'}]}}]";
+    let (code, said, _) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(rule))], &[]);
+    assert_eq!(code, Some(0));
+    let expected = "warning: HTTPRoute shop/web: spec.rules[0].filters[0].requestHeaderModifier.set[0].value: ${jwt.sub} is no variable here; it is sent as it is written\n";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn a_false_condition_exits_with_2_and_has_the_path() {
+    let rule = "filters: [{type: URLRewrite, urlRewrite: {hostname: example.com}}], backendRefs: [{name: none, port: 80}]";
+    let (code, said, _) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(rule))], &[]);
+    assert_eq!(code, Some(2));
+    for part in [
+        "HTTPRoute shop/web  web:80  no: UnsupportedValue  no: BackendNotFound\n",
+        "false: HTTPRoute shop/web: UnsupportedValue: spec.rules[0].filters[0].urlRewrite: ",
+        "false: HTTPRoute shop/web: BackendNotFound: spec.rules[0].backendRefs[0]: Service shop/none does not exist\n",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in:\n{said}");
+    }
+}
+
+#[test]
+fn an_invalid_document_exits_with_2_and_has_every_mistake() {
+    let rule = "timeouts: {request: soon}, backendRefs: [{name: web, port: 80, weight: 2147483648}]";
+    let (code, said, _) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(rule))], &[]);
+    assert_eq!(code, Some(2));
+    let lines: Vec<&str> =
+        said.lines().filter(|line| line.starts_with("invalid: route.yaml: document 1: ")).collect();
+    assert!(
+        lines.len() == 2 && lines[0].contains("weight") && lines[1].contains("timeouts.request"),
+        "{said}"
+    );
+}
+
+#[test]
+fn scripts_read_json() {
+    let rule = "backendRefs: [{name: none, port: 80}]";
+    let (code, said, _) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(rule))], &["-o", "json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &said["fine"]), (Some(2), &Value::Bool(false)));
+    let parent = &said["routes"]["HTTPRoute shop/web"]["parents"][0];
+    assert_eq!(parent["controllerName"], "remora.io/policy-controller");
+    let conditions = parent["conditions"].as_array().unwrap();
+    let words: Vec<_> = conditions.iter().map(|one| (&one["type"], &one["status"], &one["reason"])).collect();
+    let text = |text: &str| Value::String(text.to_owned());
+    let expected = [["Accepted", "True", "Accepted"], ["ResolvedRefs", "False", "BackendNotFound"]];
+    for (found, [kind, status, reason]) in words.iter().zip(expected) {
+        assert_eq!(*found, (&text(kind), &text(status), &text(reason)));
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_exits_with_1_and_a_wrong_flag_with_64() {
+    let code =
+        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_remora")).args(args).output().unwrap().status.code();
+    assert_eq!(code(&["check", "--manifests", "/nowhere/at/all"]), Some(1));
+    assert_eq!(code(&["check"]), Some(64));
+    assert_eq!(code(&["check", "--manifests", ".", "--cluster-domain", "a b"]), Some(64));
+    assert_eq!(code(&["check", "--manifests", ".", "--default-opaque-ports", "0"]), Some(64));
+}

@@ -1,0 +1,179 @@
+//! Pure. What of a route can be told to proxies in Linkerd's API, and what happens instead of the rest: it is never left
+//! out without a word.
+
+use crate::{
+    index::Route,
+    resources::{
+        RouteKind,
+        routes::{Filter, GrpcMatch, GrpcName, HeaderEdit, Match, Rule},
+    },
+};
+
+/// What kinds of routes are about. In this order one comes before the other on a port that has both. Contract 3.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// gRPC.
+    Grpc,
+    /// HTTP.
+    Http,
+    /// TLS of the application's own, by server name.
+    Tls,
+    /// Bytes.
+    Tcp,
+}
+
+/// Something that a route asks for and does not get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unsupported {
+    /// The path of the field.
+    pub(super) path: String,
+    /// Why not, and what happens instead.
+    pub(super) reason: String,
+    /// What happens instead.
+    pub(super) effect: Effect,
+}
+
+/// What happens instead of something that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Requests of this rule fail.
+    Rule(usize),
+    /// Requests of this rule that would go to this backend fail.
+    Backend(usize, usize),
+    /// Everything else holds without it.
+    Nothing,
+}
+
+/// Headers that say where a message ends, or what holds for one connection only.
+const OF_A_CONNECTION: [&str; 9] = [
+    "connection",
+    "content-length",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+impl Family {
+    /// Of a kind of route.
+    pub fn of(kind: RouteKind) -> Self {
+        match kind {
+            RouteKind::Grpc => Self::Grpc,
+            RouteKind::Http | RouteKind::LinkerdHttp => Self::Http,
+            RouteKind::Tls => Self::Tls,
+            RouteKind::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// Everything that a route asks for and does not get.
+pub(super) fn unsupported(route: &Route) -> Vec<Unsupported> {
+    let mut found: Vec<Unsupported> = route
+        .problems
+        .iter()
+        .map(|(annotation, reason)| Unsupported {
+            path: format!("metadata.annotations[{annotation}]"),
+            reason: format!("{reason}; it is ignored"),
+            effect: Effect::Nothing,
+        })
+        .collect();
+    let kind = route.spec.kind;
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{at}]");
+        if at > 0 && matches!(kind, RouteKind::Tls | RouteKind::Tcp) {
+            let reason = "connections take the first rule: this one is never used".to_owned();
+            found.push(Unsupported { path, reason, effect: Effect::Nothing });
+            continue;
+        }
+        for (number, filter) in rule.filters.iter().enumerate() {
+            let Some((field, reason)) = refusal(kind, filter) else { continue };
+            let path = format!("{path}.filters[{number}].{field}");
+            let reason = format!("{reason}; requests of this rule fail");
+            found.push(Unsupported { path, reason, effect: Effect::Rule(at) });
+        }
+        for (backend, target) in rule.backends.iter().enumerate() {
+            for (number, filter) in target.filters.iter().enumerate() {
+                let Some((field, reason)) = refusal(kind, filter) else { continue };
+                let path = format!("{path}.backendRefs[{backend}].filters[{number}].{field}");
+                let reason = format!("{reason}; requests that would go to this backend fail");
+                found.push(Unsupported { path, reason, effect: Effect::Backend(at, backend) });
+            }
+        }
+        found.extend(unmatched(&path, rule));
+        if rule.session_persistence {
+            found.push(Unsupported {
+                path: format!("{path}.sessionPersistence"),
+                reason: "there is none here; requests of one client go to any endpoint".to_owned(),
+                effect: Effect::Nothing,
+            });
+        }
+    }
+    found
+}
+
+/// The field of a filter that cannot be applied, and why.
+fn refusal(kind: RouteKind, filter: &Filter) -> Option<(String, String)> {
+    let field = filter.field();
+    let carried = match filter {
+        Filter::RequestHeaders(_) => true,
+        Filter::ResponseHeaders(_) | Filter::Redirect(_) => kind != RouteKind::Grpc,
+        Filter::Rewrite(_) | Filter::Mirror(_) => false,
+        Filter::Other(name) => {
+            return Some((field.to_owned(), format!("{name} is not supported")));
+        }
+    };
+    if !carried {
+        return Some((field.to_owned(), format!("Linkerd's API cannot carry {}", filter.name())));
+    }
+    match filter {
+        Filter::RequestHeaders(edit) => untouchable(field, edit, true),
+        Filter::ResponseHeaders(edit) => untouchable(field, edit, false),
+        _ => None,
+    }
+}
+
+/// The first header that proxies let no filter change.
+fn untouchable(field: &str, edit: &HeaderEdit, request: bool) -> Option<(String, String)> {
+    let of = |list: &str, name: &str, value: Option<&str>| {
+        let why = match name {
+            // To set it is to tell the server another host, if it is one.
+            "host" if request && list == "set" => {
+                let host = value.is_some_and(|value| http::uri::Authority::try_from(value).is_ok());
+                (!host).then_some("its value is no host")
+            }
+            "host" => Some("it can be set in requests only"),
+            _ if OF_A_CONNECTION.contains(&name) => {
+                Some("it is about one connection or the message's length")
+            }
+            _ if name.starts_with("l5d-") || name.starts_with("remora-") => {
+                Some("it is said between proxies")
+            }
+            _ => None,
+        };
+        Some((format!("{field}.{list}"), format!("{name} cannot be changed: {}", why?)))
+    };
+    let set = edit.set.iter().find_map(|(name, value)| of("set", name, Some(value)));
+    let add = || edit.add.iter().find_map(|(name, value)| of("add", name, Some(value)));
+    let remove = || edit.remove.iter().find_map(|name| of("remove", name, None));
+    set.or_else(add).or_else(remove)
+}
+
+/// Matches that Linkerd's API has no words for.
+fn unmatched<'a>(path: &'a str, rule: &'a Rule) -> impl Iterator<Item = Unsupported> + 'a {
+    let listed = rule.matches.iter().enumerate().filter(|(_, wanted)| !can_match(wanted));
+    listed.map(move |(at, _)| Unsupported {
+        path: format!("{path}.matches[{at}].method.type"),
+        reason: "Linkerd's API cannot carry regular expressions here; this match matches nothing".to_owned(),
+        effect: Effect::Nothing,
+    })
+}
+
+/// Has Linkerd's API words for this match?
+pub(crate) fn can_match(wanted: &Match) -> bool {
+    let Match::Grpc(GrpcMatch { service, method, .. }) = wanted else { return true };
+    let regex = |name: &Option<GrpcName>| matches!(name, Some(GrpcName::Regex(_)));
+    !regex(service) && !regex(method)
+}

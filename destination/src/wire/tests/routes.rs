@@ -1,0 +1,253 @@
+//! Routes as proxies get them: what they mean there, read back by the proxy's own reader.
+
+use crate::{
+    index::Index,
+    resources::{Document, parse},
+    view::{Lens, Settings, Target, outbound, settings_for_tests},
+    watch::Event,
+    wire::policy,
+};
+use linkerd2_proxy_api::outbound::{
+    self as api, http_route::distribution::Kind as Distribution, http_route::filter::Kind as Filter,
+    proxy_protocol::Kind,
+};
+
+const SERVICES: &str = "
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: v2, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
+---
+";
+
+/// The policy of `web` for clients of `shop`.
+fn served(routes: &str) -> Kind {
+    served_by(SERVICES, routes)
+}
+
+fn served_by(services: &str, routes: &str) -> Kind {
+    let mut index = Index::default();
+    for document in parse(&format!("{services}{routes}")).unwrap() {
+        let Document::Known(resource) = document else { panic!("{document:?}") };
+        index.apply(Event::Apply(resource));
+    }
+    let target = Target::parse("10.96.0.1:80", "cluster.local").unwrap();
+    let settings = Settings { heed_request_headers: true, ..settings_for_tests() };
+    let seen = outbound(&mut Lens::new(&index), &settings, &target, Some("shop")).unwrap();
+    policy(&seen, &settings).protocol.unwrap().kind.unwrap()
+}
+
+fn route(kind: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: r, namespace: shop}}, spec: \
+         {{parentRefs: [{{group: core, kind: Service, name: web}}], {spec}}}}}"
+    )
+}
+
+fn http(spec: &str) -> Vec<api::HttpRoute> {
+    let Kind::Detect(detect) = served(&route("HTTPRoute", spec)) else { panic!("not detected") };
+    let (http1, http2) = (detect.http1.unwrap(), detect.http2.unwrap());
+    assert_eq!(http1.routes, http2.routes);
+    http1.routes
+}
+
+#[test]
+fn weights_and_header_matches() {
+    let routes = http(
+        "rules: [{matches: [{headers: [{name: X-Canary, value: 'yes'}]}], backendRefs: [{name: v2, port: 80}]}, \
+         {backendRefs: [{name: web, port: 80, weight: 90}, {name: v2, port: 80, weight: 10}, {name: v2, port: 80, weight: 0}]}]",
+    );
+    let [route] = &routes[..] else { panic!("{routes:?}") };
+    let [pinned, rest] = &route.rules[..] else { panic!("{route:?}") };
+    assert_eq!(pinned.matches[0].headers[0].name, "x-canary");
+    let Some(Distribution::RandomAvailable(random)) = &rest.backends.as_ref().unwrap().kind else {
+        panic!("{rest:?}")
+    };
+    let weights: Vec<u32> = random.backends.iter().map(|backend| backend.weight).collect();
+    assert_eq!(weights, [90, 10], "a weight of 0 is never sent");
+}
+
+#[test]
+fn a_backend_that_is_not_there_fails_its_share() {
+    let routes = http("rules: [{backendRefs: [{name: web, port: 80}, {name: none, port: 80}]}]");
+    let Some(Distribution::RandomAvailable(random)) = &routes[0].rules[0].backends.as_ref().unwrap().kind
+    else {
+        panic!("{routes:?}")
+    };
+    let missing = random.backends[1].backend.as_ref().unwrap();
+    assert_eq!(missing.backend.as_ref().unwrap().kind, None);
+    let Some(Filter::FailureInjector(failure)) = &missing.filters[0].kind else { panic!("{missing:?}") };
+    assert_eq!((failure.status, failure.message.as_str()), (500, "Service shop/none does not exist"));
+}
+
+/// What the proxy's own reader makes of a policy.
+fn read_back(kind: &Kind) -> remora_core::route::OutboundProtocol {
+    let protocol = Some(api::ProxyProtocol { kind: Some(kind.clone()) });
+    let policy = api::OutboundPolicy { metadata: None, protocol };
+    remora_runtime::api::outbound::outbound_policy(policy).value.protocol
+}
+
+#[test]
+fn matches_arrive_as_they_are_written() {
+    use remora_core::route::{HostMatch, HttpMatch, OutboundProtocol, PathMatch, ValueMatch, whole_match};
+    let kind = served(&route(
+        "HTTPRoute",
+        "hostnames: [a.example, '*.b.example'], rules: [{matches: [\
+         {path: {type: Exact, value: /a}, method: PUT, headers: [{name: X-A, value: b}, {name: c, type: RegularExpression, value: 'd|e'}]}, \
+         {path: {type: RegularExpression, value: '/f.*'}, queryParams: [{name: G, value: h}, {name: i, type: RegularExpression, value: 'j+'}]}, \
+         {path: {value: /k}}]}, {}]",
+    ));
+    let OutboundProtocol::Detect { http1, .. } = read_back(&kind) else { panic!("{kind:?}") };
+    let [route] = &http1[..] else { panic!("{http1:?}") };
+    let labels = ["b", "example"].map(str::to_owned).to_vec();
+    assert_eq!(route.route.hosts, [HostMatch::Exact("a.example".to_owned()), HostMatch::Suffix(labels)]);
+    let exact = |text: &str| ValueMatch::Exact(text.as_bytes().to_vec());
+    let regex = |pattern: &str| whole_match(pattern).unwrap();
+    let named = |name: &str, value: ValueMatch| (name.to_owned(), value);
+    let expected = [
+        HttpMatch {
+            path: Some(PathMatch::Exact("/a".to_owned())),
+            headers: vec![named("x-a", exact("b")), named("c", ValueMatch::Regex(regex("d|e")))],
+            query: vec![],
+            method: Some("PUT".to_owned()),
+        },
+        HttpMatch {
+            path: Some(PathMatch::Regex(regex("/f.*"))),
+            headers: vec![],
+            query: vec![named("G", exact("h")), named("i", ValueMatch::Regex(regex("j+")))],
+            method: None,
+        },
+        HttpMatch { path: Some(PathMatch::Prefix("/k".to_owned())), ..HttpMatch::default() },
+    ];
+    assert_eq!(route.route.rules[0].matches, expected);
+    let every = HttpMatch { path: Some(PathMatch::Prefix("/".to_owned())), ..HttpMatch::default() };
+    assert_eq!(route.route.rules[1].matches, [every]);
+}
+
+#[test]
+fn filters_of_rules_and_backends() {
+    let routes = http(
+        "rules: [{matches: [{path: {value: /old}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, \
+         hostname: b.example, port: 8443, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}, statusCode: 308}}]}, \
+         {filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: A, value: b}], add: [{name: c, value: d}], remove: [e]}}], \
+         backendRefs: [{name: v2, port: 80, filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {remove: [server]}}]}]}]",
+    );
+    let [redirect, rest] = &routes[0].rules[..] else { panic!("{routes:?}") };
+    let Some(Filter::Redirect(redirect)) = &redirect.filters[0].kind else { panic!("{redirect:?}") };
+    assert_eq!((redirect.host.as_str(), redirect.port, redirect.status), ("b.example", 8443, 308));
+    let replace = redirect.path.clone().unwrap().replace.unwrap();
+    assert_eq!(replace, linkerd2_proxy_api::http_route::path_modifier::Replace::Prefix("/new".to_owned()));
+    let Some(Filter::RequestHeaderModifier(edit)) = &rest.filters[0].kind else { panic!("{rest:?}") };
+    let listed = |headers: &Option<linkerd2_proxy_api::http_types::Headers>| -> Vec<(String, Vec<u8>)> {
+        headers.iter().flat_map(|all| &all.headers).map(|one| (one.name.clone(), one.value.clone())).collect()
+    };
+    let pair = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+    assert_eq!((listed(&edit.set), listed(&edit.add)), (vec![pair("a", "b")], vec![pair("c", "d")]));
+    assert_eq!(edit.remove, ["e"]);
+    let Some(Distribution::RandomAvailable(random)) = &rest.backends.as_ref().unwrap().kind else {
+        panic!("{rest:?}")
+    };
+    let filters = &random.backends[0].backend.as_ref().unwrap().filters;
+    assert!(
+        matches!(&filters[0].kind, Some(Filter::ResponseHeaderModifier(edit)) if edit.remove == ["server"])
+    );
+}
+
+#[test]
+fn what_cannot_be_carried_fails_instead() {
+    let routes = http(
+        "rules: [{filters: [{type: URLRewrite, urlRewrite: {hostname: a}}], backendRefs: [{name: v2, port: 80}]}]",
+    );
+    let rule = &routes[0].rules[0];
+    let [filter] = &rule.filters[..] else { panic!("{rule:?}") };
+    let Some(Filter::FailureInjector(failure)) = &filter.kind else { panic!("{rule:?}") };
+    let message = "HTTPRoute shop/r: spec.rules[0].filters[0].urlRewrite: Linkerd's API cannot carry URLRewrite; requests of this rule fail";
+    assert_eq!((failure.status, failure.message.as_str(), failure.ratio), (500, message, None));
+    let Some(Distribution::FirstAvailable(first)) = &rule.backends.as_ref().unwrap().kind else {
+        panic!("{rule:?}")
+    };
+    assert_eq!(first.backends[0].backend.as_ref().unwrap().kind, None, "nothing can get through");
+}
+
+#[test]
+fn timeouts_retries_and_failing_endpoints() {
+    let rules =
+        "rules: [{timeouts: {request: 1500ms}, retry: {codes: [500, 503], attempts: 3, backoff: 100ms}}]";
+    let annotated = SERVICES.replacen(
+        "namespace: shop}",
+        "namespace: shop, annotations: {balancer.linkerd.io/failure-accrual: consecutive, timeout.linkerd.io/idle: 1m}}",
+        1,
+    );
+    let routes = http(rules);
+    let rule = &routes[0].rules[0];
+    let time = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+    assert_eq!(rule.timeouts.as_ref().unwrap().request, time(1, 500_000_000));
+    assert!(rule.allow_l5d_request_headers);
+    let retry = rule.retry.as_ref().unwrap();
+    let ranges: Vec<_> = retry
+        .conditions
+        .as_ref()
+        .unwrap()
+        .status_ranges
+        .iter()
+        .map(|range| (range.start, range.end))
+        .collect();
+    assert_eq!(
+        (retry.max_retries, retry.max_request_bytes, ranges),
+        (3, 65_536, vec![(500, 500), (503, 503)])
+    );
+    let backoff = retry.backoff.as_ref().unwrap();
+    assert_eq!((backoff.min_backoff, backoff.max_backoff), (time(0, 100_000_000), time(1, 0)));
+    let Kind::Detect(detect) = served_by(&annotated, "") else { panic!("not detected") };
+    let http2 = detect.http2.unwrap();
+    let Some(api::failure_accrual::Kind::ConsecutiveFailures(accrual)) = http2.failure_accrual.unwrap().kind
+    else {
+        panic!("no accrual")
+    };
+    assert_eq!((accrual.max_failures, accrual.backoff.unwrap().max_backoff), (7, time(60, 0)));
+    assert_eq!(http2.routes[0].rules[0].timeouts.as_ref().unwrap().idle, time(60, 0));
+}
+
+#[test]
+fn grpc_routes() {
+    let kind = served(&route(
+        "GRPCRoute",
+        "rules: [{matches: [{method: {service: pkg.Svc, method: Get}}, {method: {type: RegularExpression, service: 'a.*'}}], \
+         backendRefs: [{name: v2, port: 80}, {name: none, port: 80}]}, \
+         {matches: [{method: {type: RegularExpression, method: 'a.*'}}]}, \
+         {filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 80}}}]}]",
+    ));
+    let Kind::Grpc(grpc) = kind else { panic!("{kind:?}") };
+    // The rule whose only match cannot be said is not there: without a match it would have every request.
+    let [named, mirrored] = &grpc.routes[0].rules[..] else { panic!("{grpc:?}") };
+    let [only] = &named.matches[..] else { panic!("{named:?}") };
+    let rpc = only.rpc.as_ref().unwrap();
+    assert_eq!((rpc.service.as_str(), rpc.method.as_str()), ("pkg.Svc", "Get"));
+    let Some(api::grpc_route::distribution::Kind::RandomAvailable(random)) =
+        &named.backends.as_ref().unwrap().kind
+    else {
+        panic!("{named:?}")
+    };
+    let code = |filters: &[api::grpc_route::Filter]| match &filters[0].kind {
+        Some(api::grpc_route::filter::Kind::FailureInjector(failure)) => failure.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(code(&random.backends[1].backend.as_ref().unwrap().filters), 14, "UNAVAILABLE");
+    assert_eq!(code(&mirrored.filters), 12, "UNIMPLEMENTED");
+}
+
+#[test]
+fn connections() {
+    use remora_core::route::{Distribution, OutboundProtocol};
+    let spec = "rules: [{backendRefs: [{name: v2, port: 80, weight: 3}, {name: web, port: 80}]}]";
+    let tls = served(&route("TLSRoute", &format!("hostnames: ['*.a.example'], {spec}")));
+    let OutboundProtocol::Tls(routes) = read_back(&tls) else { panic!("{tls:?}") };
+    assert_eq!((routes.len(), routes[0].snis.len()), (1, 1));
+    let Distribution::RandomAvailable(backends) = &*routes[0].distribution else { panic!("{routes:?}") };
+    assert_eq!(backends.iter().map(|(_, weight)| *weight).collect::<Vec<_>>(), [3, 1]);
+    let tcp = |spec: &str| served(&route("TCPRoute", spec).replace("k8s.io/v1,", "k8s.io/v1alpha2,"));
+    assert!(matches!(read_back(&tcp(spec)), OutboundProtocol::Opaque(_)));
+    let nowhere = tcp("rules: [{backendRefs: [{name: none, port: 80}]}]");
+    let OutboundProtocol::Opaque(distribution) = read_back(&nowhere) else { panic!("{nowhere:?}") };
+    let expected = Distribution::Forbidden("Service shop/none does not exist (r)".into());
+    assert_eq!(*distribution, expected);
+}
