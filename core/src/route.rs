@@ -3,7 +3,7 @@
 mod choose;
 
 pub use self::choose::{InvalidPattern, MAX_PATTERN, choose, choose_sni, host_of, whole_match};
-use crate::{endpoint::Endpoint, policy::ResourceRef};
+use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;
 
@@ -97,6 +97,8 @@ pub struct OutboundPolicy {
     pub parent: Arc<ResourceRef>,
     /// What it speaks and where each protocol goes.
     pub protocol: OutboundProtocol,
+    /// When the balancers behind its routes leave endpoints out.
+    pub accrual: Accruals,
 }
 
 /// Protocol and routes of a target.

@@ -112,25 +112,40 @@ fn what_is_not_done_yet_is_listed() {
     let mut route = http_route_to(balancer());
     route.rules[0].timeouts = Some(wire_http::Timeouts::default());
     route.rules[0].retry = Some(wire::http_route::Retry::default());
-    let accrual = wire::FailureAccrual {
-        kind: Some(wire::failure_accrual::Kind::ConsecutiveFailures(
-            wire::failure_accrual::ConsecutiveFailures::default(),
-        )),
-        ejection: None,
-    };
-    let read = outbound_policy(policy(Some(Kind::Http1(Http1 {
-        routes: vec![route],
-        failure_accrual: Some(accrual),
-    }))));
+    let read =
+        outbound_policy(policy(Some(Kind::Http1(Http1 { routes: vec![route], failure_accrual: None }))));
     assert!(matches!(read.value.protocol, OutboundProtocol::Http1(_)));
     assert_eq!(
         read.ignored.iter().map(|note| &**note).collect::<Vec<_>>(),
-        [
-            "protocol.http1.failure_accrual",
-            "protocol.http1.routes[0].rules[0].timeouts",
-            "protocol.http1.routes[0].rules[0].retry",
-        ]
+        ["protocol.http1.routes[0].rules[0].timeouts", "protocol.http1.routes[0].rules[0].retry",]
     );
+}
+
+#[test]
+fn breakers_are_read_or_refused() {
+    let backoff = wire::ExponentialBackoff {
+        min_backoff: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        max_backoff: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ..Default::default()
+    };
+    for (backoff, invalid) in [
+        (Some(backoff), None),
+        (None, Some("protocol.http1.failure_accrual.consecutive_failures.backoff: missing")),
+    ] {
+        let row = wire::failure_accrual::ConsecutiveFailures { max_failures: 3, backoff };
+        let kind = Some(wire::failure_accrual::Kind::ConsecutiveFailures(row));
+        let accrual = Some(wire::FailureAccrual { kind, ejection: None });
+        let http1 = Http1 { routes: vec![http_route_to(balancer())], failure_accrual: accrual };
+        let read = outbound_policy(policy(Some(Kind::Http1(http1))));
+        assert_eq!(read.ignored, []);
+        let found = match &read.value.protocol {
+            OutboundProtocol::Invalid(reason) => Some(&**reason),
+            _ => None,
+        };
+        assert_eq!(found, invalid);
+        let max_failures = read.value.accrual.http1.map(|accrual| accrual.max_failures);
+        assert_eq!(max_failures, invalid.is_none().then_some(3));
+    }
 }
 
 #[test]
