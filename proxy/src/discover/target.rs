@@ -2,24 +2,24 @@
 //! connection that has its target looks nothing up any more.
 
 use super::{
-    Full, Known, Policy, Profiled, Watch,
+    Full, Known, Policy, Profiled, Watch, backend,
     profiled::ProfilePlan,
     resolve::{self, Resolution},
 };
 use crate::{
     Worker,
     balance::{AbortOnDrop, Balancer},
-    endpoint::LiveEndpoint,
     fault::Fault,
     metrics::{BackendMetrics, RouteMetrics, routes::Kind},
 };
 use arc_swap::ArcSwapOption;
 use remora_core::{
+    breaker::Accrual,
     policy::ResourceRef,
     profile::Profile,
     route::{
-        Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HostMatch, HttpRoute,
-        OutboundPolicy, OutboundProtocol, OutboundRoute, pick_backend,
+        Backend, Distribution, HostMatch, HttpRoute, OutboundPolicy, OutboundProtocol, OutboundRoute,
+        pick_backend,
     },
 };
 use remora_runtime::clock;
@@ -30,7 +30,6 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use tokio::sync::Notify;
 
@@ -239,7 +238,11 @@ impl Targets {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn balancer(&self, key: Arc<str>, make: impl FnOnce() -> Option<Arc<Balancer>>) -> Option<Arc<Balancer>> {
+    pub(super) fn balancer(
+        &self,
+        key: Arc<str>,
+        make: impl FnOnce() -> Option<Arc<Balancer>>,
+    ) -> Option<Arc<Balancer>> {
         let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(balancer) = balancers.get(&key).and_then(Weak::upgrade) {
             return Some(balancer);
@@ -301,18 +304,22 @@ fn compile(
     let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
     let splits = |distribution: &Arc<Distribution>| match overridden {
         Some(plan) => plan.split.clone(),
-        None => split(worker, distribution, |_| None),
+        None => split(worker, distribution, None, |_| None),
     };
-    let routes = |routes: &[OutboundRoute]| compile_routes(worker, Kind::Http, &policy.parent, routes);
+    let compiled = |kind, routes: &[OutboundRoute], accrual: &Option<Arc<Accrual>>| {
+        compile_routes(worker, kind, &policy.parent, routes, accrual.as_deref())
+    };
+    let http1 = |routes: &[OutboundRoute]| compiled(Kind::Http, routes, &policy.accrual.http1);
+    let http2 = |kind, routes: &[OutboundRoute]| compiled(kind, routes, &policy.accrual.http2);
     let protocol = match &policy.protocol {
-        OutboundProtocol::Detect { http1, http2, opaque } => {
-            PlanProtocol::Detect { http1: routes(http1), http2: routes(http2), opaque: splits(opaque) }
-        }
-        OutboundProtocol::Http1(http1) => PlanProtocol::Http1(routes(http1)),
-        OutboundProtocol::Http2(http2) => PlanProtocol::Http2(routes(http2)),
-        OutboundProtocol::Grpc(grpc) => {
-            PlanProtocol::Http2(compile_routes(worker, Kind::Grpc, &policy.parent, grpc))
-        }
+        OutboundProtocol::Detect { http1: first, http2: second, opaque } => PlanProtocol::Detect {
+            http1: http1(first),
+            http2: http2(Kind::Http, second),
+            opaque: splits(opaque),
+        },
+        OutboundProtocol::Http1(routes) => PlanProtocol::Http1(http1(routes)),
+        OutboundProtocol::Http2(routes) => PlanProtocol::Http2(http2(Kind::Http, routes)),
+        OutboundProtocol::Grpc(routes) => PlanProtocol::Http2(http2(Kind::Grpc, routes)),
         OutboundProtocol::Opaque(opaque) => PlanProtocol::Opaque(splits(opaque)),
         OutboundProtocol::Tls(tls) => PlanProtocol::Tls(
             tls.iter()
@@ -329,13 +336,14 @@ fn compile_routes(
     kind: Kind,
     parent: &Arc<ResourceRef>,
     routes: &[OutboundRoute],
+    accrual: Option<&Accrual>,
 ) -> Routes {
     let metrics = &worker.proxy.metrics;
     let rules = routes.iter().map(|outbound| {
         let route = &outbound.route.meta;
         let backend = |backend: &ResourceRef| Some(metrics.backend(kind, parent, route, backend));
         let rule = |distribution| Rule {
-            split: split(worker, distribution, backend),
+            split: split(worker, distribution, accrual, backend),
             metrics: metrics.route(kind, parent, route),
         };
         outbound.rules.iter().map(rule).collect()
@@ -346,12 +354,13 @@ fn compile_routes(
 pub(super) fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
+    accrual: Option<&Accrual>,
     metrics: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
 ) -> Arc<Split> {
-    let live = |backend: &Backend| LiveBackend {
-        balancer: balancer(worker, &backend.target),
-        meta: backend.meta.clone(),
-        metrics: metrics(&backend.meta),
+    let live = |one: &Backend| LiveBackend {
+        balancer: backend::balancer(worker, &one.target, accrual),
+        meta: one.meta.clone(),
+        metrics: metrics(&one.meta),
     };
     let backends = match &**distribution {
         Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),
@@ -361,35 +370,4 @@ pub(super) fn split(
         }
     };
     Arc::new(Split { distribution: distribution.clone(), backends })
-}
-
-/// The worker's balancer of a backend: shared by all targets that name it.
-fn balancer(worker: &Arc<Worker>, target: &BackendTarget) -> Arc<Balancer> {
-    let targets = &worker.targets;
-    match target {
-        BackendTarget::Balance { authority, default_rtt, decay } => {
-            let followed = targets.balancer(authority.clone(), || {
-                let watch = worker.proxy.discovery.endpoints.watch(authority).ok()?;
-                Some(Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch))
-            });
-            followed.unwrap_or_else(|| {
-                worker.proxy.metrics.targets_refused.inc();
-                Balancer::fixed(authority.clone(), Vec::new())
-            })
-        }
-        BackendTarget::Forward(endpoint) => fixed(worker, format!("{endpoint:?}"), endpoint),
-        BackendTarget::Original(addr) => {
-            let endpoint = remora_core::endpoint::Endpoint::bare(*addr);
-            fixed(worker, format!("original {addr}"), &endpoint)
-        }
-    }
-}
-
-fn fixed(worker: &Arc<Worker>, key: String, endpoint: &remora_core::endpoint::Endpoint) -> Arc<Balancer> {
-    let made = || {
-        let ewma: (Duration, Duration) = (DEFAULT_RTT, DEFAULT_DECAY);
-        let live = LiveEndpoint::new(worker, endpoint.clone(), None, ewma);
-        Balancer::fixed(endpoint.addr.to_string().into(), vec![live])
-    };
-    worker.targets.balancer(key.into(), || Some(made())).unwrap_or_else(made)
 }

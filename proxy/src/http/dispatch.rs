@@ -95,7 +95,7 @@ pub(super) async fn send_avoiding(
         }
         require_identity(required, &endpoint)?;
         let began = clock::now();
-        let in_flight = endpoint.begin(began);
+        let mut in_flight = endpoint.begin(began);
         endpoint.requests.request();
         if let Some(route) = profiled {
             route.tried();
@@ -115,6 +115,9 @@ pub(super) async fn send_avoiding(
         let error = match endpoint.client().send(&endpoint, request, began).await {
             Ok(response) => {
                 fate.answered();
+                if let Some(trial) = in_flight.trial() {
+                    trial.answered(&response);
+                }
                 let backend = metrics.clone().map(|metrics| (metrics, began));
                 let balanced = balancer.is_discovered();
                 return Ok(Sent { response, in_flight, endpoint, balanced, backend, since: None });
@@ -124,6 +127,9 @@ pub(super) async fn send_avoiding(
         let (fault, tried) = match error {
             SendError::Unsent(fault) if failed.is_none() => {
                 failed_at(&fault);
+                if let Some(trial) = in_flight.trial() {
+                    trial.failed(&fault);
+                }
                 failed = Some((endpoint, fault));
                 continue;
             }
@@ -135,6 +141,9 @@ pub(super) async fn send_avoiding(
             }
         };
         failed_at(&fault);
+        if let Some(trial) = in_flight.trial() {
+            trial.failed(&fault);
+        }
         return Err(Failed { fault, tried, endpoint: Some(endpoint.clone()) });
     }
 }
