@@ -3,7 +3,7 @@
 //!
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
-//! ([`balance`], [`ewma`], [`pool`]); when again ([`backoff`], [`cert`], [`retry`]); how long is waited for ([`patience`]); how much
+//! ([`balance`], [`ewma`], [`breaker`], [`pool`]); when again ([`backoff`], [`cert`], [`retry`]); how long is waited for ([`patience`]); how much
 //! may be under way ([`bandwidth`]); is there room ([`room`]). [`mux`] is how many streams share a connection, [`http1`]
 //! how messages do.
 #![no_std]
@@ -14,6 +14,7 @@ extern crate alloc;
 pub mod backoff;
 pub mod balance;
 pub mod bandwidth;
+pub mod breaker;
 pub mod cert;
 pub mod client_hello;
 pub mod detect;

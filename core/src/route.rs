@@ -14,7 +14,7 @@ pub use self::filter::{
 };
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
-use crate::{endpoint::Endpoint, policy::ResourceRef};
+use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;
 
@@ -110,6 +110,8 @@ pub struct OutboundPolicy {
     pub parent: Arc<ResourceRef>,
     /// What it speaks and where each protocol goes.
     pub protocol: OutboundProtocol,
+    /// When the balancers behind its routes leave endpoints out.
+    pub accrual: Accruals,
 }
 
 /// Protocol and routes of a target.

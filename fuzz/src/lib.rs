@@ -9,6 +9,7 @@
 
 mod api;
 mod balance;
+mod breaker;
 mod budget;
 mod client_hello;
 mod copy;
@@ -32,10 +33,10 @@ mod routes;
 mod san;
 
 pub use self::{
-    api::api, balance::balance, budget::budget, client_hello::client_hello, copy::copy, detect::detect,
-    env::env, header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
-    pool::pool, profile::profile, records::records, redirect::redirect, renewal::renewal, request::request,
-    retry::retry, route::route, routes::routes, san::san,
+    api::api, balance::balance, breaker::breaker, budget::budget, client_hello::client_hello, copy::copy,
+    detect::detect, env::env, header::header, http1::http1, identity::identity, inject::inject,
+    messages::messages, mux::mux, pool::pool, profile::profile, records::records, redirect::redirect,
+    renewal::renewal, request::request, retry::retry, route::route, routes::routes, san::san,
 };
 
 /// A fuzz target.
@@ -58,6 +59,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("retry", retry),
     ("route", route),
     ("balance", balance),
+    ("breaker", breaker),
     ("renewal", renewal),
     ("pool", pool),
     ("copy", copy),

@@ -1,19 +1,20 @@
 //! Endpoints with what this worker knows of them (load, health, connections), and the choice among them.
 //!
-//! One balancer per worker and destination. It drives `core::balance` and `core::ewma`: discovery in, in-flight counts
+//! One balancer per worker, destination and rule of when breakers shut. It drives `core::balance` and `core::ewma`: discovery in, in-flight counts
 //! and round trips in, endpoint out.
 
 use crate::{
     Worker,
+    breaker::{Breaker, Breaking},
     discover::{Known, Watch},
     endpoint::LiveEndpoint,
     fault::Fault,
 };
 use arc_swap::ArcSwap;
-use remora_core::{balance, endpoint::Endpoint, time::Time};
+use remora_core::{balance, breaker::Accrual, endpoint::Endpoint, time::Time};
 use remora_runtime::clock;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -30,6 +31,8 @@ pub struct Balancer {
     name: Arc<str>,
     set: ArcSwap<Set>,
     changed: Notify,
+    /// Who is left out because requests fail, where that is wanted.
+    breaking: Option<Arc<Breaking>>,
     /// Follows discovery; ends with the balancer.
     following: OnceLock<AbortOnDrop>,
 }
@@ -44,7 +47,7 @@ impl Balancer {
     /// A destination whose endpoints do not change.
     pub fn fixed(name: Arc<str>, endpoints: Vec<Arc<LiveEndpoint>>) -> Arc<Self> {
         let set = Set { endpoints, empty_since: clock::now() };
-        Arc::new(Self::with(name, set))
+        Arc::new(Self::with(name, set, None))
     }
 
     /// A destination that discovery describes; followed until the balancer is dropped.
@@ -52,18 +55,22 @@ impl Balancer {
         worker: &Arc<Worker>,
         authority: Arc<str>,
         ewma: (Duration, Duration),
+        accrual: Option<&Accrual>,
         watch: Watch<Vec<Endpoint>>,
     ) -> Arc<Self> {
         let set = Set { endpoints: Vec::new(), empty_since: clock::now() };
-        let balancer = Arc::new(Self::with(authority, set));
+        let metrics = &worker.proxy.metrics.breakers;
+        let breaking = accrual.map(|accrual| Breaking::new(&authority, accrual, metrics));
+        let balancer = Arc::new(Self::with(authority, set, breaking));
         let following = follow(Arc::downgrade(&balancer), worker.clone(), ewma, watch);
         // Never set before: the balancer is new.
         let _ = balancer.following.set(AbortOnDrop(worker.proxy.tasks.spawn("balancer", following)));
         balancer
     }
 
-    fn with(name: Arc<str>, set: Set) -> Self {
-        Self { name, set: ArcSwap::from_pointee(set), changed: Notify::new(), following: OnceLock::new() }
+    fn with(name: Arc<str>, set: Set, breaking: Option<Arc<Breaking>>) -> Self {
+        let (set, changed) = (ArcSwap::from_pointee(set), Notify::new());
+        Self { name, set, changed, breaking, following: OnceLock::new() }
     }
 
     /// `<svc>.<ns>.svc.<domain>:<port>`, or an address.
@@ -86,7 +93,7 @@ impl Balancer {
         let now = clock::now();
         let set = self.set.load();
         if self.is_discovered() {
-            set.endpoints.iter().any(|live| live.refusal(now).is_none())
+            set.endpoints.iter().any(|live| live.refusal(now).is_none() && live.admits(now))
         } else {
             !set.endpoints.is_empty()
         }
@@ -99,7 +106,8 @@ impl Balancer {
 
     /// The less loaded of two usable endpoints, `except` one if there is another. Waits while there is none, also while
     /// all of them refuse connections, but not beyond failfast. Where there is no choice (a second attempt, an address
-    /// that discovery does not balance), one that refuses is better than none.
+    /// that discovery does not balance), one that refuses is better than none. Nobody is picked whose breaker is shut,
+    /// except that one of those is let back where nobody else can be reached.
     pub async fn pick(&self, except: Option<&Arc<LiveEndpoint>>) -> Result<Arc<LiveEndpoint>, Fault> {
         self.pick_of(except, except.is_none()).await
     }
@@ -121,6 +129,9 @@ impl Balancer {
             if let Some(picked) = pick(&set.endpoints, except, choosy, now) {
                 return Ok(picked);
             }
+            if self.let_back(&set.endpoints, now) {
+                continue;
+            }
             let refusals = set.endpoints.iter().filter_map(|live| live.refusal(now));
             let patience = balance::patience(refusals, set.empty_since, now, FAILFAST);
             drop(set);
@@ -128,6 +139,12 @@ impl Balancer {
             // Expiry is no error: somebody may be tried again, or it is time to fail.
             let _ = tokio::time::timeout(patience, changed).await;
         }
+    }
+
+    fn let_back(&self, endpoints: &[Arc<LiveEndpoint>], now: Time) -> bool {
+        let Some(breaking) = &self.breaking else { return false };
+        let reachable = endpoints.iter().filter(|live| live.refusal(now).is_none());
+        breaking.let_back(&reachable.filter_map(|live| live.breaker()).collect::<Vec<_>>())
     }
 
     /// What did not change keeps its connections and its load. Thousands of new endpoints are made a few at a time, so
@@ -140,7 +157,10 @@ impl Balancer {
             endpoints.extend(some.iter().map(|endpoint| {
                 let same = known.get(&endpoint.addr).filter(|live| live.endpoint() == endpoint);
                 same.map_or_else(
-                    || LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma),
+                    || {
+                        let breaker = self.breaking.as_ref().map(|breaking| breaking.join(endpoint.addr));
+                        LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma, breaker)
+                    },
                     |live| Arc::clone(live),
                 )
             }));
@@ -150,6 +170,12 @@ impl Balancer {
         }
         let empty_since =
             if endpoints.is_empty() && old.endpoints.is_empty() { old.empty_since } else { clock::now() };
+        if let Some(breaking) = &self.breaking {
+            let kept: HashSet<_> = endpoints.iter().map(Arc::as_ptr).collect();
+            let gone = old.endpoints.iter().filter(|live| !kept.contains(&Arc::as_ptr(live)));
+            gone.filter_map(|live| live.breaker()).for_each(Breaker::leave);
+            breaking.settle();
+        }
         self.set.store(Arc::new(Set { endpoints, empty_since }));
         self.changed.notify_waiters();
     }
@@ -166,7 +192,9 @@ fn pick(
     // Without weight is better than none, and so is, where there is no choice, one that refused just now.
     let candidate = |index: usize| {
         let live = endpoints.get(index)?;
-        (!choosy || live.refusal(now).is_none()).then(|| live.candidate(now))
+        // Who has just failed is there as the last resort of a second attempt.
+        let admitted = live.admits(now) || (!choosy && Some(index) == except);
+        (admitted && (!choosy || live.refusal(now).is_none())).then(|| live.candidate(now))
     };
     balance::choose(endpoints.len(), except, candidate, random)
         .and_then(|picked| endpoints.get(picked).cloned())

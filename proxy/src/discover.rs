@@ -1,6 +1,7 @@
 //! What the control plane says of targets: one stream per target and process, shared by all workers, kept while
 //! somebody uses it. The last good state is kept for ever while in use; losing the control plane changes nothing.
 
+mod backend;
 pub mod cache;
 pub mod profiled;
 pub mod resolve;

@@ -2,6 +2,7 @@
 
 use crate::{
     Worker,
+    breaker::{Breaker, Trial},
     config::SocketConfig,
     connect,
     fault::Fault,
@@ -39,6 +40,8 @@ pub struct LiveEndpoint {
     dialer: Dialer,
     client: Arc<Client>,
     state: Mutex<State>,
+    /// Where failures are counted against it.
+    breaker: Option<Breaker>,
     pub requests: Arc<RequestMetrics>,
     pub tcp: Arc<TcpMetrics>,
 }
@@ -75,6 +78,7 @@ impl LiveEndpoint {
         endpoint: Endpoint,
         authority: Option<&str>,
         (rtt, decay): (Duration, Duration),
+        breaker: Option<Breaker>,
     ) -> Arc<Self> {
         let proxy = &worker.proxy;
         let config = &proxy.config;
@@ -110,6 +114,7 @@ impl LiveEndpoint {
                 refusing_since: now,
                 not_before: now,
             }),
+            breaker,
             endpoint,
             requests: metrics.0,
             tcp: metrics.1,
@@ -134,9 +139,9 @@ impl LiveEndpoint {
         state.ewma.load(state.in_flight, now) / f64::from(self.endpoint.weight.max(1))
     }
 
-    /// What the balancer compares: usable, unless it refused a connection just now or has no weight.
+    /// What the balancer compares: usable, unless it refused a connection just now, has no weight, or is left out.
     pub fn candidate(&self, now: Time) -> Candidate {
-        let usable = self.endpoint.weight > 0 && self.state().not_before <= now;
+        let usable = self.endpoint.weight > 0 && self.state().not_before <= now && self.admits(now);
         Candidate { load: self.load(now), usable }
     }
 
@@ -144,6 +149,16 @@ impl LiveEndpoint {
     pub fn refusal(&self, now: Time) -> Option<Refusal> {
         let state = self.state();
         (state.not_before > now).then_some(Refusal { since: state.refusing_since, until: state.not_before })
+    }
+
+    /// Where failures are counted against it, if they are.
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.breaker.as_ref()
+    }
+
+    /// Does its breaker admit a request?
+    pub fn admits(&self, now: Time) -> bool {
+        self.breaker.as_ref().is_none_or(|breaker| breaker.admits(now))
     }
 
     /// Requests and opaque connections under way.
@@ -154,7 +169,8 @@ impl LiveEndpoint {
     /// Counts one more request or connection, begun `now`, until the guard is dropped.
     pub fn begin(self: &Arc<Self>, now: Time) -> InFlight {
         self.state().in_flight += 1;
-        InFlight { endpoint: self.clone(), started: now, answered: false }
+        let trial = self.breaker.as_ref().and_then(|breaker| breaker.begin(now));
+        InFlight { endpoint: self.clone(), started: now, answered: false, trial }
     }
 
     /// Opens a connection for bytes that are not HTTP (or that the endpoint must not take for HTTP).
@@ -254,6 +270,8 @@ pub struct InFlight {
     endpoint: Arc<LiveEndpoint>,
     started: Time,
     answered: bool,
+    /// What of it counts for the endpoint's breaker.
+    trial: Option<Trial>,
 }
 
 impl InFlight {
@@ -265,10 +283,18 @@ impl InFlight {
             self.endpoint.state().ewma.observe(now.since(self.started), now);
         }
     }
+
+    /// What counts for the endpoint's breaker, if it has one.
+    pub fn trial(&mut self) -> Option<&mut Trial> {
+        self.trial.as_mut()
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if let (Some(breaker), Some(trial)) = (&self.endpoint.breaker, &self.trial) {
+            breaker.end(trial);
+        }
         // Without an answer there was no round trip: an endpoint that fails fast must not look fast.
         let mut state = self.endpoint.state();
         state.in_flight = state.in_flight.saturating_sub(1);

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod balance;
+pub mod breaker;
 pub mod config;
 pub mod connect;
 pub mod discover;

@@ -2,6 +2,7 @@
 //! after that there are only relaxed atomics. Names and labels: contract 5.4; what is ours alone begins with `remora_`.
 
 pub mod balancers;
+pub mod breakers;
 pub mod detect;
 pub mod errors;
 mod few;
@@ -14,6 +15,7 @@ pub mod routes;
 pub mod tcp;
 
 use crate::{fault::Fault, inbound::Connection, listen::Accepts};
+use breakers::BreakerMetrics;
 use detect::{Connections, Detect};
 use errors::Errors;
 use inbound::InboundFamilies;
@@ -41,6 +43,7 @@ pub struct Metrics {
     /// By the routes of ServiceProfiles.
     pub profiles: ProfileFamilies,
     pub retries_skipped: RetriesSkipped,
+    pub breakers: BreakerMetrics,
     tcp: TcpFamilies,
     routes: RouteFamilies,
     pub(crate) inbound_routes: InboundFamilies,
@@ -114,6 +117,7 @@ impl Metrics {
             http: HttpFamilies::register(registry, "", true, budget),
             profiles: ProfileFamilies::register(registry, budget),
             retries_skipped: RetriesSkipped::register(registry),
+            breakers: BreakerMetrics::register(registry),
             tcp: TcpFamilies::register(registry, budget),
             routes: RouteFamilies::register(registry, budget, hostnames),
             inbound_routes: InboundFamilies::register(registry, budget),

@@ -9,6 +9,7 @@ use crate::{
     endpoint::{self, LiveEndpoint},
 };
 use remora_core::{
+    breaker::Gate,
     endpoint::DialPlan,
     policy::{ResourceRef, ServerPolicy, ServerProtocol},
 };
@@ -197,9 +198,19 @@ fn live(live: &LiveEndpoint) -> Value {
         "weight": live.endpoint().weight,
         "load": live.load(now),
         "inFlight": live.in_flight(),
-        "reachable": live.candidate(now).usable,
+        "reachable": live.refusal(now).is_none(),
+        "breaker": live.breaker().map(|breaker| gate(breaker.gate(now))),
         "idleHttp1": live.client().idle(),
     })
+}
+
+fn gate(gate: Gate) -> Value {
+    match gate {
+        Gate::Open => json!("open"),
+        Gate::Shut(left) => json!({ "shutForMs": left.as_millis() as u64 }),
+        Gate::Probation => json!("probation"),
+        Gate::Probing => json!("probing"),
+    }
 }
 
 fn describe<T>(known: &Known<T>, of: impl FnOnce(&T) -> Value) -> Value {

@@ -5,6 +5,7 @@
 //! understood but not done yet by this proxy is listed beside the result ([`Converted::ignored`]), unless ignoring it
 //! could admit or misdirect a request: then it is an error too.
 
+mod accrual;
 pub mod destination;
 mod filters;
 pub mod inbound;

@@ -47,7 +47,8 @@ impl ProfilePlan {
         Some(Self {
             canonical: HeaderValue::from_str(&dst).ok()?,
             rules: Rules::new(families, Some(&worker.proxy.budgets), profile.clone(), &dst),
-            split: split(worker, &Arc::new(distribution), |_| None),
+            // Contract 4.6: breakers are what outbound policies say of routes.
+            split: split(worker, &Arc::new(distribution), None, |_| None),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Absence, Known, Policy, Profiled};
 use remora_core::{
+    breaker::Accruals,
     policy::ResourceRef,
     profile::Profile,
     route::{
@@ -51,6 +52,7 @@ fn invalid(name: &str, reason: &Arc<str>) -> OutboundPolicy {
     OutboundPolicy {
         parent: Arc::new(ResourceRef::default_kind(name)),
         protocol: OutboundProtocol::Invalid(reason.clone()),
+        accrual: Accruals::default(),
     }
 }
 
@@ -75,7 +77,8 @@ fn opaque(policy: &OutboundPolicy, profile: &Profile, target: SocketAddr) -> Out
             only(&policy.parent, backend)
         }
     };
-    OutboundPolicy { parent: policy.parent.clone(), protocol: OutboundProtocol::Opaque(distribution) }
+    let protocol = OutboundProtocol::Opaque(distribution);
+    OutboundPolicy { parent: policy.parent.clone(), protocol, accrual: Accruals::default() }
 }
 
 fn forward(name: &str, target: BackendTarget, opaque: bool) -> OutboundPolicy {
@@ -94,7 +97,7 @@ fn forward(name: &str, target: BackendTarget, opaque: bool) -> OutboundPolicy {
         };
         OutboundProtocol::Detect { http1: vec![route.clone()], http2: vec![route], opaque: distribution }
     };
-    OutboundPolicy { parent, protocol }
+    OutboundPolicy { parent, protocol, accrual: Accruals::default() }
 }
 
 fn only(meta: &Arc<ResourceRef>, target: BackendTarget) -> Arc<Distribution> {

@@ -11,6 +11,7 @@ use crate::{
     },
 };
 use remora_core::{
+    breaker::Accrual,
     policy::ResourceRef,
     route::{self, HttpRoute, OutboundRoute, OutboundRule, RequestView, RetryPolicy, Timeouts, Wishes},
 };
@@ -57,13 +58,14 @@ impl Routes {
         kind: Kind,
         parent: &Arc<ResourceRef>,
         routes: &[OutboundRoute],
+        accrual: Option<&Accrual>,
     ) -> Self {
         let metrics = &worker.proxy.metrics;
         let rules = routes.iter().map(|outbound| {
             let route = &outbound.route.meta;
             let backend = |backend: &ResourceRef| Some(metrics.backend(kind, parent, route, backend));
             let rule = |rule: &OutboundRule| Rule {
-                split: split(worker, &rule.distribution, backend),
+                split: split(worker, &rule.distribution, accrual, backend),
                 metrics: metrics.route(kind, parent, route),
                 ruled: Ruled::compile(rule, || metrics.retries(kind, parent, route)),
             };

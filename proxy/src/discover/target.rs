@@ -2,7 +2,7 @@
 //! connection that has its target looks nothing up any more.
 
 use super::{
-    Full, Known, Policy, Profiled, Watch,
+    Full, Known, Policy, Profiled, Watch, backend,
     profiled::ProfilePlan,
     resolve::{self, Resolution},
     rules::Routes,
@@ -10,18 +10,17 @@ use super::{
 use crate::{
     Worker,
     balance::{AbortOnDrop, Balancer},
-    endpoint::LiveEndpoint,
     fault::Fault,
     http::filters::Filters,
     metrics::{BackendMetrics, routes::Kind},
 };
 use arc_swap::ArcSwapOption;
 use remora_core::{
+    breaker::Accrual,
     policy::ResourceRef,
     profile::Profile,
     route::{
-        Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, HostMatch, OutboundPolicy,
-        OutboundProtocol, OutboundRoute, pick_backend,
+        Backend, Distribution, HostMatch, OutboundPolicy, OutboundProtocol, OutboundRoute, pick_backend,
     },
 };
 use remora_runtime::clock;
@@ -32,7 +31,6 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use tokio::sync::Notify;
 
@@ -236,7 +234,11 @@ impl Targets {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn balancer(&self, key: Arc<str>, make: impl FnOnce() -> Option<Arc<Balancer>>) -> Option<Arc<Balancer>> {
+    pub(super) fn balancer(
+        &self,
+        key: Arc<str>,
+        make: impl FnOnce() -> Option<Arc<Balancer>>,
+    ) -> Option<Arc<Balancer>> {
         let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(balancer) = balancers.get(&key).and_then(Weak::upgrade) {
             return Some(balancer);
@@ -298,18 +300,22 @@ fn compile(
     let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
     let splits = |distribution: &Arc<Distribution>| match overridden {
         Some(plan) => plan.split.clone(),
-        None => split(worker, distribution, |_| None),
+        None => split(worker, distribution, None, |_| None),
     };
-    let routes = |routes: &[OutboundRoute]| Routes::compile(worker, Kind::Http, &policy.parent, routes);
+    let compiled = |kind, routes: &[OutboundRoute], accrual: &Option<Arc<Accrual>>| {
+        Routes::compile(worker, kind, &policy.parent, routes, accrual.as_deref())
+    };
+    let http1 = |routes: &[OutboundRoute]| compiled(Kind::Http, routes, &policy.accrual.http1);
+    let http2 = |kind, routes: &[OutboundRoute]| compiled(kind, routes, &policy.accrual.http2);
     let protocol = match &policy.protocol {
-        OutboundProtocol::Detect { http1, http2, opaque } => {
-            PlanProtocol::Detect { http1: routes(http1), http2: routes(http2), opaque: splits(opaque) }
-        }
-        OutboundProtocol::Http1(http1) => PlanProtocol::Http1(routes(http1)),
-        OutboundProtocol::Http2(http2) => PlanProtocol::Http2(routes(http2)),
-        OutboundProtocol::Grpc(grpc) => {
-            PlanProtocol::Http2(Routes::compile(worker, Kind::Grpc, &policy.parent, grpc))
-        }
+        OutboundProtocol::Detect { http1: first, http2: second, opaque } => PlanProtocol::Detect {
+            http1: http1(first),
+            http2: http2(Kind::Http, second),
+            opaque: splits(opaque),
+        },
+        OutboundProtocol::Http1(routes) => PlanProtocol::Http1(http1(routes)),
+        OutboundProtocol::Http2(routes) => PlanProtocol::Http2(http2(Kind::Http, routes)),
+        OutboundProtocol::Grpc(routes) => PlanProtocol::Http2(http2(Kind::Grpc, routes)),
         OutboundProtocol::Opaque(opaque) => PlanProtocol::Opaque(splits(opaque)),
         OutboundProtocol::Tls(tls) => PlanProtocol::Tls(
             tls.iter()
@@ -324,13 +330,14 @@ fn compile(
 pub(super) fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
+    accrual: Option<&Accrual>,
     metrics: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
 ) -> Arc<Split> {
-    let live = |backend: &Backend| LiveBackend {
-        balancer: balancer(worker, &backend.target),
-        meta: backend.meta.clone(),
-        metrics: metrics(&backend.meta),
-        filters: Filters::compile(&backend.filters),
+    let live = |one: &Backend| LiveBackend {
+        balancer: backend::balancer(worker, &one.target, accrual),
+        meta: one.meta.clone(),
+        metrics: metrics(&one.meta),
+        filters: Filters::compile(&one.filters),
     };
     let backends = match &**distribution {
         Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),
@@ -340,35 +347,4 @@ pub(super) fn split(
         }
     };
     Arc::new(Split { distribution: distribution.clone(), backends })
-}
-
-/// The worker's balancer of a backend: shared by all targets that name it.
-fn balancer(worker: &Arc<Worker>, target: &BackendTarget) -> Arc<Balancer> {
-    let targets = &worker.targets;
-    match target {
-        BackendTarget::Balance { authority, default_rtt, decay } => {
-            let followed = targets.balancer(authority.clone(), || {
-                let watch = worker.proxy.discovery.endpoints.watch(authority).ok()?;
-                Some(Balancer::discovered(worker, authority.clone(), (*default_rtt, *decay), watch))
-            });
-            followed.unwrap_or_else(|| {
-                worker.proxy.metrics.targets_refused.inc();
-                Balancer::fixed(authority.clone(), Vec::new())
-            })
-        }
-        BackendTarget::Forward(endpoint) => fixed(worker, format!("{endpoint:?}"), endpoint),
-        BackendTarget::Original(addr) => {
-            let endpoint = remora_core::endpoint::Endpoint::bare(*addr);
-            fixed(worker, format!("original {addr}"), &endpoint)
-        }
-    }
-}
-
-fn fixed(worker: &Arc<Worker>, key: String, endpoint: &remora_core::endpoint::Endpoint) -> Arc<Balancer> {
-    let made = || {
-        let ewma: (Duration, Duration) = (DEFAULT_RTT, DEFAULT_DECAY);
-        let live = LiveEndpoint::new(worker, endpoint.clone(), None, ewma);
-        Balancer::fixed(endpoint.addr.to_string().into(), vec![live])
-    };
-    worker.targets.balancer(key.into(), || Some(made())).unwrap_or_else(made)
 }

@@ -153,7 +153,7 @@ async fn once(
     let LiveBackend { balancer, metrics, filters, .. } = backend;
     let fate = request.body().fate();
     let at = clock::now();
-    let in_flight = endpoint.begin(at);
+    let mut in_flight = endpoint.begin(at);
     endpoint.requests.request();
     if let Some(route) = to.profiled {
         route.tried();
@@ -165,6 +165,9 @@ async fn once(
     let (fault, tried, unsent) = match endpoint.client().send(endpoint, request, at).await {
         Ok(mut response) => {
             fate.answered();
+            if let Some(trial) = in_flight.trial() {
+                trial.answered(&response);
+            }
             let unprocessed = is_unprocessed(&response, endpoint);
             if let Some(filters) = filters {
                 filters.response(&mut response);
@@ -186,6 +189,9 @@ async fn once(
             (fault, tried, false)
         }
     };
+    if let Some(trial) = in_flight.trial() {
+        trial.failed(&fault);
+    }
     now.failed(to, &fault);
     Err(Failed { fault, tried, unsent, endpoint: Some(endpoint.clone()) })
 }

@@ -103,6 +103,9 @@ impl Exchange {
         }
         if let (Some(trailers), Some(grpc)) = (frame.trailers_ref(), &mut self.grpc) {
             grpc.0 = grpc.0.or_else(|| grpc_status(trailers));
+            if let Some(trial) = self.in_flight.as_mut().and_then(InFlight::trial) {
+                trial.trailers(grpc.0, trailers);
+            }
         }
     }
 
@@ -136,6 +139,9 @@ impl Exchange {
             route.response(self.status, class, self.grpc, error, now.since(*came));
         }
         let grpc = self.grpc.and_then(|grpc| grpc.0);
+        if let Some(trial) = self.in_flight.as_mut().and_then(InFlight::trial) {
+            trial.ended(self.status, grpc, error.is_some());
+        }
         self.routed.ended(End { status: Some(self.status), grpc, error: route_error });
         self.in_flight = None;
     }

@@ -1,24 +1,31 @@
 //! `OutboundPolicies.Watch`: what to do with a target. Contract 3.3.
 
-use super::{Converted, Invalid, Reading, destination, filters, parts, routes, terms};
+use super::{Converted, Invalid, Reading, accrual, destination, filters, parts, routes, terms};
 use linkerd2_proxy_api::outbound as wire;
+use remora_core::breaker::Accruals;
 use remora_core::route::{
     Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, Filter, HttpRoute, HttpRule,
     OutboundPolicy, OutboundProtocol, OutboundRoute, OutboundRule, TlsRoute,
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// Reads a policy. One that cannot be understood becomes [`OutboundProtocol::Invalid`] with the reason. Failure accrual
-/// is ignored and listed: without it a request may fail once more, but goes where it should.
+/// Reads a policy. One that cannot be understood becomes [`OutboundProtocol::Invalid`] with the reason.
 pub fn outbound_policy(wire: wire::OutboundPolicy) -> Converted<OutboundPolicy> {
     let mut reading = Reading::new();
     let parent = parts::resource(wire.metadata);
     let kind = wire.protocol.and_then(|protocol| protocol.kind);
-    let protocol = reading.required("protocol", kind, protocol);
-    let policy = match (parent, protocol) {
-        (Ok(parent), Ok(protocol)) => OutboundPolicy { parent, protocol },
-        (Ok(parent), Err(invalid)) => OutboundPolicy { parent, protocol: refusing(&invalid) },
-        (Err(invalid), _) => OutboundPolicy { parent: Arc::default(), protocol: refusing(&invalid) },
+    let read = reading.required("protocol", kind, |reading, kind| {
+        Ok((accrual::accruals(reading, &kind)?, protocol(reading, kind)?))
+    });
+    let invalid = |parent, invalid: &Invalid| OutboundPolicy {
+        parent,
+        protocol: refusing(invalid),
+        accrual: Accruals::default(),
+    };
+    let policy = match (parent, read) {
+        (Ok(parent), Ok((accrual, protocol))) => OutboundPolicy { parent, protocol, accrual },
+        (Ok(parent), Err(why)) => invalid(parent, &why),
+        (Err(why), _) => invalid(Arc::default(), &why),
     };
     reading.finish(policy)
 }
@@ -33,43 +40,27 @@ fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<O
         // The message's timeout is not used: detection outbound has the one of the environment (contract 1.6).
         Kind::Detect(detect) => OutboundProtocol::Detect {
             http1: reading.required("detect.http1", detect.http1, |reading, http| {
-                http_routes(reading, http.routes, http.failure_accrual.as_ref())
+                reading.each("routes", http.routes, http_route)
             })?,
             http2: reading.required("detect.http2", detect.http2, |reading, http| {
-                http_routes(reading, http.routes, http.failure_accrual.as_ref())
+                reading.each("routes", http.routes, http_route)
             })?,
             opaque: reading.required("detect.opaque", detect.opaque, opaque)?,
         },
         Kind::Http1(http) => OutboundProtocol::Http1(
-            reading
-                .at("http1", |reading| http_routes(reading, http.routes, http.failure_accrual.as_ref()))?,
+            reading.at("http1", |reading| reading.each("routes", http.routes, http_route))?,
         ),
         Kind::Http2(http) => OutboundProtocol::Http2(
-            reading
-                .at("http2", |reading| http_routes(reading, http.routes, http.failure_accrual.as_ref()))?,
+            reading.at("http2", |reading| reading.each("routes", http.routes, http_route))?,
         ),
-        Kind::Grpc(grpc) => OutboundProtocol::Grpc(reading.at("grpc", |reading| {
-            note_accrual(reading, grpc.failure_accrual.as_ref());
-            reading.each("routes", grpc.routes, grpc_route)
-        })?),
+        Kind::Grpc(grpc) => OutboundProtocol::Grpc(
+            reading.at("grpc", |reading| reading.each("routes", grpc.routes, grpc_route))?,
+        ),
         Kind::Opaque(wire) => {
             OutboundProtocol::Opaque(reading.at("opaque", |reading| opaque(reading, wire))?)
         }
         Kind::Tls(tls) => OutboundProtocol::Tls(reading.each("tls.routes", tls.routes, tls_route)?),
     })
-}
-
-fn http_routes(
-    reading: &mut Reading,
-    wire: Vec<wire::HttpRoute>,
-    accrual: Option<&wire::FailureAccrual>,
-) -> Result<Vec<OutboundRoute>, Invalid> {
-    note_accrual(reading, accrual);
-    reading.each("routes", wire, http_route)
-}
-
-fn note_accrual(reading: &mut Reading, accrual: Option<&wire::FailureAccrual>) {
-    reading.ignore_if(accrual.is_some_and(|accrual| accrual.kind.is_some()), "failure_accrual");
 }
 
 #[expect(deprecated, reason = "older controllers send request_timeout and no timeouts")]

@@ -109,23 +109,6 @@ fn tls_routes_are_chosen_by_name() {
 }
 
 #[test]
-fn what_is_not_done_yet_is_listed() {
-    let accrual = wire::FailureAccrual {
-        kind: Some(wire::failure_accrual::Kind::ConsecutiveFailures(
-            wire::failure_accrual::ConsecutiveFailures::default(),
-        )),
-        ejection: None,
-    };
-    let read = outbound_policy(policy(Some(Kind::Http1(Http1 {
-        routes: vec![http_route_to(balancer())],
-        failure_accrual: Some(accrual),
-    }))));
-    assert!(matches!(read.value.protocol, OutboundProtocol::Http1(_)));
-    let ignored: Vec<&str> = read.ignored.iter().map(|note| &**note).collect();
-    assert_eq!(ignored, ["protocol.http1.failure_accrual"]);
-}
-
-#[test]
 fn a_rule_says_what_is_done_with_its_requests() {
     let redirect = || wire::http_route::filter::Kind::Redirect(wire_http::RequestRedirect::default());
     let mut route = http_route_to(balancer());
@@ -158,6 +141,33 @@ fn a_rule_says_what_is_done_with_its_requests() {
     assert!(rule.heeds_wishes);
     let Distribution::FirstAvailable(backends) = &*rule.distribution else { panic!("not first") };
     assert!(matches!(backends[0].filters[..], [Filter::Redirect(_)]));
+}
+
+#[test]
+fn breakers_are_read_or_refused() {
+    let backoff = wire::ExponentialBackoff {
+        min_backoff: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        max_backoff: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ..Default::default()
+    };
+    for (backoff, invalid) in [
+        (Some(backoff), None),
+        (None, Some("protocol.http1.failure_accrual.consecutive_failures.backoff: missing")),
+    ] {
+        let row = wire::failure_accrual::ConsecutiveFailures { max_failures: 3, backoff };
+        let kind = Some(wire::failure_accrual::Kind::ConsecutiveFailures(row));
+        let accrual = Some(wire::FailureAccrual { kind, ejection: None });
+        let http1 = Http1 { routes: vec![http_route_to(balancer())], failure_accrual: accrual };
+        let read = outbound_policy(policy(Some(Kind::Http1(http1))));
+        assert_eq!(read.ignored, []);
+        let found = match &read.value.protocol {
+            OutboundProtocol::Invalid(reason) => Some(&**reason),
+            _ => None,
+        };
+        assert_eq!(found, invalid);
+        let max_failures = read.value.accrual.http1.map(|accrual| accrual.max_failures);
+        assert_eq!(max_failures, invalid.is_none().then_some(3));
+    }
 }
 
 #[test]
