@@ -18,6 +18,7 @@ use linkerd2_proxy_api::{
 };
 use remora_runtime::{
     control::{AcceptLimits, Terminate, accept},
+    proto::outbound_policies_server::OutboundPoliciesServer as OwnOutboundPoliciesServer,
     tasks::{Drain, Tasks},
 };
 use std::{sync::Arc, time::Duration};
@@ -92,6 +93,7 @@ impl Serving {
         let apis = PolicyApi { streams, settings };
         let policies =
             Routes::new(OutboundPoliciesServer::new(apis.clone()).max_decoding_message_size(MAX_REQUEST))
+                .add_service(OwnOutboundPoliciesServer::new(apis.clone()).max_decoding_message_size(MAX_REQUEST))
                 .add_service(InboundServerPoliciesServer::new(apis).max_decoding_message_size(MAX_REQUEST));
         tokio::try_join!(self.serve(destination, destinations), self.serve(policy, policies))?;
         Ok(())

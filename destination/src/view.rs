@@ -13,11 +13,12 @@ mod status;
 mod target;
 
 pub use carried::Family;
+pub(crate) use carried::can_match;
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{Inbound, Workload, inbound};
 pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};
 pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
-pub use rules::{HeldBackend, HeldRoute, HeldRule, Resilience};
+pub use rules::{HeldBackend, HeldRoute, HeldRule, Mirrors, Resilience};
 pub use status::{Condition, ParentReport, RouteReport, route_reports};
 pub use target::Target;
 

@@ -5,7 +5,7 @@ mod outbound;
 mod profile;
 
 pub use inbound::server;
-pub use outbound::policy;
+pub use outbound::{own_policy, policy};
 pub use profile::destination_profile;
 
 use crate::view::{Endpoint, Endpoints};

@@ -1,4 +1,4 @@
-//! The three APIs: request → view → message, one function per method.
+//! The APIs, Linkerd's three and our own: request → view → message, one function per method.
 
 use super::{
     Caller,
@@ -7,7 +7,7 @@ use super::{
 use crate::{
     metrics::Api,
     view::{
-        Context, Endpoints, Lens, Refusal, Settings, Target, Workload, endpoints, inbound, outbound, profile,
+        Context, Endpoints, Lens, Outbound, Refusal, Settings, Target, Workload, endpoints, inbound, outbound, profile,
     },
     wire,
 };
@@ -16,6 +16,7 @@ use linkerd2_proxy_api::{
     inbound::{PortSpec, Server, inbound_server_policies_server::InboundServerPolicies},
     outbound::{OutboundPolicy, TrafficSpec, outbound_policies_server::OutboundPolicies, traffic_spec},
 };
+use remora_runtime::proto::{self, outbound_policies_server::OutboundPolicies as OwnOutboundPolicies};
 use std::{net::IpAddr, net::SocketAddr, sync::Arc};
 use tonic::{Request, Response, Status, async_trait};
 
@@ -26,7 +27,7 @@ pub(super) struct DestinationApi {
     pub(super) settings: Arc<Settings>,
 }
 
-/// `OutboundPolicies` and `InboundServerPolicies`.
+/// `OutboundPolicies`, in Linkerd's words and in ours, and `InboundServerPolicies`.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyApi {
     pub(super) streams: Streams,
@@ -93,12 +94,22 @@ impl OutboundPolicies for PolicyApi {
     type WatchStream = Updates<OutboundPolicy>;
 
     async fn get(&self, request: Request<TrafficSpec>) -> Result<Response<OutboundPolicy>, Status> {
-        let view = self.outbound(&request)?;
+        let view = self.outbound(&request, wire::policy)?;
         self.streams.once(Api::Outbound, view)
     }
 
     async fn watch(&self, request: Request<TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
-        let view = self.outbound(&request)?;
+        let view = self.outbound(&request, wire::policy)?;
+        self.streams.open(Api::Outbound, when_changed(view))
+    }
+}
+
+#[async_trait]
+impl OwnOutboundPolicies for PolicyApi {
+    type WatchStream = Updates<proto::OutboundPolicy>;
+
+    async fn watch(&self, request: Request<TrafficSpec>) -> Result<Response<Self::WatchStream>, Status> {
+        let view = self.outbound(&request, wire::own_policy)?;
         self.streams.open(Api::Outbound, when_changed(view))
     }
 }
@@ -122,15 +133,16 @@ impl InboundServerPolicies for PolicyApi {
 }
 
 impl PolicyApi {
-    fn outbound(
+    fn outbound<M: 'static>(
         &self,
         request: &Request<TrafficSpec>,
-    ) -> Result<impl Fn(&mut Lens<'_>) -> Result<OutboundPolicy, Status> + Send + use<>, Status> {
+        write: fn(&Outbound, &Settings) -> M,
+    ) -> Result<impl Fn(&mut Lens<'_>) -> Result<M, Status> + Send + use<M>, Status> {
         let (target, client) =
             self.read_traffic(request).map_err(|status| self.streams.refused(Api::Outbound, status))?;
         let settings = self.settings.clone();
         Ok(move |lens: &mut Lens<'_>| {
-            Ok(wire::policy(&outbound(lens, &settings, &target, Some(&client))?, &settings))
+            Ok(write(&outbound(lens, &settings, &target, Some(&client))?, &settings))
         })
     }
 

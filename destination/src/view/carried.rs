@@ -1,5 +1,5 @@
-//! Pure. What of a route can be told to proxies in Linkerd's API, and what happens instead of the rest: it is never left
-//! out without a word.
+//! Pure. What of a route can be told to proxies, to all of them or to Remora's only, and what happens instead of the rest:
+//! it is never left out without a word.
 
 use crate::{
     index::Route,
@@ -31,6 +31,17 @@ pub(super) struct Unsupported {
     pub(super) reason: String,
     /// What happens instead.
     pub(super) effect: Effect,
+    /// Who does not get it.
+    pub(super) by: Whom,
+}
+
+/// Proxies that do not get something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// Nobody gets it.
+    All,
+    /// Those that are told in Linkerd's API alone, which has no words for it. Ours are told in their own.
+    Linkerds,
 }
 
 /// What happens instead of something that cannot be had.
@@ -78,6 +89,7 @@ pub(super) fn unsupported(route: &Route) -> Vec<Unsupported> {
             path: format!("metadata.annotations[{annotation}]"),
             reason: format!("{reason}; it is ignored"),
             effect: Effect::Nothing,
+            by: Whom::All,
         })
         .collect();
     let kind = route.spec.kind;
@@ -85,21 +97,21 @@ pub(super) fn unsupported(route: &Route) -> Vec<Unsupported> {
         let path = format!("spec.rules[{at}]");
         if at > 0 && matches!(kind, RouteKind::Tls | RouteKind::Tcp) {
             let reason = "connections take the first rule: this one is never used".to_owned();
-            found.push(Unsupported { path, reason, effect: Effect::Nothing });
+            found.push(Unsupported { path, reason, effect: Effect::Nothing, by: Whom::All });
             continue;
         }
         for (number, filter) in rule.filters.iter().enumerate() {
-            let Some((field, reason)) = refusal(kind, filter) else { continue };
+            let Some((field, reason, by)) = refusal(kind, filter) else { continue };
             let path = format!("{path}.filters[{number}].{field}");
-            let reason = format!("{reason}; requests of this rule fail");
-            found.push(Unsupported { path, reason, effect: Effect::Rule(at) });
+            let reason = format!("{reason}; requests of this rule fail{}", by.shown());
+            found.push(Unsupported { path, reason, effect: Effect::Rule(at), by });
         }
         for (backend, target) in rule.backends.iter().enumerate() {
             for (number, filter) in target.filters.iter().enumerate() {
-                let Some((field, reason)) = refusal(kind, filter) else { continue };
+                let Some((field, reason, by)) = refusal(kind, filter) else { continue };
                 let path = format!("{path}.backendRefs[{backend}].filters[{number}].{field}");
-                let reason = format!("{reason}; requests that would go to this backend fail");
-                found.push(Unsupported { path, reason, effect: Effect::Backend(at, backend) });
+                let reason = format!("{reason}; requests that would go to this backend fail{}", by.shown());
+                found.push(Unsupported { path, reason, effect: Effect::Backend(at, backend), by });
             }
         }
         found.extend(unmatched(&path, rule));
@@ -108,30 +120,49 @@ pub(super) fn unsupported(route: &Route) -> Vec<Unsupported> {
                 path: format!("{path}.sessionPersistence"),
                 reason: "there is none here; requests of one client go to any endpoint".to_owned(),
                 effect: Effect::Nothing,
+                by: Whom::All,
             });
         }
     }
     found
 }
 
-/// The field of a filter that cannot be applied, and why.
-fn refusal(kind: RouteKind, filter: &Filter) -> Option<(String, String)> {
-    let field = filter.field();
-    let carried = match filter {
-        Filter::RequestHeaders(_) => true,
-        Filter::ResponseHeaders(_) | Filter::Redirect(_) => kind != RouteKind::Grpc,
-        Filter::Rewrite(_) | Filter::Mirror(_) => false,
-        Filter::Other(name) => {
-            return Some((field.to_owned(), format!("{name} is not supported")));
+impl Whom {
+    fn shown(self) -> &'static str {
+        match self {
+            Self::All => "",
+            Self::Linkerds => " in Linkerd's proxies",
         }
-    };
-    if !carried {
-        return Some((field.to_owned(), format!("Linkerd's API cannot carry {}", filter.name())));
     }
-    match filter {
+}
+
+/// The field of a filter that cannot be applied, why, and by whom not.
+fn refusal(kind: RouteKind, filter: &Filter) -> Option<(String, String, Whom)> {
+    let field = filter.field();
+    let untouchable = match filter {
         Filter::RequestHeaders(edit) => untouchable(field, edit, true),
         Filter::ResponseHeaders(edit) => untouchable(field, edit, false),
-        _ => None,
+        Filter::Other(name) => Some((field.to_owned(), format!("{name} is not supported"))),
+        Filter::Redirect(_) | Filter::Rewrite(_) | Filter::Mirror(_) => None,
+    };
+    if let Some((field, why)) = untouchable {
+        return Some((field, why, Whom::All));
+    }
+    let unsaid = || {
+        let why = format!("Linkerd's API cannot carry {}", filter.name());
+        (field.to_owned(), why, Whom::Linkerds)
+    };
+    filter.is_unsaid(kind).then(unsaid)
+}
+
+impl Filter {
+    /// Has Linkerd's API no words for it on this kind of route?
+    pub(crate) fn is_unsaid(&self, kind: RouteKind) -> bool {
+        match self {
+            Self::Rewrite(_) | Self::Mirror(_) => true,
+            Self::ResponseHeaders(_) => kind == RouteKind::Grpc,
+            Self::RequestHeaders(_) | Self::Redirect(_) | Self::Other(_) => false,
+        }
     }
 }
 
@@ -168,6 +199,7 @@ fn unmatched<'a>(path: &'a str, rule: &'a Rule) -> impl Iterator<Item = Unsuppor
         path: format!("{path}.matches[{at}].method.type"),
         reason: "Linkerd's API cannot carry regular expressions here; this match matches nothing".to_owned(),
         effect: Effect::Nothing,
+        by: Whom::All,
     })
 }
 

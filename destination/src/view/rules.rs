@@ -4,16 +4,16 @@
 use super::{
     Lens,
     attach::Entry,
-    carried::{Effect, unsupported},
+    carried::{Effect, Whom, unsupported},
 };
 use crate::{
     index::{Addressing, GrpcConditions, HttpConditions, Retry, RouteId, Timeouts, Traffic},
     resources::{
         Name,
-        routes::{self, RouteSpec, Rule, TargetRef},
+        routes::{self, Filter, RouteSpec, Rule, TargetRef},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Longest pause between tries, in units of the shortest, where a route names the shortest.
 const BACKOFF_GROWTH: u32 = 10;
@@ -34,6 +34,10 @@ pub struct HeldRoute {
 pub struct HeldRule {
     /// Why everything that it matches fails, if it does.
     pub failure: Option<String>,
+    /// Why it fails in proxies that are told in Linkerd's API alone.
+    pub unsaid: Option<String>,
+    /// Where its mirrors lead.
+    pub mirrors: Mirrors,
     /// What becomes of its backends, in their order.
     pub backends: Vec<HeldBackend>,
     /// Timeouts and retries.
@@ -47,7 +51,15 @@ pub struct HeldBackend {
     pub target: Result<(Name, u16), String>,
     /// Its share; 0 is never.
     pub weight: u32,
+    /// Why what goes there fails in proxies that are told in Linkerd's API alone.
+    pub unsaid: Option<String>,
+    /// Where its mirrors lead.
+    pub mirrors: Mirrors,
 }
+
+/// The Service and port of every mirror that leads somewhere, by the filter's number in its list. A mirror that leads
+/// nowhere is none (Gateway API, HTTPRequestMirrorFilter), and the route's status says so.
+pub type Mirrors = BTreeMap<usize, (Name, u16)>;
 
 /// Timeouts and retries of a rule.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,6 +74,13 @@ pub struct Resilience {
     pub backoff: Option<(Duration, Duration)>,
 }
 
+impl HeldRule {
+    /// The backends that take anything, with their numbers in the rule.
+    pub fn shares(&self) -> impl Iterator<Item = (usize, &HeldBackend)> {
+        self.backends.iter().enumerate().filter(|(_, backend)| backend.weight > 0)
+    }
+}
+
 /// Why a reference leads nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unresolved {
@@ -74,26 +93,41 @@ pub(super) struct Unresolved {
 /// A route as it holds, for a Service whose annotations are `defaults`.
 pub(super) fn held(lens: &mut Lens<'_>, (id, route): Entry<'_>, defaults: &Traffic) -> HeldRoute {
     let problems = unsupported(route);
-    let failing = |effect: Effect| {
-        let problem = problems.iter().find(|problem| problem.effect == effect)?;
+    let failing = |effect: Effect, by: Whom| {
+        let problem = problems.iter().find(|problem| problem.effect == effect && problem.by == by)?;
         Some(format!("{id}: {}: {}", problem.path, problem.reason))
     };
     let rules = route.spec.rules.iter().enumerate().map(|(at, rule)| HeldRule {
-        failure: failing(Effect::Rule(at)).or_else(|| weightless(id, at, rule)),
+        failure: failing(Effect::Rule(at), Whom::All).or_else(|| weightless(id, at, rule)),
+        unsaid: failing(Effect::Rule(at), Whom::Linkerds),
+        mirrors: mirrors(lens, id, &rule.filters),
         backends: rule
             .backends
             .iter()
             .enumerate()
             .map(|(number, backend)| {
                 let target = resolve(lens, id, &backend.target).map_err(|why| why.message);
-                let failure = failing(Effect::Backend(at, number));
-                HeldBackend { target: failure.map_or(target, Err), weight: backend.weight }
+                let failure = failing(Effect::Backend(at, number), Whom::All);
+                HeldBackend {
+                    target: failure.map_or(target, Err),
+                    weight: backend.weight,
+                    unsaid: failing(Effect::Backend(at, number), Whom::Linkerds),
+                    mirrors: mirrors(lens, id, &backend.filters),
+                }
             })
             .collect(),
         resilience: resilience(&route.traffic, rule, defaults),
     });
     let rules = rules.collect();
     HeldRoute { id: id.clone(), spec: route.spec.clone(), rules }
+}
+
+fn mirrors(lens: &mut Lens<'_>, id: &RouteId, filters: &[Filter]) -> Mirrors {
+    let mirror = |(at, filter): (usize, &Filter)| match filter {
+        Filter::Mirror(mirror) => Some((at, resolve(lens, id, &mirror.target).ok()?)),
+        _ => None,
+    };
+    filters.iter().enumerate().filter_map(mirror).collect()
 }
 
 /// Backends that all have no weight take nothing, and there is nowhere else.

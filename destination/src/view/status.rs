@@ -4,7 +4,7 @@
 use super::{
     Family, Lens, PortProtocol, Settings,
     attach::{Entry, Loss, attached, names},
-    carried::{Unsupported, unsupported},
+    carried::{Unsupported, Whom, unsupported},
     outbound::protocol,
     rules::{Unresolved, resolve},
 };
@@ -119,7 +119,9 @@ struct Reports<'a> {
 impl<'a> Reports<'a> {
     fn of(&mut self, (id, route): Entry<'a>) -> RouteReport {
         let mut warnings = route.spec.warnings.clone();
-        let unsupported = unsupported(route);
+        let (unsupported, unsaid): (Vec<_>, Vec<_>) =
+            unsupported(route).into_iter().partition(|problem| problem.by == Whom::All);
+        warnings.extend(unsaid.into_iter().map(|Unsupported { path, reason, .. }| format!("{path}: {reason}")));
         let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved(&mut self.lens, id, route));
         let mut parents = Vec::new();
         for (at, parent) in route.spec.parents.iter().enumerate() {

@@ -6,22 +6,30 @@
 mod bytes;
 mod grpc;
 mod http;
+mod own;
 mod parts;
+
+pub use own::own_policy;
 
 use super::{WEIGHT, default_ref, duration, seconds, service_ref};
 use crate::view::{Family, Outbound, PortProtocol, Resilience, ServicePolicy, Settings};
 use linkerd2_proxy_api::{destination, meta, opaque_route, outbound as api};
-use parts::Ways;
+use parts::{Api, Ways};
 
 /// How long a proxy may look for a protocol. Linkerd's proxy goes by its own setting instead (contract 1.6).
 const DETECT_TIMEOUT: i64 = 10;
 
 /// A policy.
 pub fn policy(outbound: &Outbound, settings: &Settings) -> api::OutboundPolicy {
+    said(outbound, settings, Api::Linkerds)
+}
+
+/// A policy in Linkerd's messages, alone or with our own words beside it.
+fn said(outbound: &Outbound, settings: &Settings, api: Api) -> api::OutboundPolicy {
     match outbound {
         Outbound::Service(policy) => {
             let metadata = service_ref(&policy.name.namespace, &policy.name.name, policy.port);
-            policy_of(metadata, service(policy, settings))
+            policy_of(metadata, service(policy, settings, api))
         }
         Outbound::UndefinedPort { name, port } => {
             let forbidden = api::opaque_route::Filter {
@@ -49,9 +57,9 @@ fn policy_of(metadata: meta::Metadata, kind: api::proxy_protocol::Kind) -> api::
     api::OutboundPolicy { metadata: Some(metadata), protocol: Some(api::ProxyProtocol { kind: Some(kind) }) }
 }
 
-fn service(policy: &ServicePolicy, settings: &Settings) -> api::proxy_protocol::Kind {
+fn service(policy: &ServicePolicy, settings: &Settings, api: Api) -> api::proxy_protocol::Kind {
     use api::proxy_protocol::{Grpc, Kind, Opaque, Tls};
-    let ways = Ways { settings, itself: parts::balancer(settings, &policy.name, policy.port) };
+    let ways = Ways { settings, itself: parts::balancer(settings, &policy.name, policy.port), api };
     let failure_accrual = policy.accrual.map(parts::failure_accrual);
     match policy.routes.first().map(|route| Family::of(route.id.kind)) {
         Some(Family::Grpc) => {

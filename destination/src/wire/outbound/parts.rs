@@ -27,6 +27,17 @@ pub(super) struct Ways<'a> {
     pub(super) settings: &'a Settings,
     /// The Service itself, for rules that name no backend.
     pub(super) itself: api::Backend,
+    /// In whose words.
+    pub(super) api: Api,
+}
+
+/// In whose words something is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::wire) enum Api {
+    /// Linkerd's, and what it has no words for fails.
+    Linkerds,
+    /// Ours: Linkerd's, and its own words beside it.
+    Own,
 }
 
 /// Where a rule sends what it matches.
@@ -42,18 +53,24 @@ pub(super) enum Sends {
 
 impl Ways<'_> {
     pub(super) fn of(&self, rule: &HeldRule) -> Sends {
-        if let Some(failure) = &rule.failure {
+        if let Some(failure) = rule.failure.as_ref().or_else(|| self.unsaid(rule.unsaid.as_ref())) {
             return Sends::Nowhere(failure.clone());
         }
         if rule.backends.is_empty() {
             return Sends::Itself;
         }
-        let weighty = rule.backends.iter().enumerate().filter(|(_, backend)| backend.weight > 0);
-        let shares = weighty.map(|(at, backend)| {
-            let target = backend.target.as_ref().map_err(Clone::clone);
-            (at, target.map(|(name, port)| balancer(self.settings, name, *port)), backend.weight)
+        let shares = rule.shares().map(|(at, backend)| {
+            let target = match (&backend.target, self.unsaid(backend.unsaid.as_ref())) {
+                (Err(why), _) | (Ok(_), Some(why)) => Err(why.clone()),
+                (Ok((name, port)), None) => Ok(balancer(self.settings, name, *port)),
+            };
+            (at, target, backend.weight)
         });
         Sends::Shares(shares.collect())
+    }
+
+    fn unsaid<'a>(&self, why: Option<&'a String>) -> Option<&'a String> {
+        why.filter(|_| self.api == Api::Linkerds)
     }
 }
 

@@ -1,0 +1,90 @@
+//! Pure. Outbound policies in `remora.proxy.v1`: Linkerd's message, and beside it the filters that it cannot say.
+
+use super::parts::{self, Api, Sends, Ways};
+use crate::{
+    resources::{
+        RouteKind,
+        routes::{Filter as Written, PathModifier, Rewrite, Rule},
+    },
+    view::{Family, HeldRule, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings, can_match},
+};
+use remora_runtime::proto::{
+    Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, filter::Kind, filters::Routes, url_rewrite,
+};
+
+/// A policy.
+pub fn own_policy(outbound: &Outbound, settings: &Settings) -> OutboundPolicy {
+    let filters = match outbound {
+        Outbound::Service(policy) => filters(policy, settings),
+        Outbound::UndefinedPort { .. } | Outbound::External(_) => Vec::new(),
+    };
+    OutboundPolicy { policy: Some(super::said(outbound, settings, Api::Own)), filters }
+}
+
+fn filters(policy: &ServicePolicy, settings: &Settings) -> Vec<Filters> {
+    let itself = parts::balancer(settings, &policy.name, policy.port);
+    let ways = Ways { settings, itself, api: Api::Own };
+    let mut found = Vec::new();
+    for list in lists(policy) {
+        for (route, held) in (0..).zip(&policy.routes) {
+            // A rule that no match can be said of is not in the message either.
+            let said = held.spec.rules.iter().zip(&held.rules);
+            let said = said.filter(|(written, _)| written.matches.iter().any(can_match));
+            for (rule, (written, held_rule)) in (0..).zip(said) {
+                let place = Filters { routes: (*list).into(), route, rule, ..Filters::default() };
+                found.extend(of_rule(&ways, held.id.kind, (written, held_rule), &place));
+            }
+        }
+    }
+    found
+}
+
+/// The filters of a rule and of its backends.
+fn of_rule(ways: &Ways<'_>, kind: RouteKind, (written, held): (&Rule, &HeldRule), place: &Filters) -> Vec<Filters> {
+    // What fails is neither rewritten nor mirrored.
+    if matches!(ways.of(held), Sends::Nowhere(_)) {
+        return Vec::new();
+    }
+    let rule = Filters { filters: own(ways, kind, &written.filters, &held.mirrors), ..place.clone() };
+    let backends = (0..).zip(held.shares()).filter_map(|(number, (at, backend))| {
+        backend.target.as_ref().ok()?;
+        let filters = own(ways, kind, &written.backends.get(at)?.filters, &backend.mirrors);
+        Some(Filters { backend: Some(number), filters, ..place.clone() })
+    });
+    std::iter::once(rule).chain(backends).filter(|place| !place.filters.is_empty()).collect()
+}
+
+/// The lists of routes that a policy has. Contract 3.3.
+fn lists(policy: &ServicePolicy) -> &'static [Routes] {
+    match (policy.routes.first().map(|route| Family::of(route.id.kind)), policy.protocol) {
+        (Some(Family::Grpc), _) => &[Routes::Grpc],
+        (Some(Family::Http), PortProtocol::Detect) => &[Routes::Http1, Routes::Http2],
+        (Some(Family::Http), PortProtocol::Http1) => &[Routes::Http1],
+        (Some(Family::Http), PortProtocol::Http2) => &[Routes::Http2],
+        (Some(Family::Http), PortProtocol::Opaque) | (Some(Family::Tls | Family::Tcp) | None, _) => &[],
+    }
+}
+
+fn own(ways: &Ways<'_>, kind: RouteKind, written: &[Written], mirrors: &Mirrors) -> Vec<Filter> {
+    let unsaid = written.iter().enumerate().filter(|(_, filter)| filter.is_unsaid(kind));
+    let kinds = unsaid.filter_map(|(at, filter)| match filter {
+        Written::Rewrite(rewrite) => Some(Kind::UrlRewrite(self::rewrite(rewrite))),
+        Written::Mirror(mirror) => {
+            let (name, port) = mirrors.get(&at)?;
+            let backend = Some(parts::balancer(ways.settings, name, *port));
+            let (numerator, denominator) = mirror.share;
+            Some(Kind::RequestMirror(RequestMirror { backend, numerator, denominator }))
+        }
+        Written::ResponseHeaders(edit) => Some(Kind::ResponseHeaderModifier(parts::response_headers(edit))),
+        Written::RequestHeaders(_) | Written::Redirect(_) | Written::Other(_) => None,
+    });
+    kinds.map(|kind| Filter { kind: Some(kind) }).collect()
+}
+
+fn rewrite(rewrite: &Rewrite) -> UrlRewrite {
+    let path = rewrite.path.as_ref().map(|path| match path {
+        PathModifier::Full(path) => url_rewrite::Path::Full(path.clone()),
+        PathModifier::Prefix(prefix) => url_rewrite::Path::Prefix(prefix.clone()),
+    });
+    UrlRewrite { hostname: rewrite.hostname.clone().unwrap_or_default(), path }
+}
