@@ -9,7 +9,7 @@ pub use self::choose::{
     InvalidPattern, MAX_PATTERN, choose, choose_sni, host_of, matched_prefix, whole_match,
 };
 pub use self::filter::{
-    Asked, FailWith, Failure, Filter, HeaderModifier, Inapplicable, Ratio, Redirect, Rewrite, Scheme,
+    Asked, FailWith, Failure, Filter, HeaderModifier, Inapplicable, Mirror, Ratio, Redirect, Rewrite, Scheme,
     Untouchable, may_modify,
 };
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
@@ -229,6 +229,8 @@ pub enum BackendTarget {
     Forward(Endpoint),
     /// The original destination.
     Original(SocketAddr),
+    /// Nobody, for this reason. It is picked like one that is there, so that its share fails and not the others'.
+    Nowhere(Arc<str>),
 }
 
 /// Peak EWMA's defaults, contract 3.3.

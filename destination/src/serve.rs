@@ -93,7 +93,9 @@ impl Serving {
         let apis = PolicyApi { streams, settings };
         let policies =
             Routes::new(OutboundPoliciesServer::new(apis.clone()).max_decoding_message_size(MAX_REQUEST))
-                .add_service(OwnOutboundPoliciesServer::new(apis.clone()).max_decoding_message_size(MAX_REQUEST))
+                .add_service(
+                    OwnOutboundPoliciesServer::new(apis.clone()).max_decoding_message_size(MAX_REQUEST),
+                )
                 .add_service(InboundServerPoliciesServer::new(apis).max_decoding_message_size(MAX_REQUEST));
         tokio::try_join!(self.serve(destination, destinations), self.serve(policy, policies))?;
         Ok(())

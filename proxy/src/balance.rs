@@ -29,6 +29,7 @@ const AT_ONCE: usize = 64;
 /// The endpoints of one destination, for one worker.
 pub struct Balancer {
     name: Arc<str>,
+    nowhere: bool,
     set: ArcSwap<Set>,
     changed: Notify,
     /// Who is left out because requests fail, where that is wanted.
@@ -48,6 +49,12 @@ impl Balancer {
     pub fn fixed(name: Arc<str>, endpoints: Vec<Arc<LiveEndpoint>>) -> Arc<Self> {
         let set = Set { endpoints, empty_since: clock::now() };
         Arc::new(Self::with(name, set, None))
+    }
+
+    /// Nobody, for this reason: it counts as there, and whoever is sent there fails at once.
+    pub fn nowhere(why: Arc<str>) -> Arc<Self> {
+        let set = Set { endpoints: Vec::new(), empty_since: clock::now() };
+        Arc::new(Self { nowhere: true, ..Self::with(why, set, None) })
     }
 
     /// A destination that discovery describes; followed until the balancer is dropped.
@@ -70,7 +77,7 @@ impl Balancer {
 
     fn with(name: Arc<str>, set: Set, breaking: Option<Arc<Breaking>>) -> Self {
         let (set, changed) = (ArcSwap::from_pointee(set), Notify::new());
-        Self { name, set, changed, breaking, following: OnceLock::new() }
+        Self { name, nowhere: false, set, changed, breaking, following: OnceLock::new() }
     }
 
     /// `<svc>.<ns>.svc.<domain>:<port>`, or an address.
@@ -95,7 +102,7 @@ impl Balancer {
         if self.is_discovered() {
             set.endpoints.iter().any(|live| live.refusal(now).is_none() && live.admits(now))
         } else {
-            !set.endpoints.is_empty()
+            self.nowhere || !set.endpoints.is_empty()
         }
     }
 
@@ -122,6 +129,9 @@ impl Balancer {
         except: Option<&Arc<LiveEndpoint>>,
         choosy: bool,
     ) -> Result<Arc<LiveEndpoint>, Fault> {
+        if self.nowhere {
+            return Err(Fault::NoEndpoint(self.name.clone()));
+        }
         loop {
             let changed = self.changed.notified();
             let set = self.set.load();

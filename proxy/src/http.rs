@@ -3,11 +3,13 @@
 pub mod access_log;
 pub mod body;
 pub mod client;
+mod copies;
 pub mod deadline;
 mod dispatch;
 pub mod exchange;
 pub mod filters;
 pub mod headers;
+pub mod mirror;
 pub mod replay;
 pub mod request;
 pub mod respond;

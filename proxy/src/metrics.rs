@@ -32,7 +32,7 @@ use remora_runtime::metrics::{Budgeted, Counter, Gauge, Registry};
 use requests::HttpFamilies;
 pub use requests::RequestMetrics;
 pub use routes::{BackendMetrics, RouteMetrics};
-use routes::{Kind, RetryMetrics, RouteFamilies};
+use routes::{Kind, MirrorMetrics, RetryMetrics, RouteFamilies};
 use std::{net::SocketAddr, sync::Arc};
 use tcp::TcpFamilies;
 pub use tcp::TcpMetrics;
@@ -205,6 +205,11 @@ impl Metrics {
     /// The series of a route's retries.
     pub fn retries(&self, kind: Kind, parent: &ResourceRef, route: &ResourceRef) -> RetryMetrics {
         self.routes.retries(kind, parent, route)
+    }
+
+    /// The series of a route's mirrors.
+    pub fn mirrors(&self, kind: Kind, parent: &ResourceRef, route: &ResourceRef) -> MirrorMetrics {
+        self.routes.mirrors(kind, parent, route)
     }
 
     /// The series of a route's backend.

@@ -10,6 +10,7 @@ pub mod destination;
 mod filters;
 pub mod inbound;
 pub mod outbound;
+pub mod own;
 mod parts;
 pub mod profile;
 mod routes;

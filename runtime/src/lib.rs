@@ -9,6 +9,8 @@ pub mod control;
 pub mod env;
 pub mod log;
 pub mod metrics;
+#[expect(unused_qualifications, reason = "it is generated")]
+pub mod proto;
 pub mod room;
 pub mod tasks;
 pub mod tls;

@@ -2,7 +2,7 @@
 //! API's meaning, as Linkerd's API carries it. Contract 4.1.
 
 use super::path::{Replacement, host_and_port};
-use crate::route::host_of;
+use crate::route::{Backend, host_of};
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 
 /// One filter. Those of a rule are applied in their order, then those of the backend.
@@ -18,6 +18,17 @@ pub enum Filter {
     Fail(Failure),
     /// Changes host and path of what is sent on.
     Rewrite(Rewrite),
+    /// Sends a share of requests to somebody else as well, whose answers nobody waits for.
+    Mirror(Mirror),
+}
+
+/// Who else gets a share of requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Where they go.
+    pub backend: Backend,
+    /// How many of them.
+    pub share: Ratio,
 }
 
 /// Changes of headers: first what is added, then what is set, then what is removed.

@@ -7,7 +7,8 @@ use super::{
 use crate::{
     metrics::Api,
     view::{
-        Context, Endpoints, Lens, Outbound, Refusal, Settings, Target, Workload, endpoints, inbound, outbound, profile,
+        Context, Endpoints, Lens, Outbound, Refusal, Settings, Target, Workload, endpoints, inbound,
+        outbound, profile,
     },
     wire,
 };

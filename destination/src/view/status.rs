@@ -121,7 +121,8 @@ impl<'a> Reports<'a> {
         let mut warnings = route.spec.warnings.clone();
         let (unsupported, unsaid): (Vec<_>, Vec<_>) =
             unsupported(route).into_iter().partition(|problem| problem.by == Whom::All);
-        warnings.extend(unsaid.into_iter().map(|Unsupported { path, reason, .. }| format!("{path}: {reason}")));
+        warnings
+            .extend(unsaid.into_iter().map(|Unsupported { path, reason, .. }| format!("{path}: {reason}")));
         let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved(&mut self.lens, id, route));
         let mut parents = Vec::new();
         for (at, parent) in route.spec.parents.iter().enumerate() {

@@ -30,6 +30,7 @@ pub(super) fn balancer(
             })
         }
         BackendTarget::Forward(endpoint) => fixed(worker, format!("{endpoint:?}"), endpoint),
+        BackendTarget::Nowhere(why) => Balancer::nowhere(why.clone()),
         BackendTarget::Original(addr) => {
             let endpoint = Endpoint::bare(*addr);
             fixed(worker, format!("original {addr}"), &endpoint)

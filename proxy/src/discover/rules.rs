@@ -4,7 +4,7 @@ use super::target::{Split, split};
 use crate::{
     Worker,
     fault::Fault,
-    http::filters::Filters,
+    http::{filters::Filters, mirror::Mirrors},
     metrics::{
         RouteMetrics,
         routes::{Kind, RetryMetrics},
@@ -36,6 +36,7 @@ pub struct Rule {
 /// What a rule does besides sending.
 pub struct Ruled {
     pub filters: Option<Box<Filters>>,
+    pub mirrors: Option<Box<Mirrors>>,
     timeouts: Timeouts,
     retry: Option<RetryPolicy>,
     heeds_wishes: bool,
@@ -67,7 +68,11 @@ impl Routes {
             let rule = |rule: &OutboundRule| Rule {
                 split: split(worker, &rule.distribution, accrual, backend),
                 metrics: metrics.route(kind, parent, route),
-                ruled: Ruled::compile(rule, || metrics.retries(kind, parent, route)),
+                ruled: {
+                    let mirrored = || metrics.mirrors(kind, parent, route);
+                    let mirrors = Mirrors::compile(worker, &rule.filters, mirrored, backend);
+                    Ruled::compile(rule, mirrors, || metrics.retries(kind, parent, route))
+                },
             };
             outbound.rules.iter().map(rule).collect()
         });
@@ -108,13 +113,18 @@ impl Rule {
 }
 
 impl Ruled {
-    fn compile(rule: &OutboundRule, retries: impl FnOnce() -> RetryMetrics) -> Option<Box<Self>> {
+    fn compile(
+        rule: &OutboundRule,
+        mirrors: Option<Box<Mirrors>>,
+        retries: impl FnOnce() -> RetryMetrics,
+    ) -> Option<Box<Self>> {
         let filters = Filters::compile(&rule.filters);
         let does_nothing =
             filters.is_none() && rule.timeouts.is_empty() && rule.retry.is_none() && !rule.heeds_wishes;
         (!does_nothing).then(|| {
             Box::new(Self {
                 filters,
+                mirrors,
                 timeouts: rule.timeouts,
                 retry: rule.retry.clone(),
                 heeds_wishes: rule.heeds_wishes,

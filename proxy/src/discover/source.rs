@@ -8,17 +8,21 @@ use crate::{
     policy::Server,
     profile::{MAX_NAMES, Named},
 };
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use linkerd2_proxy_api::{
     destination::{DestinationProfile, GetDestination, destination_client::DestinationClient},
     inbound::{PortSpec, inbound_server_policies_client::InboundServerPoliciesClient},
-    outbound::{TrafficSpec, outbound_policies_client::OutboundPoliciesClient, traffic_spec},
+    outbound::{
+        OutboundPolicy, ProxyProtocol, TrafficSpec, outbound_policies_client::OutboundPoliciesClient,
+        traffic_spec,
+    },
 };
-use remora_core::{endpoint::Endpoint, profile::Profile};
+use remora_core::{endpoint::Endpoint, profile::Profile, route};
 use remora_runtime::{
-    api::{self, destination::Update},
+    api::{self, Converted, destination::Update},
     control::{Client, Event, StreamLimits, subscribe},
     metrics::Counter,
+    proto::{self, outbound_policies_client::OutboundPoliciesClient as OwnOutboundPoliciesClient},
 };
 use std::{
     collections::BTreeMap,
@@ -66,6 +70,7 @@ impl Sources {
         let by_route = self.by_route.clone();
         let (policy, policy_limits) = self.policy.clone();
         let refused = self.endpoints_refused.clone();
+        let own_api = config.remora_api;
         Discovery {
             profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
                 let of = (profile_context.clone(), addr.to_string());
@@ -82,7 +87,8 @@ impl Sources {
                 },
             ),
             policies: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                Box::pin(outbound_policy(policy.clone(), workload.clone(), *addr, policy_limits, sender))
+                let of = (workload.clone(), *addr);
+                Box::pin(outbound_policy(policy.clone(), own_api, of, policy_limits, sender))
             }),
             endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
                 let refused = refused.clone();
@@ -157,10 +163,49 @@ fn profiled(what: &str, message: DestinationProfile, last: &mut Option<Arc<Profi
     }
 }
 
+/// What the control plane says of a target: in our API, or in Linkerd's.
+enum Said {
+    Own(proto::OutboundPolicy),
+    Linkerds(OutboundPolicy),
+}
+
+impl Said {
+    fn protocol(&self) -> Option<&ProxyProtocol> {
+        match self {
+            Self::Own(message) => message.policy.as_ref()?.protocol.as_ref(),
+            Self::Linkerds(message) => message.protocol.as_ref(),
+        }
+    }
+
+    fn read(self) -> Converted<route::OutboundPolicy> {
+        match self {
+            Self::Own(message) => api::own::outbound_policy(message),
+            Self::Linkerds(message) => api::outbound::outbound_policy(message),
+        }
+    }
+}
+
+/// Opens a stream of policies: with `own_api` in ours, unless the control plane does not have it.
+async fn said(
+    channel: Client,
+    own_api: bool,
+    request: TrafficSpec,
+) -> Result<BoxStream<'static, Result<Said, Status>>, Status> {
+    if own_api {
+        match OwnOutboundPoliciesClient::new(channel.clone()).watch(request.clone()).await {
+            Ok(stream) => return Ok(stream.into_inner().map_ok(Said::Own).boxed()),
+            Err(status) if status.code() == Code::Unimplemented => {}
+            Err(status) => return Err(status),
+        }
+    }
+    let stream = OutboundPoliciesClient::new(channel).watch(request).await?;
+    Ok(stream.into_inner().map_ok(Said::Linkerds).boxed())
+}
+
 async fn outbound_policy(
     channel: Client,
-    workload: Arc<str>,
-    addr: SocketAddr,
+    own_api: bool,
+    (workload, addr): (Arc<str>, SocketAddr),
     limits: StreamLimits,
     sender: watch::Sender<Known<Policy>>,
 ) {
@@ -168,20 +213,17 @@ async fn outbound_policy(
         source_workload: workload.to_string(),
         target: Some(traffic_spec::Target::Addr(addr.into())),
     };
-    let open = || {
-        let (mut client, request) = (OutboundPoliciesClient::new(channel.clone()), request.clone());
-        async move { client.watch(request).await.map(tonic::Response::into_inner) }
-    };
+    let open = || said(channel.clone(), own_api, request.clone());
     let messages = || subscribe(limits, &open).boxed();
     let what = format!("the outbound policy of {addr}");
     follow(messages, &what, &sender, |message| {
         // A protocol of another version, or none: what this means is not known, and so no reason to fail what is.
-        let unknown = message.protocol.as_ref().is_none_or(|protocol| protocol.kind.is_none());
+        let unknown = message.protocol().is_none_or(|protocol| protocol.kind.is_none());
         if unknown && matches!(&*sender.borrow(), Known::Is(_)) {
             warn!(what, "the control plane sent a protocol that is not known here; what was known stays");
             return None;
         }
-        let converted = api::outbound::outbound_policy(message);
+        let converted = message.read();
         noted(&what, &converted.ignored);
         Some(Policy { policy: converted.value, ignored: converted.ignored })
     })

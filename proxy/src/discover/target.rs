@@ -327,7 +327,7 @@ fn compile(
     Plan { parent: policy.parent.clone(), protocol, profile: by_profile }
 }
 
-pub(super) fn split(
+pub fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
     accrual: Option<&Accrual>,

@@ -1,6 +1,7 @@
 //! The one body type: what the proxy received, or a few bytes of its own, watched to its end.
 
 use super::{
+    copies::{Copied, Copy},
     deadline::{Expiry, Progress},
     exchange::Exchange,
     headers,
@@ -51,6 +52,10 @@ enum Kind {
     Answer(Box<http1::body::Answer>),
     /// Of a request that may be sent more than once.
     Replay(Replaying),
+    /// Of a request that is mirrored.
+    Copied(Box<Copied>),
+    /// Of a mirrored request.
+    Copy(Box<Copy>),
 }
 
 impl Body {
@@ -75,6 +80,14 @@ impl Body {
         Self::of(Kind::Replay(body))
     }
 
+    pub fn copied(body: Copied) -> Self {
+        Self::of(Kind::Copied(Box::new(body)))
+    }
+
+    pub fn copy(body: Copy) -> Self {
+        Self::of(Kind::Copy(Box::new(body)))
+    }
+
     fn of(kind: Kind) -> Self {
         Self { kind, exchange: None, upload: None, expiry: None, frames: None, spelling: Spelling::Lower }
     }
@@ -90,7 +103,7 @@ impl Body {
         match &self.kind {
             Kind::Absent => true,
             Kind::Http2(body) => body.is_over(),
-            Kind::Request(_) | Kind::Answer(_) | Kind::Replay(_) => false,
+            Kind::Request(_) | Kind::Answer(_) | Kind::Replay(_) | Kind::Copied(_) | Kind::Copy(_) => false,
         }
     }
 
@@ -102,6 +115,8 @@ impl Body {
             Kind::Request(body) => body.left(),
             Kind::Answer(body) => body.left(),
             Kind::Replay(body) => body.left(),
+            Kind::Copied(body) => body.left(),
+            Kind::Copy(body) => body.left(),
         }
     }
 
@@ -118,7 +133,7 @@ impl Body {
         let relayed = match &mut self.kind {
             Kind::Answer(body) => body.poll_relay(cx, write)?.map_err(HttpError::from),
             // Who watches an upload sees its frames.
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Replay(_) => return None,
+            _ => return None,
         };
         match &relayed {
             Poll::Ready(Ok(relayed)) if relayed.read > 0 => {
@@ -146,7 +161,7 @@ impl Body {
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.kind {
             Kind::Answer(body) => body.poll_finish(cx),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Replay(_) => Poll::Ready(()),
+            _ => Poll::Ready(()),
         }
     }
 
@@ -154,7 +169,7 @@ impl Body {
     pub fn take_stream(&mut self) -> Option<Stream> {
         match std::mem::replace(&mut self.kind, Kind::Absent) {
             Kind::Answer(body) => body.into_stream(),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Replay(_) => None,
+            _ => None,
         }
     }
 
@@ -170,7 +185,7 @@ impl Body {
     pub fn poll_trailers_only(&mut self, cx: &mut Context<'_>) -> Poll<Option<&HeaderMap>> {
         match &mut self.kind {
             Kind::Http2(body) => body.poll_trailers_only(cx),
-            Kind::Absent | Kind::Request(_) | Kind::Answer(_) | Kind::Replay(_) => Poll::Ready(None),
+            _ => Poll::Ready(None),
         }
     }
 
@@ -178,7 +193,7 @@ impl Body {
     pub fn recorded(&self) -> Option<Recorded> {
         match &self.kind {
             Kind::Replay(body) => Some(body.recorded().clone()),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Answer(_) => None,
+            _ => None,
         }
     }
 
@@ -186,9 +201,8 @@ impl Body {
     pub fn fate(&self) -> Fate {
         match &self.kind {
             Kind::Replay(body) => body.fate(),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Answer(_) => {
-                self.upload.as_ref().map(|upload| upload.fate()).unwrap_or_default()
-            }
+            Kind::Copied(body) => body.fate(),
+            _ => self.upload.as_ref().map(|upload| upload.fate()).unwrap_or_default(),
         }
     }
 
@@ -245,6 +259,8 @@ impl http_body::Body for Body {
             Kind::Answer(body) => body.poll_frame(cx, &mut this.spelling).map_err(HttpError::from),
             // The client's body below it is the one that is watched.
             Kind::Replay(body) => return body.poll_frame(cx, &mut this.spelling),
+            Kind::Copied(body) => return body.poll_frame(cx, &mut this.spelling),
+            Kind::Copy(body) => return body.poll_frame(cx, &mut this.spelling),
         };
         let mut frame = match &mut this.upload {
             Some(upload) => ready!(upload.watch(cx, polled)),
@@ -282,6 +298,8 @@ impl http_body::Body for Body {
             Kind::Request(body) => body.is_over(),
             Kind::Answer(body) => body.is_over(),
             Kind::Replay(body) => body.is_over(),
+            Kind::Copied(body) => body.is_over(),
+            Kind::Copy(body) => body.is_over(),
         }
     }
 

@@ -44,7 +44,7 @@ impl Filters {
             let path = match filter {
                 Filter::Redirect(redirect) => redirect.path.as_ref(),
                 Filter::Rewrite(rewrite) => rewrite.path.as_ref(),
-                Filter::Request(_) | Filter::Response(_) | Filter::Fail(_) => None,
+                Filter::Request(_) | Filter::Response(_) | Filter::Fail(_) | Filter::Mirror(_) => None,
             };
             compiled.replace_prefix |= matches!(path, Some(Replacement::Prefix(_)));
             compiled.steps.push(match filter {
@@ -52,6 +52,8 @@ impl Filters {
                 Filter::Redirect(redirect) => Step::Redirect(redirect.clone()),
                 Filter::Fail(failure) => Step::Fail(failure.clone()),
                 Filter::Rewrite(rewrite) => Step::Rewrite(rewrite.clone()),
+                // What others get is `mirror`'s.
+                Filter::Mirror(_) => continue,
                 Filter::Response(modifier) => {
                     compiled.answers.push(Modifier::compile(modifier));
                     continue;

@@ -10,7 +10,7 @@ use crate::{Worker, discover::rules::Ruled, fault::Fault};
 use http::Request;
 use remora_core::time::Time;
 
-/// Sends by a rule: changes the request or answers in the server's place, sends it again where the rule says so, and
+/// Sends by a rule: changes the request or answers in the server's place, sends copies of it to others, sends it again where the rule says so, and
 /// waits for the answer no longer than it allows. `started`: when the request came. `upgrade`: it may stop being HTTP,
 /// and then nothing can be sent again.
 pub(super) async fn send(
@@ -28,6 +28,9 @@ pub(super) async fn send(
     let course = Course::begin(terms.timeouts, started);
     if let Some(course) = &course {
         request.body_mut().follow(course.progress());
+    }
+    if let Some(mirrors) = &ruled.mirrors {
+        mirrors.send(worker, request);
     }
     let until = course.as_ref().and_then(Course::until);
     let sending = async {

@@ -186,6 +186,16 @@ impl RetryMetrics {
     }
 }
 
+/// `remora_outbound_{http,grpc}_route_mirror_requests_total` of one route, by `result`.
+pub struct MirrorMetrics {
+    /// Those that were answered to the end.
+    pub answered: Counter,
+    /// Those that had no answer, half of one, or none in time.
+    pub failed: Counter,
+    /// Requests that were not mirrored because too many copies were under way.
+    pub skipped: Counter,
+}
+
 /// Where the end of an outbound response is counted: its route, its backend, and since when.
 #[derive(Default)]
 pub struct Routed {
@@ -274,6 +284,7 @@ struct Families {
     retry_successes: Budgeted<Labels, Counter>,
     retry_limit_exceeded: Budgeted<Labels, Counter>,
     retry_overflow: Budgeted<Labels, Counter>,
+    mirror_requests: Budgeted<Labels, Counter>,
     backend_requests: Budgeted<Labels, Counter>,
     backend_durations: Budgeted<Labels, Histogram>,
     backend_statuses: Budgeted<Labels, Counter>,
@@ -304,6 +315,15 @@ impl RouteFamilies {
             limit_exceeded: families.retry_limit_exceeded.get(labels.clone()),
             overflow: families.retry_overflow.get(labels),
         }
+    }
+
+    pub fn mirrors(&self, kind: Kind, parent: &ResourceRef, route: &ResourceRef) -> MirrorMetrics {
+        let result = |result: &'static str| {
+            let mut labels = route_labels(parent, route);
+            labels.push(label("result", result));
+            self.of(kind).mirror_requests.get(labels)
+        };
+        MirrorMetrics { answered: result("answered"), failed: result("failed"), skipped: result("skipped") }
     }
 
     pub fn backend(
@@ -363,6 +383,11 @@ impl Families {
             retry_overflow: counters(
                 "retry_overflow_total",
                 "Failed requests that were not sent again because their body is longer than what is kept",
+            ),
+            mirror_requests: registry.counters(
+                &format!("remora_outbound_{}_route_mirror_requests_total", kind.as_str()),
+                "Copies of requests that were sent to a mirror, by what became of them",
+                budget,
             ),
             backend_requests: counters(
                 "backend_requests_total",

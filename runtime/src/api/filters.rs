@@ -52,7 +52,7 @@ fn one(filter: Filter) -> Vec<Filter> {
 }
 
 /// A filter that is not understood must not be skipped (Gateway API, HTTPRouteFilter).
-fn unknown() -> Invalid {
+pub(super) fn unknown() -> Invalid {
     Invalid::new("a filter of a kind that this proxy does not know")
 }
 
@@ -87,7 +87,10 @@ fn request_modifier(
     Ok([Some(Filter::Request(modifier)), rewrite].into_iter().flatten().collect())
 }
 
-fn response_modifier(reading: &mut Reading, wire: wire::ResponseHeaderModifier) -> Result<Filter, Invalid> {
+pub(super) fn response_modifier(
+    reading: &mut Reading,
+    wire: wire::ResponseHeaderModifier,
+) -> Result<Filter, Invalid> {
     Ok(Filter::Response(HeaderModifier {
         add: headers(reading, "add", wire.add, may_modify)?,
         set: headers(reading, "set", wire.set, may_modify)?,
@@ -122,7 +125,8 @@ fn name(wire: &str, allowed: impl Fn(&str) -> Result<(), Untouchable>) -> Result
     Ok(name.as_str().to_owned())
 }
 
-fn authority(value: &[u8]) -> Result<String, Invalid> {
+/// A host, and perhaps a port.
+pub(super) fn authority(value: &[u8]) -> Result<String, Invalid> {
     let authority = http::uri::Authority::try_from(value)
         .map_err(|_| Invalid::new(format!("{:?} is no host", shown(&String::from_utf8_lossy(value)))))?;
     Ok(authority.as_str().to_owned())
@@ -164,13 +168,15 @@ fn scheme(wire: http_types::Scheme) -> Result<Scheme, Invalid> {
     }
 }
 
+/// A path, and perhaps a query.
+pub(super) fn target(path: &str) -> Result<http::uri::PathAndQuery, Invalid> {
+    let absolute = path.starts_with('/') && !path.contains('#');
+    let target = absolute.then(|| http::uri::PathAndQuery::try_from(path).ok()).flatten();
+    target.ok_or_else(|| Invalid::new(format!("{:?} is no path", shown(path))))
+}
+
 fn replacement(wire: wire::path_modifier::Replace) -> Result<Replacement, Invalid> {
     use wire::path_modifier::Replace;
-    let target = |path: &str| {
-        let absolute = path.starts_with('/') && !path.contains('#');
-        let target = absolute.then(|| http::uri::PathAndQuery::try_from(path).ok()).flatten();
-        target.ok_or_else(|| Invalid::new(format!("{:?} is no path", shown(path))))
-    };
     Ok(match wire {
         Replace::Full(path) => {
             target(&path)?;

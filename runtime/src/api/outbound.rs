@@ -162,36 +162,37 @@ fn tls_filter(wire: Option<wire::tls_route::filter::Kind>) -> Result<String, Inv
 
 const FORBIDDEN: &str = "forbidden by policy";
 
-/// A TCP filter refuses connections. On one backend of several it would refuse a share of them, which a distribution
-/// cannot say: the policy is invalid rather than too generous.
-fn no_opaque_filters(
+fn opaque_refusals(
     reading: &mut Reading,
     wire: Vec<wire::opaque_route::Filter>,
-) -> Result<Vec<Filter>, Invalid> {
-    let refuse =
-        |_: &mut Reading, filter: wire::opaque_route::Filter| Err(unsupported(&opaque_filter(filter.kind)?));
-    reading.each("filters", wire, refuse)
+) -> Result<Vec<String>, Invalid> {
+    reading.each("filters", wire, |_, filter| opaque_filter(filter.kind))
 }
 
-fn no_tls_filters(reading: &mut Reading, wire: Vec<wire::tls_route::Filter>) -> Result<Vec<Filter>, Invalid> {
-    let refuse =
-        |_: &mut Reading, filter: wire::tls_route::Filter| Err(unsupported(&tls_filter(filter.kind)?));
-    reading.each("filters", wire, refuse)
+fn tls_refusals(reading: &mut Reading, wire: Vec<wire::tls_route::Filter>) -> Result<Vec<String>, Invalid> {
+    reading.each("filters", wire, |_, filter| tls_filter(filter.kind))
 }
 
-fn unsupported(filter: &str) -> Invalid {
-    Invalid::new(format!("a filter of a single backend is not supported ({filter})"))
+fn filtered(backend: Backend, filters: Vec<Filter>) -> Backend {
+    Backend { filters, ..backend }
+}
+
+/// A filter of a backend of bytes refuses that backend's share of connections.
+fn refusing_share(backend: Backend, reasons: Vec<String>) -> Backend {
+    match reasons.into_iter().next() {
+        Some(reason) => Backend { target: BackendTarget::Nowhere(reason.into()), ..backend },
+        None => backend,
+    }
 }
 
 /// The four kinds of route have four message types for the same distribution.
 macro_rules! backends {
-    ($name:ident, $route:ident, $filters:path) => {
+    ($name:ident, $route:ident, $filters:path, $done:path) => {
         fn $name(reading: &mut Reading, wire: wire::$route::Distribution) -> Result<Distribution, Invalid> {
             use wire::$route::{RouteBackend, distribution::Kind};
             let one = |reading: &mut Reading, wire: RouteBackend| {
                 let filters = $filters(reading, wire.filters)?;
-                let backend = reading.required("backend", wire.backend, backend)?;
-                Ok(Backend { filters, ..backend })
+                Ok($done(reading.required("backend", wire.backend, backend)?, filters))
             };
             match wire.kind {
                 None => Err(Invalid::new("neither empty, first_available nor random_available")),
@@ -209,20 +210,22 @@ macro_rules! backends {
     };
 }
 
-backends!(http_backends, http_route, filters::http);
-backends!(grpc_backends, grpc_route, filters::grpc);
-backends!(opaque_backends, opaque_route, no_opaque_filters);
-backends!(tls_backends, tls_route, no_tls_filters);
+backends!(http_backends, http_route, filters::http, filtered);
+backends!(grpc_backends, grpc_route, filters::grpc, filtered);
+backends!(opaque_backends, opaque_route, opaque_refusals, refusing_share);
+backends!(tls_backends, tls_route, tls_refusals, refusing_share);
 
-/// The queue that a backend asks for is not read: queues are bounded by this proxy's own limits.
-fn backend(reading: &mut Reading, wire: wire::Backend) -> Result<Backend, Invalid> {
+/// The queue that a backend asks for is not read: queues are bounded by this proxy's own limits. One without a kind is
+/// nowhere: so controllers write a reference that leads nowhere, with a filter that fails what would go there.
+pub(super) fn backend(reading: &mut Reading, wire: wire::Backend) -> Result<Backend, Invalid> {
     use wire::backend::Kind;
     let meta = parts::resource(wire.metadata)?;
-    let target = reading.required("kind", wire.kind, |reading, kind| match kind {
-        Kind::Forward(addr) => reading
+    let target = reading.at("kind", |reading| match wire.kind {
+        Some(Kind::Forward(addr)) => reading
             .at("forward", |reading| destination::endpoint(reading, addr, &HashMap::new()))
             .map(BackendTarget::Forward),
-        Kind::Balancer(balancer) => reading.at("balancer", |reading| balance(reading, balancer)),
+        Some(Kind::Balancer(balancer)) => reading.at("balancer", |reading| balance(reading, balancer)),
+        None => Ok(BackendTarget::Nowhere("a backend that is nowhere".into())),
     })?;
     Ok(Backend { meta, target, filters: Vec::new() })
 }

@@ -40,7 +40,12 @@ fn filters(policy: &ServicePolicy, settings: &Settings) -> Vec<Filters> {
 }
 
 /// The filters of a rule and of its backends.
-fn of_rule(ways: &Ways<'_>, kind: RouteKind, (written, held): (&Rule, &HeldRule), place: &Filters) -> Vec<Filters> {
+fn of_rule(
+    ways: &Ways<'_>,
+    kind: RouteKind,
+    (written, held): (&Rule, &HeldRule),
+    place: &Filters,
+) -> Vec<Filters> {
     // What fails is neither rewritten nor mirrored.
     if matches!(ways.of(held), Sends::Nowhere(_)) {
         return Vec::new();

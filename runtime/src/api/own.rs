@@ -1,0 +1,115 @@
+//! `remora.proxy.v1`: what our own control plane says beside Linkerd's API. What the messages mean is in
+//! `proto/remora/proxy/v1/outbound.proto`.
+
+use super::{Converted, Invalid, Reading, filters, outbound, parts::shown};
+use crate::proto as wire;
+use remora_core::route::{
+    Backend, Distribution, Filter, Mirror, OutboundPolicy, OutboundProtocol, OutboundRoute, OutboundRule,
+    Ratio, Replacement, Rewrite,
+};
+use std::sync::Arc;
+
+/// Reads a policy: that of Linkerd's API, and in their places the filters which that cannot say. A filter that is not
+/// understood, or has no place, makes the whole policy [`OutboundProtocol::Invalid`].
+pub fn outbound_policy(wire: wire::OutboundPolicy) -> Converted<OutboundPolicy> {
+    let mut converted = outbound::outbound_policy(wire.policy.unwrap_or_default());
+    if matches!(converted.value.protocol, OutboundProtocol::Invalid(_)) {
+        return converted;
+    }
+    let protocol = &mut converted.value.protocol;
+    let placed =
+        Reading::new().each("filters", wire.filters, |reading, filters| place(reading, protocol, filters));
+    if let Err(invalid) = placed {
+        *protocol = OutboundProtocol::Invalid(invalid.to_string().into());
+    }
+    converted
+}
+
+fn place(reading: &mut Reading, protocol: &mut OutboundProtocol, wire: wire::Filters) -> Result<(), Invalid> {
+    let routes =
+        routes(protocol, wire.routes()).ok_or_else(|| Invalid::new("no such routes").within("routes"))?;
+    let route = nth(routes, wire.route).ok_or_else(|| Invalid::new("no such route").within("route"))?;
+    let rule: &mut OutboundRule =
+        nth(&mut route.rules, wire.rule).ok_or_else(|| Invalid::new("no such rule").within("rule"))?;
+    let filters = reading.each("filters", wire.filters, filter)?;
+    let place = match wire.backend {
+        None => &mut rule.filters,
+        Some(number) => {
+            let backend = backend(Arc::make_mut(&mut rule.distribution), number);
+            &mut backend.ok_or_else(|| Invalid::new("no such backend").within("backend"))?.filters
+        }
+    };
+    place.extend(filters);
+    Ok(())
+}
+
+fn routes(protocol: &mut OutboundProtocol, which: wire::filters::Routes) -> Option<&mut Vec<OutboundRoute>> {
+    use OutboundProtocol::{Detect, Grpc, Http1, Http2};
+    use wire::filters::Routes;
+    match (protocol, which) {
+        (Detect { http1: routes, .. } | Http1(routes), Routes::Http1)
+        | (Detect { http2: routes, .. } | Http2(routes), Routes::Http2)
+        | (Grpc(routes), Routes::Grpc) => Some(routes),
+        _ => None,
+    }
+}
+
+fn backend(distribution: &mut Distribution, number: u32) -> Option<&mut Backend> {
+    match distribution {
+        Distribution::FirstAvailable(backends) => nth(backends, number),
+        Distribution::RandomAvailable(backends) => nth(backends, number).map(|(backend, _)| backend),
+        Distribution::Empty | Distribution::Forbidden(_) => None,
+    }
+}
+
+fn nth<T>(list: &mut [T], number: u32) -> Option<&mut T> {
+    list.get_mut(usize::try_from(number).ok()?)
+}
+
+fn filter(reading: &mut Reading, wire: wire::Filter) -> Result<Filter, Invalid> {
+    use wire::filter::Kind;
+    match wire.kind {
+        Some(Kind::UrlRewrite(rewrite)) => reading.at("url_rewrite", |_| self::rewrite(rewrite)),
+        Some(Kind::RequestMirror(mirror)) => {
+            reading.at("request_mirror", |reading| self::mirror(reading, mirror))
+        }
+        Some(Kind::ResponseHeaderModifier(modifier)) => {
+            reading.at("response_header_modifier", |reading| filters::response_modifier(reading, modifier))
+        }
+        None => Err(filters::unknown()),
+    }
+}
+
+fn rewrite(wire: wire::UrlRewrite) -> Result<Filter, Invalid> {
+    use wire::url_rewrite::Path;
+    let authority = match wire.hostname.as_str() {
+        "" => None,
+        name => Some(filters::authority(name.as_bytes()).map_err(|invalid| invalid.within("hostname"))?),
+    };
+    let path = match wire.path {
+        None => None,
+        // A query of its own is a redirect's to have: here the request's stays.
+        Some(Path::Full(path) | Path::Prefix(path)) if path.contains('?') => {
+            return Err(Invalid::new(format!("{:?} has a query", shown(&path))).within("path"));
+        }
+        Some(Path::Full(path)) => {
+            filters::target(&path).map_err(|invalid| invalid.within("full"))?;
+            Some(Replacement::Whole(path))
+        }
+        Some(Path::Prefix(prefix)) => {
+            if !prefix.is_empty() {
+                filters::target(&prefix).map_err(|invalid| invalid.within("prefix"))?;
+            }
+            Some(Replacement::Prefix(prefix))
+        }
+    };
+    Ok(Filter::Rewrite(Rewrite { authority, path }))
+}
+
+fn mirror(reading: &mut Reading, wire: wire::RequestMirror) -> Result<Filter, Invalid> {
+    let backend = reading.required("backend", wire.backend, outbound::backend)?;
+    let (numerator, denominator) = (wire.numerator, wire.denominator);
+    let share = Ratio::new(numerator, denominator)
+        .ok_or_else(|| Invalid::new(format!("{numerator} of {denominator} is no share")))?;
+    Ok(Filter::Mirror(Mirror { backend, share }))
+}
