@@ -76,6 +76,11 @@ impl Balancer {
         self.following.get().is_some()
     }
 
+    /// Whether there is more than one endpoint.
+    pub fn has_choice(&self) -> bool {
+        self.set.load().endpoints.len() > 1
+    }
+
     /// Whether somebody could be picked now.
     pub fn is_available(&self) -> bool {
         let now = clock::now();

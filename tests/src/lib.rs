@@ -40,6 +40,7 @@ pub mod probe;
 pub mod resources;
 pub mod rules;
 pub mod sandbox;
+pub mod scripted;
 pub mod services;
 pub mod shop;
 pub mod soak;

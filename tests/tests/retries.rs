@@ -2,10 +2,12 @@
 //! byte for byte, and nothing else is. Contract 4.3.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
+use remora_tests::scripted::{Says, Scripted};
 use remora_tests::shop::{self, PATIENCE, SHOP, curl};
 use remora_tests::wire::{client, kit, run_kit};
 use remora_tests::{Mesh, PodRef, check};
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 /// Whom requests are addressed to, as metrics say it.
 const DST: &str = "web.shop.svc.cluster.local:8080";
@@ -141,14 +143,57 @@ fn the_status_of_grpc_is_what_counts() {
     }
 }
 
+#[test]
+fn a_grpc_status_in_trailers_behind_a_head_is_a_failure_too() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = by_hand(RETRYABLE);
+    let (client, web) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web").unwrap());
+    let app = Scripted::start(&web, 8080, |nth| Says::Grpc(if nth < 2 { 14 } else { 0 })).unwrap();
+    let grpc = ["--http2-prior-knowledge", "-H", "content-type: application/grpc", "-d", "x"];
+    assert_eq!(codes(&client, &[&grpc[..], &["http://web:8080/s/M"]].concat()), ["200"]);
+    assert_eq!(app.requests(), 3, "two failures were hidden");
+}
+
+#[test]
+fn a_routes_timeout_covers_all_tries() {
+    if !check::can_run() {
+        return;
+    }
+    let spec = "{routes: [{name: all, condition: {pathRegex: '/.*'}, isRetryable: true, timeout: 400ms}]}";
+    let mesh = open("http", spec, &[], &[]);
+    let client = mesh.pod(SHOP, "client").unwrap();
+    // What fails at once is tried until another try would begin too late: the client has the last answer.
+    let asked = Instant::now();
+    assert_eq!(codes(&client, &["http://web:8080/status/503"]), ["503"]);
+    let tried = tries(&mesh, "web");
+    assert!((2..=6).contains(&tried), "{tried} tries in 400 ms");
+    let skipped = count(&client, "remora_outbound_retries_skipped_total", &[("reason", "timeout")]);
+    assert_eq!(skipped, 1);
+    // What does not answer is given up in time, however many tries are left.
+    assert_eq!(codes(&client, &["http://web:8080/slow/8000"]), ["504"]);
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert_eq!(tries(&mesh, "web"), tried + 1);
+}
+
+/// A client of the Service `web`, of which this is the profile; a test listens in its pod.
+fn by_hand(spec: &str) -> Mesh {
+    let objects = [shop::idle("web", &[]), shop::service("web", 8080, "8080"), client("client", &[])];
+    shop::open(&[&objects[..], &[profile(spec)]].concat()).unwrap()
+}
+
 /// A client of the Service `web`, of which this is the profile.
 fn open(program: &str, spec: &str, more: &[String], annotations: &[(&str, &str)]) -> Mesh {
-    let profile = format!(
+    let web = kit("web", 8080, program, &[]);
+    shop::open(&[&[web, client("client", annotations), profile(spec)], more].concat()).unwrap()
+}
+
+fn profile(spec: &str) -> String {
+    format!(
         "\n---\n{{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: web.shop.svc.cluster.local, \
          namespace: shop}}, spec: {spec}}}\n---\n"
-    );
-    let web = kit("web", 8080, program, &[]);
-    shop::open(&[&[web, client("client", annotations), profile], more].concat()).unwrap()
+    )
 }
 
 /// The status of every answer.

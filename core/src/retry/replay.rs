@@ -124,6 +124,16 @@ impl<T> Replay<T> {
         self.at = self.kept.len();
     }
 
+    /// Nobody will ask for the beginning any more: nothing is kept from now on. What the latest try has not had yet stays
+    /// until it has.
+    pub fn forget(&mut self) {
+        if self.at == self.kept.len() {
+            self.too_long = true;
+            self.at = 0;
+            self.kept = Vec::new();
+        }
+    }
+
     /// The client's body has ended.
     pub fn ended(&mut self, last: Option<T>) {
         if self.end.is_none() {
@@ -166,6 +176,25 @@ mod tests {
     use super::*;
     use alloc::{vec, vec::Vec};
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_forgotten_is_not_sent_again_and_what_was_not_had_still_comes() {
+        let mut replay: Replay<()> = Replay::new(10);
+        let first = replay.begin().unwrap();
+        assert_eq!(replay.next(first, 9), Next::Client);
+        replay.came(b"abc");
+        let second = replay.begin().unwrap();
+        assert_eq!(replay.next(second, 2), Next::Kept(b"ab"));
+        replay.forget();
+        assert_eq!(replay.next(second, 2), Next::Kept(b"c"));
+        replay.forget();
+        assert_eq!(replay.next(second, 2), Next::Client);
+        assert_eq!(replay.kept(), Kept::TooLong);
+        replay.came(b"d");
+        replay.ended(None);
+        assert_eq!(replay.next(second, 2), Next::Over);
+        assert_eq!(replay.begin(), None);
+    }
 
     #[test]
     fn a_body_is_whole_when_the_latest_try_has_had_all_of_it() {

@@ -4,7 +4,7 @@ use super::{
     deadline::{Expiry, Progress},
     exchange::Exchange,
     headers,
-    replay::Replaying,
+    replay::{Recorded, Replaying},
     upload::{BodyError, Fate, Upload},
 };
 use crate::{
@@ -171,6 +171,14 @@ impl Body {
         match &mut self.kind {
             Kind::Http2(body) => body.poll_trailers_only(cx),
             Kind::Absent | Kind::Request(_) | Kind::Answer(_) | Kind::Replay(_) => Poll::Ready(None),
+        }
+    }
+
+    /// Where it is kept, if it may be sent more than once.
+    pub fn recorded(&self) -> Option<Recorded> {
+        match &self.kind {
+            Kind::Replay(body) => Some(body.recorded().clone()),
+            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Answer(_) => None,
         }
     }
 

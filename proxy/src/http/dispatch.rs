@@ -1,11 +1,21 @@
-//! Sends one outbound request: picks an endpoint, counts the try, and tries one other if nothing was written.
+//! Sends one outbound request: picks an endpoint, counts the try, and tries one other if for certain nothing was
+//! processed. Design, "Retries".
 
-use super::{body::Body, client::SendError};
+use super::{
+    body::Body,
+    client::SendError,
+    exchange::{self, Class, GrpcStatus},
+    headers,
+    replay::Recorded,
+};
 use crate::{
     discover::target::{LiveBackend, Split},
     endpoint::{self, InFlight, LiveEndpoint},
     fault::Fault,
-    metrics::BackendMetrics,
+    metrics::{
+        BackendMetrics,
+        routes::{End, Routed},
+    },
     profile,
 };
 use http::{HeaderValue, Request, Response};
@@ -24,6 +34,8 @@ pub(super) struct Sent {
     pub(super) backend: Option<(Arc<BackendMetrics>, Time)>,
     /// When the try began, where it is not measured from when the request came.
     pub(super) since: Option<Time>,
+    /// The other proxy says that its application saw nothing of the request.
+    pub(super) unprocessed: bool,
 }
 
 /// What all tries of a request share.
@@ -35,6 +47,8 @@ pub(super) struct To<'a> {
     pub(super) required: Option<&'a HeaderValue>,
     /// Bytes of the path that the rule's prefix covers, for the filters of backends.
     pub(super) prefix: Option<usize>,
+    /// Bytes of a body that are kept for one other endpoint.
+    pub(super) keep: usize,
 }
 
 /// A try that has begun.
@@ -62,6 +76,8 @@ impl Begun {
 pub(super) struct Failed {
     pub(super) fault: Fault,
     pub(super) tried: Tried,
+    /// No byte of the request was written.
+    unsent: bool,
     /// The last endpoint that was tried.
     pub(super) endpoint: Option<Arc<LiveEndpoint>>,
 }
@@ -69,11 +85,11 @@ pub(super) struct Failed {
 /// A fault that no endpoint made.
 impl From<Fault> for Failed {
     fn from(fault: Fault) -> Self {
-        Self { fault, tried: Tried::Hopeless, endpoint: None }
+        Self { fault, tried: Tried::Hopeless, unsent: false, endpoint: None }
     }
 }
 
-/// Picks an endpoint and sends. A request of which nothing was written tries one other endpoint.
+/// Picks an endpoint and sends. A request of which nothing was processed for certain tries one other endpoint.
 pub(super) async fn send(to: &To<'_>, request: &mut Request<Body>) -> Result<Sent, Fault> {
     send_avoiding(None, to, &mut None, request).await.map_err(|failed| failed.fault)
 }
@@ -86,67 +102,168 @@ pub(super) async fn send_avoiding(
     begun: &mut Option<Begun>,
     request: &mut Request<Body>,
 ) -> Result<Sent, Failed> {
-    let LiveBackend { balancer, metrics, filters, .. } = to.split.pick()?;
+    let backend = to.split.pick()?;
+    let LiveBackend { balancer, filters, .. } = backend;
     if let Some(filters) = filters {
         filters.request(request, &mut to.prefix.clone())?;
     }
-    let mut failed: Option<(Arc<LiveEndpoint>, Fault)> = None;
-    let fate = request.body().fate();
-    loop {
-        let picked = match &failed {
-            Some((first, _)) => balancer.pick(Some(first)).await,
-            None => balancer.pick_again(avoid).await,
-        };
-        let endpoint = picked.inspect_err(|fault| {
-            if let Some(route) = to.profiled {
-                route.tried();
-                route.try_failed(fault, Duration::ZERO);
-            }
-        })?;
-        if let Some((first, fault)) = failed.take() {
-            if Arc::ptr_eq(&first, &endpoint) {
-                return Err(Failed { fault, tried: Tried::Unprocessed, endpoint: Some(endpoint) });
-            }
-            failed = Some((endpoint.clone(), fault));
+    let again = if balancer.has_choice() { Again::of(request, to.keep) } else { Again::Never };
+    let endpoint = picked(to, balancer.pick_again(avoid).await)?;
+    let refused = match once(backend, to, &endpoint, begun, request).await {
+        Err(failed) if failed.tried == Tried::Unprocessed => Err(failed),
+        Ok(sent) if sent.unprocessed => Ok(sent),
+        other => {
+            again.forget();
+            return other;
         }
-        require_identity(to.required, &endpoint)?;
-        let at = clock::now();
-        let in_flight = endpoint.begin(at);
-        endpoint.requests.request();
+    };
+    // Elsewhere once, whatever the method, if all of it can be sent again.
+    let other = balancer.pick(Some(&endpoint)).await;
+    let Some(other) = other.ok().filter(|other| !Arc::ptr_eq(other, &endpoint)) else { return refused };
+    if !again.rewind(&refused, request) {
+        return refused;
+    }
+    if let Ok(sent) = refused {
+        sent.discard(to);
+    }
+    let sent = once(backend, to, &other, begun, request).await;
+    again.forget();
+    sent
+}
+
+/// Counts a try that has no endpoint.
+fn picked(to: &To<'_>, picked: Result<Arc<LiveEndpoint>, Fault>) -> Result<Arc<LiveEndpoint>, Fault> {
+    picked.inspect_err(|fault| {
         if let Some(route) = to.profiled {
             route.tried();
+            route.try_failed(fault, Duration::ZERO);
         }
-        if let Some(metrics) = metrics {
-            metrics.requests.inc();
+    })
+}
+
+/// Sends to this endpoint.
+async fn once(
+    backend: &LiveBackend,
+    to: &To<'_>,
+    endpoint: &Arc<LiveEndpoint>,
+    begun: &mut Option<Begun>,
+    request: &mut Request<Body>,
+) -> Result<Sent, Failed> {
+    require_identity(to.required, endpoint)?;
+    let LiveBackend { balancer, metrics, filters, .. } = backend;
+    let fate = request.body().fate();
+    let at = clock::now();
+    let in_flight = endpoint.begin(at);
+    endpoint.requests.request();
+    if let Some(route) = to.profiled {
+        route.tried();
+    }
+    if let Some(metrics) = metrics {
+        metrics.requests.inc();
+    }
+    let now = begun.insert(Begun { endpoint: endpoint.clone(), backend: metrics.clone(), at });
+    let (fault, tried, unsent) = match endpoint.client().send(endpoint, request, at).await {
+        Ok(mut response) => {
+            fate.answered();
+            let unprocessed = is_unprocessed(&response, endpoint);
+            if let Some(filters) = filters {
+                filters.response(&mut response);
+            }
+            return Ok(Sent {
+                response,
+                in_flight,
+                endpoint: endpoint.clone(),
+                balanced: balancer.is_discovered(),
+                backend: metrics.clone().map(|metrics| (metrics, at)),
+                since: None,
+                unprocessed,
+            });
         }
-        let now = begun.insert(Begun { endpoint: endpoint.clone(), backend: metrics.clone(), at });
-        let error = match endpoint.client().send(&endpoint, request, at).await {
-            Ok(mut response) => {
-                fate.answered();
-                if let Some(filters) = filters {
-                    filters.response(&mut response);
-                }
-                let backend = metrics.clone().map(|metrics| (metrics, at));
-                let balanced = balancer.is_discovered();
-                return Ok(Sent { response, in_flight, endpoint, balanced, backend, since: None });
+        Err(SendError::Unsent(fault)) => (fate.or(fault), Tried::Unprocessed, true),
+        Err(SendError::Failed(fault)) => {
+            let fault = fate.or(fault);
+            let tried = fault.tried();
+            (fault, tried, false)
+        }
+    };
+    now.failed(to, &fault);
+    Err(Failed { fault, tried, unsent, endpoint: Some(endpoint.clone()) })
+}
+
+/// Whether the other proxy says that its application saw nothing of the request. Believed only of a proven identity.
+fn is_unprocessed(response: &Response<Body>, endpoint: &LiveEndpoint) -> bool {
+    headers::has_own(response.headers())
+        && response.headers().contains_key(headers::UNPROCESSED)
+        && endpoint::identity(endpoint.plan()).is_some()
+}
+
+impl Sent {
+    /// Counts an answer that is not passed on.
+    fn discard(self, to: &To<'_>) {
+        let Self { response, endpoint, backend, .. } = self;
+        let status = response.status().as_u16();
+        let grpc = exchange::is_grpc(response.headers())
+            .then(|| GrpcStatus(exchange::grpc_status(response.headers())));
+        let latency = backend.as_ref().map_or(Duration::ZERO, |(_, at)| clock::now().since(*at));
+        endpoint.requests.response(status, Class::Failure, grpc, None, latency);
+        if let Some(route) = to.profiled {
+            route.try_answered(status, Class::Failure, grpc, latency);
+        }
+        let grpc = grpc.and_then(|grpc| grpc.0);
+        Routed { route: None, backend }.ended(End { status: Some(status), grpc, error: None });
+    }
+}
+
+/// A body that may be sent to one other endpoint.
+enum Again {
+    Never,
+    Absent,
+    /// `true`: for this alone.
+    Recorded(Recorded, bool),
+}
+
+impl Again {
+    /// Begins to keep a request's body, unless it is kept already, or known to be longer than that.
+    fn of(request: &mut Request<Body>, keep: usize) -> Self {
+        let body = request.body_mut();
+        if body.is_absent() {
+            return Self::Absent;
+        }
+        if let Some(recorded) = body.recorded() {
+            return Self::Recorded(recorded, false);
+        }
+        if body.length().is_some_and(|length| length > keep as u64) {
+            return Self::Never;
+        }
+        let recorded = Recorded::new(std::mem::replace(body, Body::absent()), keep);
+        match recorded.begin() {
+            Some(first) => {
+                *body = first;
+                Self::Recorded(recorded, true)
             }
-            Err(error) => error,
+            None => Self::Never,
+        }
+    }
+
+    /// Gives the request its body from the beginning; whether there is all of it.
+    fn rewind(&self, refused: &Result<Sent, Failed>, request: &mut Request<Body>) -> bool {
+        if matches!(refused, Err(Failed { unsent: true, .. })) {
+            // Nothing of it was taken.
+            return true;
+        }
+        let body = match self {
+            Self::Never => None,
+            Self::Absent => Some(Body::absent().spelled(request.body().spelling.clone())),
+            Self::Recorded(recorded, _) => recorded.begin(),
         };
-        let (fault, tried) = match error {
-            SendError::Unsent(fault) if failed.is_none() => {
-                now.failed(to, &fault);
-                failed = Some((endpoint, fault));
-                continue;
-            }
-            SendError::Unsent(fault) => (fate.or(fault), Tried::Unprocessed),
-            SendError::Failed(fault) => {
-                let fault = fate.or(fault);
-                let tried = fault.tried();
-                (fault, tried)
-            }
-        };
-        now.failed(to, &fault);
-        return Err(Failed { fault, tried, endpoint: Some(endpoint.clone()) });
+        body.map(|body| *request.body_mut() = body).is_some()
+    }
+
+    /// Nothing more has to be kept.
+    fn forget(&self) {
+        if let Self::Recorded(recorded, true) = self {
+            recorded.forget();
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub const REQUIRE_ID: HeaderName = HeaderName::from_static("l5d-require-id");
 /// The Service that a request is addressed to, for the server's proxy to find its ServiceProfile by.
 pub const DST_CANONICAL: HeaderName = HeaderName::from_static("l5d-dst-canonical");
 pub const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-override");
+/// Ours alone: the server's proxy says that its application saw nothing of the request.
+pub const UNPROCESSED: HeaderName = HeaderName::from_static("remora-unprocessed");
 const PROXY_AUTH_LEGACY: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -106,7 +108,50 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 /// Whether a message has fields that only proxies say to each other. Most have none, and looking once costs less than
 /// asking for each by its name.
 pub fn has_own(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| name.as_str().starts_with("l5d-"))
+    headers.keys().any(is_own)
+}
+
+/// Whether a field is said between proxies: Linkerd's, or one that is ours alone.
+fn is_own(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str().as_bytes(),
+        [b'l', b'5', b'd', b'-', ..] | [b'r', b'e', b'm', b'o', b'r', b'a', b'-', ..]
+    )
+}
+
+/// Takes off an inbound request what is not for its application to read. Only this proxy says who the client is, and from
+/// outside of the mesh nobody may steer this pod's own outbound proxy, should its application pass headers on.
+pub fn strip_inbound(headers: &mut HeaderMap) {
+    strip(headers, &[ORIG_PROTO, DST_OVERRIDE, REQUIRE_ID, CLIENT_ID, UNPROCESSED]);
+}
+
+/// Takes off an outbound request what is between proxies: an application cannot claim that its request was something else,
+/// or somebody else's. The override is honoured in ingress mode only, and never passed on.
+pub fn strip_outbound(headers: &mut HeaderMap) {
+    strip(headers, &[DST_OVERRIDE, DST_CANONICAL, ORIG_PROTO, CLIENT_ID, UNPROCESSED]);
+}
+
+/// Takes off an answer what the other proxy remarks for this one.
+pub fn strip_remarks(headers: &mut HeaderMap) {
+    strip(headers, &[PROXY_ERROR, PROXY_CONNECTION, UNPROCESSED]);
+}
+
+fn strip(headers: &mut HeaderMap, names: &[HeaderName]) {
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Says to the client's proxy that the application saw nothing of the request. Design, "Retries".
+pub fn mark_unprocessed(headers: &mut HeaderMap) {
+    headers.insert(UNPROCESSED, HeaderValue::from_static("true"));
+}
+
+/// Takes off an application's answer what only this proxy says.
+pub fn strip_unprocessed(headers: &mut HeaderMap) {
+    if has_own(headers) {
+        headers.remove(UNPROCESSED);
+    }
 }
 
 /// Removes from a trailer section what may not be said so late, because it was decided by what the head said (RFC 9110
@@ -126,8 +171,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     if planted::makes(planted::Mistake::LengthIsNamedAway) {
         return false;
     }
-    [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
-        || name.as_str().starts_with("l5d-")
+    [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name) || is_own(name)
 }
 
 /// Refuses what the HTTP library accepts and we do not: see `check_framing` and `check_list`.

@@ -52,6 +52,11 @@ impl Recorded {
         self.lock().replay.kept()
     }
 
+    /// No other try will be: what is kept is let go.
+    pub fn forget(&self) {
+        self.lock().replay.forget();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Recording> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,6 +94,11 @@ impl Replaying {
                 },
             });
         }
+    }
+
+    /// Of what it is a try.
+    pub fn recorded(&self) -> &Recorded {
+        &self.recorded
     }
 
     pub fn is_over(&self) -> bool {

@@ -94,11 +94,7 @@ async fn authorized(
     let own = headers::has_own(request.headers());
     let orig_proto = (own && meshed).then(|| headers::undo_orig_proto(request)).flatten();
     if own {
-        // Only this proxy says who the client is. And from outside of the mesh nobody may steer this pod's own outbound
-        // proxy, should its application pass headers on.
-        for name in [headers::ORIG_PROTO, headers::DST_OVERRIDE, headers::REQUIRE_ID, headers::CLIENT_ID] {
-            request.headers_mut().remove(name);
-        }
+        headers::strip_inbound(request.headers_mut());
     }
 
     headers::complete_authority(request);
@@ -117,7 +113,7 @@ async fn authorized(
     }
 
     if let Err(fault) = worker.proxy.has_room() {
-        return Ok(answer(&fault, asker, &counted, started));
+        return Ok(unprocessed(answer(&fault, asker, &counted, started), meshed));
     }
     let connect = request.method() == Method::CONNECT;
     if let Err(fault) = sound {
@@ -136,17 +132,21 @@ async fn authorized(
     }
     let fate = request.body().fate();
     request.body_mut().measure(counted.request_frames());
-    let response = match app.client.send(&**app, request, started).await {
+    let mut response = match app.client.send(&**app, request, started).await {
         Ok(response) => response,
-        Err(SendError::Unsent(fault) | SendError::Failed(fault)) => {
+        Err(error) => {
+            let unsent = matches!(error, SendError::Unsent(_));
+            let (SendError::Unsent(fault) | SendError::Failed(fault)) = error;
             let fault = fate.or(fault);
             if let Some(route) = &profiled {
                 route.answered(&fault, asker.grpc, clock::now().since(started));
             }
-            return failed(fault, asker, &counted, started, orig_proto.is_some());
+            let answered = failed(fault, asker, &counted, started, orig_proto.is_some());
+            return answered.map(|response| unprocessed(response, unsent && meshed));
         }
     };
     fate.answered();
+    headers::strip_unprocessed(response.headers_mut());
     let exchange = Exchange::of(&response, counted, started).of_route(profiled, started);
     let mut response = respond_with(response, exchange);
     match offered {
@@ -211,28 +211,24 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     let mut required = None;
     if headers::has_own(request.headers()) {
-        // The override is honoured in ingress mode only (a later issue), and never passed on. The others are between
-        // proxies: an application cannot claim that its request was something else, or somebody else's.
-        for name in [headers::DST_OVERRIDE, headers::DST_CANONICAL, headers::ORIG_PROTO, headers::CLIENT_ID] {
-            request.headers_mut().remove(name);
-        }
+        headers::strip_outbound(request.headers_mut());
         required = request.headers_mut().remove(headers::REQUIRE_ID);
     }
 
     let plan = target.plan(worker);
     let way = worker.proxy.has_room().and_then(|()| route(&plan, &request));
-    let required = required.as_ref();
+    let (required, keep) = (required.as_ref(), worker.proxy.config.limits.max_retry_body);
     let sent = match way {
         Ok(Way { split, by: By::Rule(chosen) }) => {
             let (rule, prefix) = chosen.map_or((None, None), |(rule, prefix)| (Some(rule), prefix));
-            let to = To { split, profiled: None, required, prefix };
+            let to = To { split, profiled: None, required, prefix, keep };
             let sent = by_rule(worker, rule, to, started, offered.is_some(), &mut request).await;
             sent.map(|(sent, series)| (sent, series, None))
         }
         Ok(Way { split, by: By::Profile(plan, route) }) => {
             request.headers_mut().insert(headers::DST_CANONICAL, plan.canonical.clone());
             route.began();
-            let to = To { split, profiled: Some(route), required, prefix: None };
+            let to = To { split, profiled: Some(route), required, prefix: None, keep };
             let sent = retry::by_profile(worker, &to, route, offered.is_some(), &mut request).await;
             if let Err(fault) = &sent {
                 route.failed(fault, clock::now().since(started));
@@ -241,13 +237,14 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         }
         Err(fault) => Err(fault),
     };
-    let (Sent { response, in_flight, endpoint, balanced, backend, since }, series, profiled) = match sent {
+    let (sent, series, profiled) = match sent {
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
             return refused_or_reset(fault, asker);
         }
     };
+    let Sent { response, in_flight, endpoint, balanced, backend, since, .. } = sent;
     let routed = Routed { route: series.map(|series| (series, started)), backend };
     let exchange = Exchange::of(&response, endpoint.requests.clone(), since.unwrap_or(started));
     let exchange = exchange.of_route(profiled, started);
@@ -264,8 +261,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         // The other proxy's remarks are for this one; the application sees only ours.
         let meshed = endpoint::identity(endpoint.plan()).is_some();
         close = meshed && !balanced && headers::proxy_closes(response.headers());
-        response.headers_mut().remove(headers::PROXY_ERROR);
-        response.headers_mut().remove(headers::PROXY_CONNECTION);
+        headers::strip_remarks(response.headers_mut());
     }
     headers::own_version(&mut response);
     if close {
@@ -315,6 +311,14 @@ fn answer(fault: &Fault, asker: Asker, metrics: &RequestMetrics, started: Time) 
     let response = respond::respond(fault, asker);
     metrics.fault(fault);
     metrics.failed_with(fault, asker.grpc, None, clock::now().since(started));
+    response
+}
+
+/// An answer that says, if it is to another proxy, that the application saw nothing of the request.
+fn unprocessed(mut response: Response<Body>, meshed: bool) -> Response<Body> {
+    if meshed {
+        headers::mark_unprocessed(response.headers_mut());
+    }
     response
 }
 

@@ -227,7 +227,7 @@ impl Tries<'_> {
             Ok(sent) => {
                 sent.since = Some(began);
                 let judged = self.word.judge(&mut sent.response).await;
-                (answered(&sent.response, judged.failure), Some(judged))
+                (answered(sent, judged.failure), Some(judged))
             }
             Err(failed) => (failed.tried, None),
         };
@@ -290,9 +290,12 @@ impl Tries<'_> {
 }
 
 /// What an answer says of its request. One that the server's proxy made up is none of the application: nobody knows what
-/// that did with the request.
-fn answered(response: &Response<Body>, failure: bool) -> Tried {
-    let made_up = failure && response.headers().contains_key(headers::PROXY_ERROR);
+/// that did with the request, unless it says that the application did not see it.
+fn answered(sent: &Sent, failure: bool) -> Tried {
+    if sent.unprocessed {
+        return Tried::Unprocessed;
+    }
+    let made_up = failure && sent.response.headers().contains_key(headers::PROXY_ERROR);
     if made_up { Tried::Unanswered } else { Tried::Answered { failure } }
 }
 
