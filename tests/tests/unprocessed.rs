@@ -38,23 +38,6 @@ fn a_post_to_a_replica_whose_application_is_down_goes_to_the_other() {
 }
 
 #[test]
-fn a_refused_stream_is_sent_to_another_endpoint() {
-    if !check::can_run() {
-        return;
-    }
-    let mesh = two().unwrap();
-    let (client, first, second) = pods(&mesh);
-    let refuses = Scripted::start(&first, 8080, |_| Says::Refused).unwrap();
-    let answers = Scripted::start(&second, 8080, |_| Says::Status(200, vec![])).unwrap();
-    for _ in 0..20 {
-        let sent = ["-o", "/dev/null", "-w", "%{http_code}", HTTP2, "-d", "once", "http://web:8080/"];
-        assert_eq!(curl(&client, &sent).unwrap(), "200");
-    }
-    assert_eq!(answers.requests(), 20);
-    assert!(refuses.requests() > 0, "nothing was refused");
-}
-
-#[test]
 fn an_application_cannot_say_that_it_saw_nothing() {
     if !check::can_run() {
         return;
