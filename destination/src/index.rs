@@ -5,6 +5,7 @@
 
 mod namespaces;
 mod pods;
+mod profiles;
 mod routes;
 mod services;
 mod slices;
@@ -193,16 +194,6 @@ impl Index {
         names.filter_map(|name| self.slices.get(name).map(Arc::as_ref))
     }
 
-    /// What the ServiceProfile of this name says.
-    pub fn profile(&self, name: &Name) -> Option<&Arc<Spec>> {
-        self.profiles.get(name)
-    }
-
-    /// All ServiceProfiles.
-    pub fn profiles(&self) -> impl Iterator<Item = (&Name, &Spec)> {
-        self.profiles.iter().map(|(name, spec)| (name, spec.as_ref()))
-    }
-
     /// The pods that a Service's selector selects. A Service without a selector selects none.
     pub fn selected<'a>(&'a self, service: &'a Name) -> impl Iterator<Item = (&'a Name, &'a Pod)> {
         let selecting = self.service(service);
@@ -366,14 +357,6 @@ impl Index {
         changes.keys.extend(old.clone().into_iter().chain(new.clone()).map(Key::Service));
         relate(&mut self.slices_by_service, name, old, new);
         true
-    }
-
-    fn put_profile(&mut self, name: &Name, new: Option<Arc<Spec>>, changes: &mut Changes) -> bool {
-        let changed = swap(&mut self.profiles, name, new).is_some();
-        if changed {
-            changes.keys.insert(Key::Profile(name.clone()));
-        }
-        changed
     }
 
     /// Reports everything that shows a pod: itself, its addresses, and the Services that it was or is behind.

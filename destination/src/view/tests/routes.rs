@@ -402,6 +402,38 @@ fn who_comes_before_whom_is_said() {
 }
 
 #[test]
+fn a_profile_says_which_routes_it_comes_before() {
+    let profile = |namespace: &str, spec: &str| {
+        format!(
+            "{{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: web.shop.svc.cluster.local, namespace: {namespace}}}, spec: {spec}}}"
+        )
+    };
+    let all = ["HTTPRoute shop/p", "HTTPRoute bank/c", "TLSRoute shop/t"];
+    let manifests = format!(
+        "{SERVICES}{}{}{}",
+        http("shop/p", WEB, TO_V2),
+        http("bank/c", WEB, TO_V2),
+        route("TLSRoute", "shop/t", WEB, TO_V2)
+    );
+    let (routes, split) = (
+        "{routes: [{name: r, condition: {method: GET}}]}",
+        "{dstOverrides: [{authority: v2.shop.svc.cluster.local, weight: 1}]}",
+    );
+    for (namespace, spec, expected) in [
+        ("shop", routes, &[all[1], all[0]][..]),
+        ("shop", split, &[all[1], all[0], all[2]]),
+        ("shop", "{}", &[]),
+        // Clients of `bank` alone go by it: those of its own routes, and of what is for everybody.
+        ("bank", routes, &[all[1], all[0]]),
+        ("other", routes, &[all[0]]),
+    ] {
+        let index = index(&format!("{manifests}{}", profile(namespace, spec)));
+        let (_, report) = profile_reports(&index, &settings()).next().unwrap();
+        assert_eq!(report.before, expected, "{namespace} {spec}");
+    }
+}
+
+#[test]
 fn opaque_ports_come_before_routes() {
     let opaque = SERVICES.replacen(
         "namespace: shop}",
