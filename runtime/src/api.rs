@@ -11,6 +11,7 @@ pub mod inbound;
 pub mod outbound;
 mod parts;
 pub mod profile;
+mod rate;
 mod routes;
 
 use std::{fmt, sync::Arc};
