@@ -4,7 +4,7 @@
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
 //! ([`balance`], [`ewma`], [`breaker`], [`pool`]); when again ([`backoff`], [`cert`], [`retry`]); how long is waited for ([`patience`]); how much
-//! may be under way ([`bandwidth`]); is there room ([`room`]). [`mux`] is how many streams share a connection, [`http1`]
+//! may be under way ([`bandwidth`]), how often one may ask ([`rate`]); is there room ([`room`]). [`mux`] is how many streams share a connection, [`http1`]
 //! how messages do.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -31,6 +31,7 @@ pub mod planted;
 pub mod policy;
 pub mod pool;
 pub mod profile;
+pub mod rate;
 pub mod retry;
 pub mod room;
 pub mod route;

@@ -47,6 +47,8 @@ mistakes! {
     TwoProbes | "breaker" | "While a probe is under way another may be sent."
     AllMayBeOut | "breaker" | "Breakers may leave out every endpoint."
     HintIsUnbounded | "breaker" | "A breaker stays shut for as long as the endpoint says."
+    RefusedCosts | "rate" | "A request that its client's own limit refuses counts for the total."
+    ChangeRefills | "rate" | "Every change of a limit refills all buckets."
     EndIsMissed | "renewal" | "A certificate that ends during its renewal stays in use."
     AgeIsForgotten | "pool" | "A pooled connection may grow as old as it likes."
     OldestFirst | "pool" | "The connection that has been idle longest is taken."

@@ -3,6 +3,7 @@
 use crate::{
     identity::Identity,
     matching::{NetworkMatch, SuffixMatch},
+    rate::RateLimits,
     route::{HttpRoute, HttpRule, RequestView, TwoWays, select},
 };
 use alloc::{boxed::Box, sync::Arc, vec, vec::Vec};
@@ -46,6 +47,8 @@ pub struct ServerPolicy {
     pub protocol: ServerProtocol,
     /// Who may connect, in order.
     pub authorizations: Vec<Authorization>,
+    /// How often clients may ask, where that is limited.
+    pub rate_limits: Option<Arc<RateLimits>>,
 }
 
 /// What a port speaks, by declaration.
@@ -356,7 +359,7 @@ impl DefaultPolicy {
             .map(|(networks, authentication)| Authorization { meta: meta.clone(), networks, authentication })
             .into_iter()
             .collect();
-        ServerPolicy { meta, protocol, authorizations }
+        ServerPolicy { meta, protocol, authorizations, rate_limits: None }
     }
 
     /// Whom it admits from where.
@@ -766,7 +769,7 @@ mod tests {
 
     fn opaque(authorizations: Vec<Authorization>) -> ServerPolicy {
         let meta = Arc::new(ResourceRef::default_kind("test"));
-        ServerPolicy { meta, protocol: ServerProtocol::Opaque, authorizations }
+        ServerPolicy { meta, protocol: ServerProtocol::Opaque, authorizations, rate_limits: None }
     }
 
     fn detect(routes: Vec<InboundRoute>) -> ServerPolicy {

@@ -23,6 +23,7 @@ mod messages;
 mod mux;
 mod pool;
 mod profile;
+mod rate;
 mod records;
 mod redirect;
 mod renewal;
@@ -35,8 +36,9 @@ mod san;
 pub use self::{
     api::api, balance::balance, breaker::breaker, budget::budget, client_hello::client_hello, copy::copy,
     detect::detect, env::env, header::header, http1::http1, identity::identity, inject::inject,
-    messages::messages, mux::mux, pool::pool, profile::profile, records::records, redirect::redirect,
-    renewal::renewal, request::request, retry::retry, route::route, routes::routes, san::san,
+    messages::messages, mux::mux, pool::pool, profile::profile, rate::rate, records::records,
+    redirect::redirect, renewal::renewal, request::request, retry::retry, route::route, routes::routes,
+    san::san,
 };
 
 /// A fuzz target.
@@ -60,6 +62,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("route", route),
     ("balance", balance),
     ("breaker", breaker),
+    ("rate", rate),
     ("renewal", renewal),
     ("pool", pool),
     ("copy", copy),

@@ -4,7 +4,6 @@
 use crate::{
     issue::{self, Certificate, Lifetimes, Refusal, Request},
     issuer::Authority,
-    rate::{RateLimit, RateLimiter},
     token::{InvalidToken, TokenValidator},
 };
 use linkerd2_proxy_api::identity::{
@@ -15,6 +14,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use remora_core::{
     cert::RefreshBounds,
     identity::{self, Identity},
+    rate::{Keyed, Quota},
 };
 use remora_runtime::{
     certify::{
@@ -77,14 +77,18 @@ impl Names {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Per source address.
-    pub rate: RateLimit,
+    pub rate: Quota,
+    /// Addresses told apart; all further ones share.
+    pub sources: usize,
     /// Requests in progress at once.
     pub concurrent: usize,
 }
 
 impl Default for Limits {
+    /// 30 at once, then one a second: a pod needs one every few hours, a hundred pods behind one address still start.
     fn default() -> Self {
-        Self { rate: RateLimit::default(), concurrent: 64 }
+        let rate = Quota { burst: 30, interval: Duration::from_secs(1) };
+        Self { rate, sources: 65_536, concurrent: 64 }
     }
 }
 
@@ -122,7 +126,7 @@ pub struct CertifyService<V> {
     pub names: Names,
     /// How long certificates hold.
     pub lifetimes: Lifetimes,
-    limiter: Mutex<RateLimiter>,
+    limiter: Mutex<Keyed<IpAddr>>,
     limits: Limits,
     places: Semaphore,
     metrics: ServeMetrics,
@@ -143,7 +147,7 @@ impl<V: TokenValidator> CertifyService<V> {
             validator,
             names,
             lifetimes,
-            limiter: Mutex::new(RateLimiter::new(limits.rate)),
+            limiter: Mutex::new(Keyed::new(limits.rate, limits.sources)),
             limits,
             places: Semaphore::new(limits.concurrent),
             metrics,
@@ -154,8 +158,8 @@ impl<V: TokenValidator> CertifyService<V> {
         let place = self.places.try_acquire();
         let _place = place
             .map_err(|_full| exhausted(&format!("{} requests are in progress", self.limits.concurrent)))?;
-        if !self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(source, clock::now()) {
-            let RateLimit { burst, interval, .. } = self.limits.rate;
+        if !self.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(&source, clock::now()) {
+            let Quota { burst, interval } = self.limits.rate;
             return Err(exhausted(&format!("{burst} requests of one address, then one every {interval:?}")));
         }
         let authority = self.authority.borrow().clone();

@@ -9,7 +9,13 @@ pub use broken::{HttpError, stream_error};
 
 use crate::{config::HeaderList, http::deadline::Limit, http1, mux::StreamEnded};
 use broken::{Misuse, client_text};
-use remora_core::{header, mux, policy::Denial, retry::Tried, route::FailWith};
+use remora_core::{
+    header, mux,
+    policy::Denial,
+    rate::{Quota, Scope},
+    retry::Tried,
+    route::FailWith,
+};
 use remora_runtime::tls::TlsFault;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -57,6 +63,8 @@ pub enum Fault {
     NotOurAddress(SocketAddr),
     #[error("{} may not use {server}: {}", .client, denial_text(.denial))]
     Denied { client: Arc<str>, server: Arc<str>, denial: Denial },
+    #[error("{client} asks more often than {policy} allows: {} requests per second ({} limit)", .quota.burst, .scope.as_str())]
+    RateLimited { client: Arc<str>, policy: Arc<str>, scope: Scope, quota: Quota },
     #[error("the policy changed and no longer admits this connection to {0}")]
     Revoked(Arc<str>),
     #[error("nothing is known of {target} after {waited:?}: the control plane does not answer")]
@@ -163,6 +171,7 @@ impl Fault {
             | Self::HeaderTimeout(_)
             | Self::GatewayHeader(_)
             | Self::Loop(_)
+            | Self::RateLimited { .. }
             | Self::RequiredIdentity { .. }
             | Self::BadTarget(_) => Blame::Client,
             Self::NotOurAddress(_)
@@ -220,6 +229,7 @@ impl Fault {
             Self::Loop(_) => "loop",
             Self::NotOurAddress(_) => "not our address",
             Self::Denied { .. } | Self::Revoked(_) => "unauthorized",
+            Self::RateLimited { .. } => "rate limited",
             Self::FirstLookup { .. } => "first lookup timeout",
             Self::InvalidPolicy { .. } => "invalid policy",
             Self::Forbidden { .. } => "forbidden",
@@ -293,6 +303,7 @@ impl Fault {
             Self::NotOurAddress(_) | Self::Revoked(_) | Self::Forbidden { .. } => {
                 (S::FORBIDDEN, G::PermissionDenied, false)
             }
+            Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, G::ResourceExhausted, false),
             Self::GatewayHeader(_) | Self::NoRoute(_) => (S::NOT_FOUND, G::NotFound, false),
             Self::InvalidPolicy { .. } => (S::INTERNAL_SERVER_ERROR, G::Internal, true),
             Self::FirstLookup { .. }
@@ -415,6 +426,16 @@ mod tests {
     fn an_unauthorized_request_is_403_and_keeps_the_connection() {
         let fault = Fault::Denied { client: "x".into(), server: "s".into(), denial: Denial::Unauthorized };
         check(&fault, 403, GrpcCode::PermissionDenied, false);
+    }
+
+    #[test]
+    fn who_asks_too_often_is_429_told_the_limit_and_keeps_the_connection() {
+        let quota = Quota { burst: 5, interval: Duration::from_millis(200) };
+        let fault =
+            Fault::RateLimited { client: "a".into(), policy: "web".into(), scope: Scope::Identity, quota };
+        check(&fault, 429, GrpcCode::ResourceExhausted, false);
+        let said = "a asks more often than web allows: 5 requests per second (identity limit)";
+        assert_eq!(fault.to_string(), said);
     }
 
     #[test]

@@ -339,13 +339,17 @@ fn requests(
     })
 }
 
-/// The fault of a refused client. Names the client by what it proved, or by its address.
+/// The fault of a refused client.
 pub fn denied(connection: &Connection, server: &ServerPolicy, denial: policy::Denial) -> Fault {
-    let client = match connection.peer.identity() {
+    Fault::Denied { client: named(connection), server: server.meta.name.clone(), denial }
+}
+
+/// A client by what it proved, or by its address.
+pub fn named(connection: &Connection) -> Arc<str> {
+    match connection.peer.identity() {
         Some(identity) => identity.as_str().into(),
         None => connection.client.ip().to_string().into(),
-    };
-    Fault::Denied { client, server: server.meta.name.clone(), denial }
+    }
 }
 
 /// Names a client that only the `audit` default lets in, so that its owner sees whom a stricter policy would refuse.

@@ -27,6 +27,7 @@ use remora_core::{
     endpoint::{DialPlan, Endpoint},
     header::{SessionProtocol, TransportHeader},
     policy::{Denial, Peer, Permit, Refusal, ResourceRef, ServerPolicy},
+    rate::{RateLimits, Scope},
 };
 use remora_runtime::metrics::{Budgeted, Counter, Gauge, Registry};
 use requests::HttpFamilies;
@@ -103,6 +104,7 @@ struct Authz {
     tcp_allow: Budgeted<Labels, Counter>,
     tcp_deny: Budgeted<Labels, Counter>,
     tcp_terminate: Budgeted<Labels, Counter>,
+    rate_limited: Budgeted<Labels, Counter>,
 }
 
 impl Metrics {
@@ -131,6 +133,10 @@ impl Metrics {
                 tcp_terminate: counters(
                     "inbound_tcp_authz_terminate_total",
                     "Connections ended because policy changed",
+                ),
+                rate_limited: counters(
+                    "inbound_http_local_ratelimit_total",
+                    "Requests refused because their client or all together ask too often",
                 ),
             },
             handshakes: Handshakes::register(registry),
@@ -294,6 +300,20 @@ impl Metrics {
     /// Counts a connection that a changed policy ended.
     pub fn tcp_terminated(&self, connection: &Connection, server: &ServerPolicy) {
         self.authz.tcp_terminate.get(self.authz_labels(connection, server)).inc();
+    }
+
+    /// Counts a request that a rate limit refused.
+    pub fn rate_limited(
+        &self,
+        connection: &Connection,
+        server: &ServerPolicy,
+        limits: &RateLimits,
+        scope: Scope,
+    ) {
+        let mut labels = self.authz_labels(connection, server);
+        labels::resource(&mut labels, labels::RATE_LIMIT, &limits.meta);
+        labels.push(label("ratelimit_scope", scope.as_str()));
+        self.authz.rate_limited.get(labels).inc();
     }
 
     #[expect(clippy::unused_self, reason = "the labels of this struct's families")]

@@ -4,8 +4,16 @@ use crate::{
     config::InboundConfig,
     discover::{Cache, Full, Known, Watch},
 };
-use remora_core::policy::ServerPolicy;
-use std::sync::Arc;
+use remora_core::{
+    identity::Identity,
+    policy::ServerPolicy,
+    rate::{Limiter, Quota, RateLimits, Scope},
+};
+use remora_runtime::clock;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// A server policy, and what of it is not applied by this proxy.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +30,7 @@ pub struct Policies {
     default: Arc<ServerPolicy>,
     default_opaque: Arc<ServerPolicy>,
     opaque_ports: std::collections::BTreeSet<u16>,
+    limiters: Arc<Limiters>,
 }
 
 /// The policy of one port as a connection follows it.
@@ -29,7 +38,14 @@ pub struct Policies {
 pub struct PortPolicy {
     watch: Option<Watch<Server>>,
     default: Arc<ServerPolicy>,
+    port: u16,
+    limiters: Arc<Limiters>,
 }
+
+/// What is left of the rate limits of each port, for all workers and connections, and for the next policy too. There are
+/// no more than ports with such a policy.
+#[derive(Default)]
+struct Limiters(Mutex<HashMap<u16, Limiter>>);
 
 impl Policies {
     /// Begins to watch the named ports at once.
@@ -51,6 +67,7 @@ impl Policies {
             default: default(false),
             default_opaque: default(true),
             opaque_ports: inbound.opaque_ports.clone(),
+            limiters: Arc::default(),
             cache,
         }
     }
@@ -58,7 +75,7 @@ impl Policies {
     /// The policy of a port. Beyond the bound of watched ports the default policy holds.
     pub fn port(&self, port: u16) -> PortPolicy {
         let watch = self.cache.watch(&port).map_err(|Full { .. }| ()).ok();
-        PortPolicy { watch, default: self.default(port).clone() }
+        PortPolicy { watch, default: self.default(port).clone(), port, limiters: self.limiters.clone() }
     }
 
     /// What holds for a port now, for labels: a port that nobody watches is not watched for this.
@@ -100,6 +117,17 @@ impl PortPolicy {
             // NotFound and Unavailable alike: the default, until the controller knows better. Contract 3.4.
             Some(Known::Pending | Known::Absent(_)) | None => self.default.clone(),
         }
+    }
+
+    /// May this client make one more request by these limits of the port? If not, which one it met.
+    pub fn take(&self, limits: &Arc<RateLimits>, identity: Option<&Identity>) -> Result<(), (Scope, Quota)> {
+        let mut limiters = self.limiters.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let limiter = limiters.entry(self.port).or_insert_with(|| Limiter::new(limits.clone()));
+        if !Arc::ptr_eq(limiter.limits(), limits) {
+            limiter.change(limits.clone());
+        }
+        // Read under the lock, so that it does not go backwards.
+        limiter.take(identity, clock::now())
     }
 
     /// Waits for another policy than the one last seen; for ever when there will be none.

@@ -100,6 +100,14 @@ fn policy(server: &ServerPolicy) -> Value {
         "protocol": protocol,
         "authorizations": server.authorizations.iter().map(|one| resource(&one.meta)).collect::<Vec<_>>(),
         "routes": routes.iter().map(|one| resource(&one.route.meta)).collect::<Vec<_>>(),
+        "rateLimit": server.rate_limits.as_ref().map(|limits| json!({
+            "policy": resource(&limits.meta),
+            "total": limits.total.map(|quota| quota.burst),
+            "identity": limits.identity.map(|quota| quota.burst),
+            "overrides": limits.overrides.iter().map(|one| json!({
+                "requestsPerSecond": one.quota.burst, "clients": one.identities.len(),
+            })).collect::<Vec<_>>(),
+        })),
     })
 }
 
@@ -173,15 +181,15 @@ fn backends(plan: &Plan) -> BTreeMap<String, Value> {
         PlanProtocol::Invalid(_) => {}
     }
     let backends = splits.into_iter().flat_map(Split::backends);
-    backends
-        .map(|backend| {
+    let mut shown = BTreeMap::new();
+    for backend in backends {
+        // Requests and bytes may have a balancer each: the first one is that of requests.
+        shown.entry(backend.balancer.name().to_string()).or_insert_with(|| {
             let endpoints = backend.balancer.endpoints();
-            (
-                backend.balancer.name().to_string(),
-                json!(endpoints.iter().map(|one| live(one)).collect::<Vec<_>>()),
-            )
-        })
-        .collect()
+            json!(endpoints.iter().map(|one| live(one)).collect::<Vec<_>>())
+        });
+    }
+    shown
 }
 
 fn live(live: &LiveEndpoint) -> Value {

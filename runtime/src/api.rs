@@ -13,6 +13,7 @@ pub mod outbound;
 pub mod own;
 mod parts;
 pub mod profile;
+mod rate;
 mod routes;
 mod terms;
 

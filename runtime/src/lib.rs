@@ -9,7 +9,14 @@ pub mod control;
 pub mod env;
 pub mod log;
 pub mod metrics;
-#[expect(unused_qualifications, reason = "it is generated")]
+#[expect(
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::default_trait_access,
+    clippy::large_enum_variant,
+    reason = "it is generated"
+)]
 pub mod proto;
 pub mod room;
 pub mod tasks;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -29,7 +29,7 @@ pub const ENDED: &str = "ended\n";
 /// A server of HTTP/1 and HTTP/2 without TLS. Ends when dropped.
 ///
 /// `/hold` answers [`BEGUN`] at once and [`ENDED`] after [`App::release`]; a request to upgrade is granted, and what
-/// comes over it is echoed; every other path answers the app's name.
+/// comes over it is echoed; every other path answers the app's name, with 200 unless [`App::answer`] says otherwise.
 pub struct App {
     quit: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -41,6 +41,8 @@ pub struct App {
 #[derive(Default)]
 struct Seen {
     requests: AtomicUsize,
+    /// The status of every other answer; 0 is 200.
+    status: AtomicU16,
     connections: AtomicUsize,
     heads: Mutex<VecDeque<http::HeaderMap>>,
 }
@@ -85,6 +87,11 @@ impl App {
     /// Lets every held answer end, also those to come.
     pub fn release(&self) {
         self.release.send_replace(true);
+    }
+
+    /// Answers with this status from now on, so that it is sick or well.
+    pub fn answer(&self, status: StatusCode) {
+        self.seen.status.store(status.as_u16(), Ordering::Relaxed);
     }
 
     /// Requests that have arrived.
@@ -151,10 +158,13 @@ impl Service {
         if let Some(protocol) = request.headers().get(header::UPGRADE).cloned() {
             return echo(request, protocol);
         }
-        match request.uri().path() {
-            "/hold" => held(self.release.subscribe()),
-            _ => Response::new(Full::from(format!("{}\n", self.name)).boxed()),
+        if request.uri().path() == "/hold" {
+            return held(self.release.subscribe());
         }
+        let mut answer = Response::new(Full::from(format!("{}\n", self.name)).boxed());
+        let status = StatusCode::from_u16(self.seen.status.load(Ordering::Relaxed));
+        *answer.status_mut() = status.unwrap_or(StatusCode::OK);
+        answer
     }
 }
 

@@ -18,7 +18,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use linkerd2_proxy_api::{destination as dst, meta, net, outbound};
+use linkerd2_proxy_api::{destination as dst, inbound, meta, net, outbound};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -35,7 +35,7 @@ const PORTS: [u16; 2] = [8086, 8090];
 /// Messages that a stream may be behind.
 const BEHIND: usize = 4096;
 
-/// What a stream is asked for: the method's name, and the address or authority that it is about (nothing for a port).
+/// What a stream is asked for: the method's name, and the address, authority or port that it is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
     pub method: String,
@@ -330,6 +330,9 @@ fn about(path: &str, message: &[u8]) -> Option<String> {
             return None;
         };
         return SocketAddr::try_from(address).ok().map(|address| address.to_string());
+    }
+    if path.contains("InboundServerPolicies") {
+        return inbound::PortSpec::decode(message).ok().map(|spec| spec.port.to_string());
     }
     None
 }

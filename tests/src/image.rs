@@ -195,7 +195,7 @@ impl Layers {
         let mut image = self.proxy()?;
         let out = format!("--callgrind-out-file={CALLGRIND_OUT}");
         // The container's root is read-only, and so is /tmp: its debugger's server stays off, its own files go elsewhere.
-        let writable = Path::new(CALLGRIND_OUT).parent().unwrap_or(Path::new("/"));
+        let writable = Path::new(CALLGRIND_OUT).parent().unwrap_or_else(|| Path::new("/"));
         image.env.push(("TMPDIR".into(), writable.display().to_string()));
         let valgrind = ["valgrind", "--tool=callgrind", "--vgdb=no", &out].map(str::to_owned);
         image.entrypoint.splice(0..0, valgrind);

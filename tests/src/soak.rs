@@ -26,8 +26,8 @@ const LIFETIME: Duration = Duration::from_secs(43);
 const EVERY: Duration = Duration::from_secs(30);
 /// Bytes of each download and each upload.
 const BULK: usize = 4 << 20;
-/// What resident memory may grow by in an hour, judged by the second half: what allocators and tables reach in time is
-/// not growth.
+/// What resident memory may grow by in an hour, judged by the last two thirds: what allocators and tables reach in time
+/// is not growth, and in less than 20 minutes a wave of half a MiB would be.
 const MOST_SLOPE: f64 = 2.0 * 1024.0 * 1024.0;
 /// Descriptors at the end, against those before: a pool's idle connections among them.
 const MORE_DESCRIPTORS: usize = 16;
@@ -112,9 +112,9 @@ pub fn run(minutes: u64, mut tell: impl FnMut(&str)) -> Result<bool> {
 fn is_flat(pods: &[PodRef<'_>], samples: &[(f64, Vec<Usage>)], mut tell: impl FnMut(&str)) -> bool {
     let mut held = true;
     for (nth, pod) in pods.iter().enumerate() {
-        let half = samples.iter().skip(samples.len() / 2);
+        let judged = samples.iter().skip(samples.len() / 3);
         let points: Vec<(f64, f64)> =
-            half.filter_map(|(at, usages)| Some((*at, usages.get(nth)?.rss as f64))).collect();
+            judged.filter_map(|(at, usages)| Some((*at, usages.get(nth)?.rss as f64))).collect();
         let slope = slope(&points) * 3600.0;
         let fds = |(_, usages): &(f64, Vec<Usage>)| usages.get(nth).map_or(0, |usage| usage.fds);
         let (first, last) = (samples.first().map_or(0, fds), samples.last().map_or(0, fds));

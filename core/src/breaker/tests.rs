@@ -1,3 +1,5 @@
+//! What breakers do, as tables and as a property.
+
 use super::*;
 use alloc::{vec, vec::Vec};
 use proptest::prelude::*;

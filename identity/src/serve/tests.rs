@@ -96,7 +96,7 @@ async fn refusals_have_the_codes_of_the_contract() {
 
 #[tokio::test]
 async fn who_asks_too_often_is_told_the_limit() {
-    let rate = RateLimit { burst: 2, interval: Duration::from_hours(1), sources: 16 };
+    let rate = Quota { burst: 2, interval: Duration::from_hours(1) };
     let ca = Ca::start(Limits { rate, ..Limits::default() }).await;
     let ask = || ca.certify(None, NAME, "token of shop/web", csr(NAME));
     ask().await.unwrap();

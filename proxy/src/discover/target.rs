@@ -40,6 +40,8 @@ pub struct Target {
     plan: ArcSwapOption<Plan>,
     planned: Notify,
     speculation_denied: AtomicBool,
+    /// Since the last sweep.
+    used: AtomicBool,
     following: OnceLock<AbortOnDrop>,
 }
 
@@ -179,6 +181,7 @@ impl Targets {
     pub fn target(&self, worker: &Arc<Worker>, addr: SocketAddr) -> Result<Arc<Target>, Fault> {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = targets.get(&addr) {
+            target.used.store(true, Ordering::Relaxed);
             return Ok(target.clone());
         }
         let proxy = &worker.proxy;
@@ -198,6 +201,7 @@ impl Targets {
             plan: ArcSwapOption::empty(),
             planned: Notify::new(),
             speculation_denied: AtomicBool::new(false),
+            used: AtomicBool::new(true),
             following: OnceLock::new(),
         });
         let following = follow(Arc::downgrade(&target), worker.clone(), profile, policy);
@@ -212,7 +216,8 @@ impl Targets {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut still = Vec::new();
         targets.retain(|addr, target| {
-            if Arc::strong_count(target) > 1 {
+            // Short connections use it too: what was learned of endpoints is not lost between them.
+            if target.used.swap(false, Ordering::Relaxed) || Arc::strong_count(target) > 1 {
                 return true;
             }
             let keep = !unused.contains(addr);

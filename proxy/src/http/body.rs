@@ -197,14 +197,6 @@ impl Body {
         }
     }
 
-    /// Where it is kept, if it may be sent more than once.
-    pub fn recorded(&self) -> Option<Recorded> {
-        match &self.kind {
-            Kind::Replay(body) => Some(body.recorded().clone()),
-            Kind::Absent | Kind::Http2(_) | Kind::Request(_) | Kind::Answer(_) => None,
-        }
-    }
-
     /// What will have become of this body.
     pub fn fate(&self) -> Fate {
         match &self.kind {

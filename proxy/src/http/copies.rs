@@ -24,6 +24,8 @@ use tokio::sync::mpsc;
 
 /// Bytes that a copy may be behind. One that is further behind breaks off.
 const MAX_BEHIND: usize = 256 * 1024;
+/// The same in pieces, which may be small.
+const MAX_PIECES: usize = 1024;
 
 enum Piece {
     Data(Bytes),
@@ -32,7 +34,7 @@ enum Piece {
 
 /// Where a copy's pieces go. Dropped without an end, the copy breaks off.
 struct Feed {
-    pieces: mpsc::UnboundedSender<Piece>,
+    pieces: mpsc::Sender<Piece>,
     behind: Arc<AtomicUsize>,
 }
 
@@ -44,7 +46,7 @@ pub struct Copied {
 
 /// A copy of a body.
 pub struct Copy {
-    pieces: mpsc::UnboundedReceiver<Piece>,
+    pieces: mpsc::Receiver<Piece>,
     behind: Arc<AtomicUsize>,
     left: Option<u64>,
     over: bool,
@@ -54,7 +56,7 @@ pub struct Copy {
 pub(super) fn copies(body: Body, count: usize) -> (Body, Vec<Body>) {
     let (left, spelling) = (body.length(), body.spelling.clone());
     let pairs = (0..count).map(|_| {
-        let (sender, pieces) = mpsc::unbounded_channel();
+        let (sender, pieces) = mpsc::channel(MAX_PIECES);
         let behind = Arc::<AtomicUsize>::default();
         let copy = Copy { pieces, behind: behind.clone(), left, over: false };
         (Feed { pieces: sender, behind }, Body::copy(copy).spelled(spelling.clone()))
@@ -80,7 +82,8 @@ impl Copied {
                 }
                 (None, Some(trailers)) => {
                     spelling.clone_from(&self.body.spelling);
-                    self.end(Some((trailers.clone(), self.body.spelling.clone())));
+                    let trailers = (trailers.clone(), self.body.spelling.clone());
+                    self.end(Some(&trailers));
                 }
                 (None, None) => {}
             },
@@ -90,10 +93,10 @@ impl Copied {
         Poll::Ready(frame)
     }
 
-    fn end(&mut self, trailers: Option<(HeaderMap, Spelling)>) {
+    fn end(&mut self, trailers: Option<&(HeaderMap, Spelling)>) {
         for feed in self.feeds.drain(..) {
-            // Nobody reads the copy any more: nothing is lost.
-            let _ = feed.pieces.send(Piece::End(trailers.clone()));
+            // Nobody reads the copy any more, or it is too far behind: it breaks off.
+            let _ = feed.pieces.try_send(Piece::End(trailers.cloned()));
         }
     }
 
@@ -124,7 +127,7 @@ impl Feed {
     /// Whether the copy goes on.
     fn data(&self, data: &Bytes) -> bool {
         let behind = self.behind.fetch_add(data.len(), Ordering::Relaxed) + data.len();
-        behind <= MAX_BEHIND && self.pieces.send(Piece::Data(data.clone())).is_ok()
+        behind <= MAX_BEHIND && self.pieces.try_send(Piece::Data(data.clone())).is_ok()
     }
 }
 
@@ -200,12 +203,12 @@ mod tests {
 
     /// A body of these pieces, which ends or breaks off, and two copies.
     fn two(pieces: &[&[u8]], ends: bool) -> (Body, Vec<Body>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel(8);
         for piece in pieces {
-            assert!(sender.send(Piece::Data(Bytes::copy_from_slice(piece))).is_ok());
+            assert!(sender.try_send(Piece::Data(Bytes::copy_from_slice(piece))).is_ok());
         }
         if ends {
-            assert!(sender.send(Piece::End(None)).is_ok());
+            assert!(sender.try_send(Piece::End(None)).is_ok());
         }
         let behind = Arc::new(AtomicUsize::new(usize::MAX / 2));
         copies(Body::copy(Copy { pieces: receiver, behind, left: None, over: false }), 2)

@@ -32,7 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The mirrors of a rule or backend.
 pub struct Mirrors {
-    mirrors: Vec<(Arc<Split>, Ratio)>,
+    /// Who gets them, and how many.
+    to: Vec<(Arc<Split>, Ratio)>,
     room: Arc<Semaphore>,
     metrics: Arc<MirrorMetrics>,
 }
@@ -45,7 +46,7 @@ impl Mirrors {
         metrics: impl FnOnce() -> MirrorMetrics,
         backend: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
     ) -> Option<Box<Self>> {
-        let mirrors: Vec<_> = filters
+        let to: Vec<_> = filters
             .iter()
             .filter_map(|filter| match filter {
                 Filter::Mirror(mirror) => {
@@ -56,7 +57,7 @@ impl Mirrors {
             })
             .collect();
         let room = || Arc::new(Semaphore::new(MAX_MIRRORED));
-        (!mirrors.is_empty()).then(|| Box::new(Self { mirrors, room: room(), metrics: Arc::new(metrics()) }))
+        (!to.is_empty()).then(|| Box::new(Self { to, room: room(), metrics: Arc::new(metrics()) }))
     }
 
     /// Begins to send the request to whom it hits. What may stop being HTTP has no copy.
@@ -64,7 +65,7 @@ impl Mirrors {
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
             return;
         }
-        let hit = self.mirrors.iter().filter(|(_, share)| share.hits(clock::random()));
+        let hit = self.to.iter().filter(|(_, share)| share.hits(clock::random()));
         let mut begun = Vec::new();
         for (to, _) in hit {
             match self.room.clone().try_acquire_owned() {

@@ -1,7 +1,7 @@
 //! THE LIFE OF A REQUEST, top to bottom.
 //!
 //! ```text
-//! inbound:   restore what a proxy changed → authorise → name the client → send to the application → answer
+//! inbound:   restore what a proxy changed → authorise, and not too often → name the client → send to the application → answer
 //! outbound:  strip what is not for others → route → filters → backend → endpoint → send (elsewhere, if it was not sent;
 //!            again, if its route says so) → answer
 //! ```
@@ -33,7 +33,7 @@ use crate::{
 };
 use http::{HeaderValue, Method, Request, Response, Version};
 use remora_core::{
-    policy::{self, Peer},
+    policy::{self, Peer, ServerPolicy},
     route::RequestView,
     time::Time,
 };
@@ -112,6 +112,10 @@ async fn authorized(
         }
     }
 
+    // Contract 3.4: the rate is asked about after authorisation and the route's filters.
+    if let Err(fault) = within_rate(context, &server) {
+        return Ok(answer(&fault, asker, &counted, started));
+    }
     if let Err(fault) = worker.proxy.has_room() {
         return Ok(unprocessed(answer(&fault, asker, &counted, started), meshed));
     }
@@ -162,6 +166,18 @@ async fn authorized(
         None => headers::own_version(&mut response),
     }
     Ok(response)
+}
+
+/// Whether the client does not ask too often.
+fn within_rate(context: &Inbound, server: &ServerPolicy) -> Result<(), Fault> {
+    let Some(limits) = &server.rate_limits else { return Ok(()) };
+    let Inbound { worker, connection, policy, .. } = context;
+    let Err((scope, quota)) = policy.take(limits, connection.peer.identity()) else { return Ok(()) };
+    worker.proxy.metrics.rate_limited(connection, server, limits, scope);
+    let (client, policy) = (inbound::named(connection), limits.meta.name.clone());
+    let fault = Fault::RateLimited { client, policy, scope, quota };
+    tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
+    Err(fault)
 }
 
 /// Ends when a changed policy does not admit the request any more whose connection was upgraded.

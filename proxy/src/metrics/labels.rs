@@ -92,6 +92,9 @@ pub const PARENT: [&str; 3] = ["parent_group", "parent_kind", "parent_name"];
 /// The names of [`resource`] for an authorization.
 pub const AUTHZ: [&str; 3] = ["authz_group", "authz_kind", "authz_name"];
 
+/// The names of [`resource`] for a rate limit.
+pub const RATE_LIMIT: [&str; 3] = ["ratelimit_group", "ratelimit_kind", "ratelimit_name"];
+
 /// `parent_*`, of the typed families.
 pub fn parent(labels: &mut Labels, parent: &ResourceRef) {
     resource(labels, PARENT, parent);

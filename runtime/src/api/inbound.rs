@@ -1,42 +1,54 @@
 //! `InboundServerPolicies.WatchPort`: the policy of one port. Contract 3.4.
 
-use super::{Converted, Invalid, Reading, parts, routes};
+use super::{Converted, Invalid, Reading, parts, rate, routes};
 use linkerd2_proxy_api::inbound as wire;
 use remora_core::{
     matching::SuffixMatch,
     policy::{Authentication, Authorization, InboundRoute, ResourceRef, ServerPolicy, ServerProtocol},
+    rate::RateLimits,
     route::{HttpRoute, HttpRule},
 };
 use std::{collections::HashMap, sync::Arc};
 
-/// Reads a policy. One that cannot be understood, or that asks for what this proxy cannot do yet (filters, rate
-/// limits), becomes [`ServerProtocol::Invalid`] with the reason, which admits nobody: a rule that is not understood
+/// Reads a policy. One that cannot be understood, or that asks for what this proxy cannot do yet (filters),
+/// becomes [`ServerProtocol::Invalid`] with the reason, which admits nobody: a rule that is not understood
 /// must not be a rule that is not there.
 pub fn server_policy(wire: wire::Server) -> Converted<ServerPolicy> {
     let mut reading = Reading::new();
     let meta = Arc::new(from_labels(&wire.labels));
     let policy = match rules(&mut reading, wire) {
-        Ok((protocol, authorizations)) => ServerPolicy { meta, protocol, authorizations },
+        Ok((protocol, authorizations, rate_limits)) => {
+            ServerPolicy { meta, protocol, authorizations, rate_limits }
+        }
         Err(invalid) => ServerPolicy {
             meta,
             protocol: ServerProtocol::Invalid(invalid.to_string().into()),
             authorizations: Vec::new(),
+            rate_limits: None,
         },
     };
     reading.finish(policy)
 }
 
-fn rules(reading: &mut Reading, wire: wire::Server) -> Result<(ServerProtocol, Vec<Authorization>), Invalid> {
+type Rules = (ServerProtocol, Vec<Authorization>, Option<Arc<RateLimits>>);
+
+fn rules(reading: &mut Reading, wire: wire::Server) -> Result<Rules, Invalid> {
     let kind = wire.protocol.and_then(|protocol| protocol.kind);
-    let protocol = reading.required("protocol", kind, protocol)?;
-    Ok((protocol, reading.each("authorizations", wire.authorizations, authorization)?))
+    let (protocol, limits) = reading.required("protocol", kind, protocol)?;
+    Ok((protocol, reading.each("authorizations", wire.authorizations, authorization)?, limits))
 }
 
-fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<ServerProtocol, Invalid> {
+fn protocol(
+    reading: &mut Reading,
+    wire: wire::proxy_protocol::Kind,
+) -> Result<(ServerProtocol, Option<Arc<RateLimits>>), Invalid> {
     use wire::proxy_protocol::Kind;
-    Ok(match wire {
+    let mut limits = None;
+    let protocol = match wire {
         Kind::Detect(detect) => {
-            no_rate_limit("detect.http_local_rate_limit", detect.http_local_rate_limit.as_ref())?;
+            limits = reading.at("detect.http_local_rate_limit", |reading| {
+                rate::limits(reading, detect.http_local_rate_limit)
+            })?;
             ServerProtocol::Detect {
                 timeout: reading
                     .required("detect.timeout", detect.timeout, |_, timeout| parts::duration(timeout))?,
@@ -44,11 +56,13 @@ fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<S
             }
         }
         Kind::Http1(http) => {
-            no_rate_limit("http1.local_rate_limit", http.local_rate_limit.as_ref())?;
+            limits = reading
+                .at("http1.local_rate_limit", |reading| rate::limits(reading, http.local_rate_limit))?;
             ServerProtocol::Http1 { routes: reading.each("http1.routes", http.routes, http_route)? }
         }
         Kind::Http2(http) => {
-            no_rate_limit("http2.local_rate_limit", http.local_rate_limit.as_ref())?;
+            limits = reading
+                .at("http2.local_rate_limit", |reading| rate::limits(reading, http.local_rate_limit))?;
             ServerProtocol::Http2 { routes: reading.each("http2.routes", http.routes, http_route)? }
         }
         Kind::Grpc(grpc) => {
@@ -56,18 +70,8 @@ fn protocol(reading: &mut Reading, wire: wire::proxy_protocol::Kind) -> Result<S
         }
         Kind::Opaque(_) => ServerProtocol::Opaque,
         Kind::Tls(_) => ServerProtocol::Tls,
-    })
-}
-
-/// A limit without any number limits nothing.
-fn no_rate_limit(place: &str, limit: Option<&wire::HttpLocalRateLimit>) -> Result<(), Invalid> {
-    let limits = |limit: &&wire::HttpLocalRateLimit| {
-        limit.total.is_some() || limit.identity.is_some() || !limit.overrides.is_empty()
     };
-    match limit.filter(limits) {
-        Some(_) => Err(Invalid::new("rate limits are not supported yet").within(place)),
-        None => Ok(()),
-    }
+    Ok((protocol, limits))
 }
 
 fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<InboundRoute, Invalid> {

@@ -317,11 +317,12 @@ fn what_cannot_be_applied_is_named_by_its_path() {
     stand(&[
         (
             filter("{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 80}}}"),
-            "HTTPRoute shop/a: not Accepted: UnsupportedValue: spec.rules[0].filters[0].requestMirror: Linkerd's API cannot carry RequestMirror; requests of this rule fail, not ResolvedRefs: BackendNotFound: spec.rules[0].filters[0].requestMirror.backendRef: Service shop/none does not exist".to_owned(),
+            "HTTPRoute shop/a: Accepted, not ResolvedRefs: BackendNotFound: spec.rules[0].filters[0].requestMirror.backendRef: Service shop/none does not exist".to_owned(),
         ),
         (
+            // What our own API can say is accepted; of Linkerd's proxies there is a warning.
             filter("{type: RequestHeaderModifier, requestHeaderModifier: {}}, {type: URLRewrite, urlRewrite: {hostname: a}}"),
-            accepted("UnsupportedValue: spec.rules[0].filters[1].urlRewrite: Linkerd's API cannot carry URLRewrite; requests of this rule fail"),
+            FINE.to_owned(),
         ),
         (
             filter("{type: ExtensionRef, extensionRef: {}}"),
@@ -349,7 +350,7 @@ fn what_cannot_be_applied_is_named_by_its_path() {
         ),
         (
             route("GRPCRoute", "shop/a", WEB, "{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {}}]}"),
-            "GRPCRoute shop/a: not Accepted: UnsupportedValue: spec.rules[0].filters[0].responseHeaderModifier: Linkerd's API cannot carry ResponseHeaderModifier; requests of this rule fail, ResolvedRefs".to_owned(),
+            FINE.replace("HTTPRoute", "GRPCRoute"),
         ),
         (
             route("TCPRoute", "shop/a", WEB, &format!("{TO_V2}, {TO_V2}")),
@@ -652,22 +653,30 @@ fn a_rule_fails_where_half_of_it_would_mean_something_else() {
         let policy = policy(&http("shop/a", WEB, rule), "10.96.0.1:80", None);
         let rule = &policy.routes[0].rules[0];
         (
-            rule.failure.is_some(),
-            rule.backends.iter().map(|backend| backend.target.is_err()).collect::<Vec<_>>(),
+            [rule.failure.is_some(), rule.unsaid.is_some()],
+            rule.backends
+                .iter()
+                .map(|backend| [backend.target.is_err(), backend.unsaid.is_some()])
+                .collect::<Vec<_>>(),
         )
     };
     let mirror = "{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 80}}}";
     for (rule, expected) in [
-        ("{}".to_owned(), (false, vec![])),
-        (format!("{{filters: [{mirror}]}}"), (true, vec![])),
+        ("{}".to_owned(), ([false, false], vec![])),
+        // In proxies that are told in Linkerd's API.
+        (format!("{{filters: [{mirror}]}}"), ([false, true], vec![])),
+        ("{filters: [{type: CORS, cors: {}}]}".to_owned(), ([true, false], vec![])),
         (
             format!(
                 "{{backendRefs: [{{name: v2, port: 80, filters: [{mirror}]}}, {{name: web, port: 80}}]}}"
             ),
-            (false, vec![true, false]),
+            ([false, false], vec![[false, true], [false, false]]),
         ),
-        ("{backendRefs: [{name: v2, port: 80, weight: 0}]}".to_owned(), (true, vec![false])),
-        ("{sessionPersistence: {}}".to_owned(), (false, vec![])),
+        (
+            "{backendRefs: [{name: v2, port: 80, weight: 0}]}".to_owned(),
+            ([true, false], vec![[false, false]]),
+        ),
+        ("{sessionPersistence: {}}".to_owned(), ([false, false], vec![])),
     ] {
         assert_eq!(failing(&rule), expected, "{rule}");
     }

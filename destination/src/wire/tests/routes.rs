@@ -3,9 +3,9 @@
 use crate::{
     index::Index,
     resources::{Document, parse},
-    view::{Lens, Settings, Target, outbound, settings_for_tests},
+    view::{Lens, Outbound, Settings, Target, outbound, settings_for_tests},
     watch::Event,
-    wire::policy,
+    wire::{own_policy, policy},
 };
 use linkerd2_proxy_api::outbound::{
     self as api, http_route::distribution::Kind as Distribution, http_route::filter::Kind as Filter,
@@ -25,6 +25,14 @@ fn served(routes: &str) -> Kind {
 }
 
 fn served_by(services: &str, routes: &str) -> Kind {
+    seen(services, routes, policy).protocol.unwrap().kind.unwrap()
+}
+
+fn in_own_words(routes: &str) -> remora_runtime::proto::OutboundPolicy {
+    seen(SERVICES, routes, own_policy)
+}
+
+fn seen<T>(services: &str, routes: &str, write: fn(&Outbound, &Settings) -> T) -> T {
     let mut index = Index::default();
     for document in parse(&format!("{services}{routes}")).unwrap() {
         let Document::Known(resource) = document else { panic!("{document:?}") };
@@ -33,7 +41,7 @@ fn served_by(services: &str, routes: &str) -> Kind {
     let target = Target::parse("10.96.0.1:80", "cluster.local").unwrap();
     let settings = Settings { heed_request_headers: true, ..settings_for_tests() };
     let seen = outbound(&mut Lens::new(&index), &settings, &target, Some("shop")).unwrap();
-    policy(&seen, &settings).protocol.unwrap().kind.unwrap()
+    write(&seen, &settings)
 }
 
 fn route(kind: &str, spec: &str) -> String {
@@ -160,12 +168,53 @@ fn what_cannot_be_carried_fails_instead() {
     let rule = &routes[0].rules[0];
     let [filter] = &rule.filters[..] else { panic!("{rule:?}") };
     let Some(Filter::FailureInjector(failure)) = &filter.kind else { panic!("{rule:?}") };
-    let message = "HTTPRoute shop/r: spec.rules[0].filters[0].urlRewrite: Linkerd's API cannot carry URLRewrite; requests of this rule fail";
+    let message = "HTTPRoute shop/r: spec.rules[0].filters[0].urlRewrite: Linkerd's API cannot carry URLRewrite; requests of this rule fail in Linkerd's proxies";
     assert_eq!((failure.status, failure.message.as_str(), failure.ratio), (500, message, None));
     let Some(Distribution::FirstAvailable(first)) = &rule.backends.as_ref().unwrap().kind else {
         panic!("{rule:?}")
     };
     assert_eq!(first.backends[0].backend.as_ref().unwrap().kind, None, "nothing can get through");
+}
+
+#[test]
+fn what_only_our_own_api_can_say_is_beside_what_linkerds_says() {
+    use remora_core::route::{Distribution, Filter, OutboundProtocol};
+    use remora_runtime::{api::own, proto::filters::Routes};
+    let mirror = |name: &str| {
+        format!(
+            "{{type: RequestMirror, requestMirror: {{backendRef: {{name: {name}, port: 80}}, percent: 5}}}}"
+        )
+    };
+    let rewrite = "{type: URLRewrite, urlRewrite: {hostname: a, path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}";
+    let manifest = route(
+        "HTTPRoute",
+        &format!(
+            "rules: [{{matches: [{{path: {{value: /a}}}}], filters: [{rewrite}, {}, {}]}}, \
+             {{filters: [{{type: CORS, cors: {{}}}}, {}]}}, \
+             {{backendRefs: [{{name: web, port: 80, weight: 0}}, {{name: v2, port: 80, filters: [{}]}}]}}]",
+            mirror("none"),
+            mirror("v2"),
+            mirror("v2"),
+            mirror("web"),
+        ),
+    );
+    let own = in_own_words(&manifest);
+    let places: Vec<_> = own
+        .filters
+        .iter()
+        .map(|place| (place.routes(), place.route, place.rule, place.backend, place.filters.len()))
+        .collect();
+    // A mirror that leads nowhere is none, what fails has none, and a backend's number is its number in the message.
+    let of = |routes| [(routes, 0, 0, None, 2), (routes, 0, 2, Some(0), 1)];
+    assert_eq!(places, [of(Routes::Http1), of(Routes::Http2)].concat());
+    let OutboundProtocol::Detect { http1, .. } = own::outbound_policy(own).value.protocol else {
+        panic!("not detected")
+    };
+    let rules = &http1[0].rules;
+    assert!(matches!(&rules[0].filters[..], [Filter::Rewrite(_), Filter::Mirror(_)]), "{rules:?}");
+    assert!(matches!(&rules[1].filters[..], [Filter::Fail(_)]), "{rules:?}");
+    let Distribution::RandomAvailable(backends) = &*rules[2].distribution else { panic!("{rules:?}") };
+    assert!(matches!(&backends[0].0.filters[..], [Filter::Mirror(_)]), "{rules:?}");
 }
 
 #[test]

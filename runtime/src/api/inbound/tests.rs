@@ -87,8 +87,11 @@ fn what_is_not_understood_admits_nobody_and_says_why() {
             },
         )))
     };
+    let nobody = wire::http_local_rate_limit::r#override::ClientIdentities {
+        identities: vec![wire::Identity { name: "no name".to_owned() }],
+    };
     let limit = wire::HttpLocalRateLimit {
-        total: Some(wire::http_local_rate_limit::Limit { requests_per_second: 1 }),
+        overrides: vec![wire::http_local_rate_limit::Override { limit: None, clients: Some(nobody) }],
         ..wire::HttpLocalRateLimit::default()
     };
     let negative = prost_types::Duration { seconds: -1, nanos: 0 };
@@ -143,7 +146,7 @@ fn what_is_not_understood_admits_nobody_and_says_why() {
         ),
         (
             server(Kind::Http2(Http2 { routes: Vec::new(), local_rate_limit: Some(limit) })),
-            "protocol.http2.local_rate_limit: rate limits are not supported yet",
+            "protocol.http2.local_rate_limit.overrides[0].clients.identities[0]: ",
         ),
     ] {
         let policy = server_policy(wire).value;
