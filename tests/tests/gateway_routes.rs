@@ -1,0 +1,153 @@
+//! Routes of the Gateway API as an operator writes them, through the real control plane: where requests go, what is changed
+//! on the way, who gets a copy, and that a changed route holds at once.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+
+use remora_tests::shop::{self, PATIENCE, SHOP, curl, status};
+use remora_tests::wire::{client, counted, kit};
+use remora_tests::{Mesh, Name, PodRef, check};
+use serde_json::Value;
+
+#[test]
+fn a_canary_gets_its_share_and_whoever_asks_for_it() {
+    let Some(mesh) = started(
+        "{matches: [{headers: [{name: x-canary, value: always}]}], backendRefs: [{name: v2, port: 8080}]},
+         {backendRefs: [{name: web, port: 8080, weight: 90}, {name: v2, port: 8080, weight: 10}]}",
+    ) else {
+        return;
+    };
+    let client = mesh.pod(SHOP, "client").unwrap();
+    let servers = |arguments: &[&str]| -> Vec<String> {
+        told(&client, arguments).iter().map(|told| told["server"].as_str().unwrap().to_owned()).collect()
+    };
+    let of_v2 = |servers: &[String]| servers.iter().filter(|server| *server == "v2").count();
+    let shared = servers(&["http://web:8080/[1-300]"]);
+    assert!((5..=80).contains(&of_v2(&shared)), "{} of {}", of_v2(&shared), shared.len());
+    let pinned = servers(&["-H", "X-Canary: always", "http://web:8080/[1-20]"]);
+    assert_eq!((of_v2(&pinned), pinned.len()), (20, 20));
+
+    // All of it, as soon as the control plane knows.
+    mesh.update_manifest(&route("{backendRefs: [{name: v2, port: 8080}]}")).unwrap();
+    mesh.wait_until("everything goes to v2", PATIENCE, || {
+        let servers = servers(&["http://web:8080/[1-10]"]);
+        of_v2(&servers) == 10
+    })
+    .unwrap();
+    mesh.delete_object("HTTPRoute", &Name::new(SHOP, "web")).unwrap();
+    mesh.wait_until("nothing does any more", PATIENCE, || of_v2(&servers(&["http://web:8080/[1-10]"])) == 0)
+        .unwrap();
+}
+
+#[test]
+fn hosts_and_paths_are_rewritten_which_linkerds_api_cannot_say() {
+    let rewrite = "{type: URLRewrite, urlRewrite: {hostname: api.internal, path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}";
+    let whole = "{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /one}}}";
+    let Some(mesh) = started(&format!(
+        "{{matches: [{{path: {{type: PathPrefix, value: /v1}}}}], filters: [{rewrite}]}},
+         {{matches: [{{path: {{type: Exact, value: /any}}}}], backendRefs: [{{name: v2, port: 8080, filters: [{whole}]}}]}},
+         {{}}"
+    )) else {
+        return;
+    };
+    let client = mesh.pod(SHOP, "client").unwrap();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (asked, path, host) in [
+            ("/v1/users?page=2", "/v2/users?page=2", "api.internal"),
+            ("/v1", "/v2", "api.internal"),
+            ("/any?q", "/one?q", "web:8080"),
+            ("/v11", "/v11", "web:8080"),
+        ] {
+            let all = told(&client, &[version, &format!("http://web:8080{asked}")]);
+            let told = &all[0];
+            // HTTP/2 has the host in its target.
+            let target = told["target"].as_str().unwrap();
+            let (authority, target) =
+                match target.strip_prefix("http://").and_then(|rest| rest.split_once('/')) {
+                    Some((authority, path)) => (Some(authority.to_owned()), format!("/{path}")),
+                    None => (header(told, "host"), target.to_owned()),
+                };
+            assert_eq!(
+                (target.as_str(), authority.as_deref()),
+                (path, Some(host)),
+                "{asked} {version}: {told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_mirror_gets_copies_and_nobody_waits_for_it() {
+    let mirror = "{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 8080}}}";
+    let gone = "{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 8080}}}";
+    let Some(mesh) = started(&format!("{{filters: [{mirror}, {gone}]}}")) else { return };
+    let (client, v2) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "v2").unwrap());
+    let all = told(&client, &["http://web:8080/[1-20]"]);
+    assert!(all.iter().all(|told| told["server"] == "web"), "{all:?}");
+    let big = "x".repeat(100_000);
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let posted = told(&client, &[version, "-H", "Expect:", "-d", &big, "http://web:8080/post"]);
+        assert_eq!(posted[0]["server"], "web");
+    }
+    let mirrored = "remora_outbound_http_route_mirror_requests_total";
+    counted(&client, mirrored, &[("route_name", "web"), ("result", "answered")], 22.0).unwrap();
+    counted(&v2, "request_total", &[("direction", "inbound"), ("target_port", "8080")], 22.0).unwrap();
+
+    // A mirror that breaks off is nobody's trouble.
+    let (code, _) = status(&client, "http://web:8080/reset").unwrap_or((0, String::new()));
+    assert_ne!(code, 200);
+    assert_eq!(told(&client, &["http://web:8080/"])[0]["server"], "web");
+    // What the other proxy says in its server's place is an answer too.
+    counted(&client, mirrored, &[("route_name", "web"), ("result", "answered")], 24.0).unwrap();
+}
+
+#[test]
+fn what_cannot_be_had_is_said_by_the_answer_and_by_the_status() {
+    let Some(mesh) = started(
+        "{matches: [{path: {value: /gone}}], backendRefs: [{name: none, port: 8080}]},
+         {matches: [{path: {value: /cors}}], filters: [{type: CORS, cors: {}}]},
+         {matches: [{path: {value: /moved}}], filters: [{type: RequestRedirect, requestRedirect: {hostname: example.com, statusCode: 301}}]},
+         {matches: [{path: {value: /slow}}], timeouts: {request: 300ms}}",
+    ) else {
+        return;
+    };
+    let client = mesh.pod(SHOP, "client").unwrap();
+    let (code, error) = status(&client, "http://web:8080/gone").unwrap();
+    assert!(code == 500 && error.contains("Service shop/none does not exist"), "{code} {error}");
+    let (code, error) = status(&client, "http://web:8080/cors").unwrap();
+    assert!(code == 500 && error.contains("spec.rules[1].filters[0].cors"), "{code} {error}");
+    assert_eq!(status(&client, "http://web:8080/slow/2000").unwrap().0, 504);
+    assert_eq!(status(&client, "http://web:8080/none/of/them").unwrap().0, 404);
+    let moved = curl(
+        &client,
+        &["-o", "/dev/null", "-w", "%{http_code} %header{location}", "http://web:8080/moved/a"],
+    );
+    assert_eq!(moved.unwrap(), "301 http://example.com:8080/moved/a");
+}
+
+/// `web` with a route of these rules, `v2`, and a client; nothing where pods cannot run.
+fn started(rules: &str) -> Option<Mesh> {
+    if !check::can_run() {
+        return None;
+    }
+    let pods = [kit("web", 8080, "http", &[]), kit("v2", 8080, "http", &[]), client("client", &[])];
+    Some(shop::open(&[&pods[..], &[route(rules)]].concat()).unwrap())
+}
+
+fn route(rules: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: web, namespace: {SHOP}}}, spec: \
+         {{parentRefs: [{{group: core, kind: Service, name: web, port: 8080}}], rules: [{rules}]}}}}\n---\n"
+    )
+}
+
+/// What the servers say that they were asked.
+fn told(client: &PodRef<'_>, arguments: &[&str]) -> Vec<Value> {
+    let answers = curl(client, arguments).unwrap();
+    let stream = serde_json::Deserializer::from_str(&answers).into_iter::<Value>();
+    stream.map(|told| told.unwrap_or_else(|error| panic!("{error}: {answers}"))).collect()
+}
+
+fn header(told: &Value, name: &str) -> Option<String> {
+    let all = told["headers"].as_array().unwrap().iter();
+    let mut named = all.filter(|field| field[0].as_str().unwrap().eq_ignore_ascii_case(name));
+    Some(named.next()?[1].as_str().unwrap().to_owned())
+}
