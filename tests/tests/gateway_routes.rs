@@ -78,7 +78,12 @@ fn hosts_and_paths_are_rewritten_which_linkerds_api_cannot_say() {
 fn a_mirror_gets_copies_and_nobody_waits_for_it() {
     let mirror = "{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 8080}}}";
     let gone = "{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 8080}}}";
-    let Some(mesh) = started(&format!("{{filters: [{mirror}, {gone}]}}")) else { return };
+    let Some(mesh) = started(&format!(
+        "{{filters: [{mirror}, {gone}]}},
+         {{matches: [{{path: {{value: /backend}}}}], backendRefs: [{{name: web, port: 8080, filters: [{mirror}]}}]}}"
+    )) else {
+        return;
+    };
     let (client, v2) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "v2").unwrap());
     let all = told(&client, &["http://web:8080/[1-20]"]);
     assert!(all.iter().all(|told| told["server"] == "web"), "{all:?}");
@@ -97,6 +102,9 @@ fn a_mirror_gets_copies_and_nobody_waits_for_it() {
     assert_eq!(told(&client, &["http://web:8080/"])[0]["server"], "web");
     // What the other proxy says in its server's place is an answer too.
     counted(&client, mirrored, &[("route_name", "web"), ("result", "answered")], 24.0).unwrap();
+    // The same of a backend.
+    assert_eq!(told(&client, &["-d", "x", "http://web:8080/backend"])[0]["server"], "web");
+    counted(&client, mirrored, &[("route_name", "web"), ("result", "answered")], 25.0).unwrap();
 }
 
 #[test]
@@ -143,7 +151,7 @@ fn route(rules: &str) -> String {
 fn told(client: &PodRef<'_>, arguments: &[&str]) -> Vec<Value> {
     let answers = curl(client, arguments).unwrap();
     let stream = serde_json::Deserializer::from_str(&answers).into_iter::<Value>();
-    stream.map(|told| told.unwrap_or_else(|error| panic!("{error}: {answers}"))).collect()
+    stream.collect::<Result<_, _>>().unwrap()
 }
 
 fn header(told: &Value, name: &str) -> Option<String> {

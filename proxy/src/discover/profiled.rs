@@ -48,7 +48,7 @@ impl ProfilePlan {
             canonical: HeaderValue::from_str(&dst).ok()?,
             rules: Rules::new(families, Some(&worker.proxy.budgets), profile.clone(), &dst),
             // Contract 4.6: breakers are what outbound policies say of routes.
-            split: split(worker, &Arc::new(distribution), None, |_| None),
+            split: split(worker, &Arc::new(distribution), None, &|_| None, &|| None),
         })
     }
 }

@@ -65,12 +65,12 @@ impl Routes {
         let rules = routes.iter().map(|outbound| {
             let route = &outbound.route.meta;
             let backend = |backend: &ResourceRef| Some(metrics.backend(kind, parent, route, backend));
+            let mirrored = || Some(metrics.mirrors(kind, parent, route));
             let rule = |rule: &OutboundRule| Rule {
-                split: split(worker, &rule.distribution, accrual, backend),
+                split: split(worker, &rule.distribution, accrual, &backend, &mirrored),
                 metrics: metrics.route(kind, parent, route),
                 ruled: {
-                    let mirrored = || metrics.mirrors(kind, parent, route);
-                    let mirrors = Mirrors::compile(worker, &rule.filters, mirrored, backend);
+                    let mirrors = Mirrors::compile(worker, &rule.filters, mirrored, &backend);
                     Ruled::compile(rule, mirrors, || metrics.retries(kind, parent, route))
                 },
             };

@@ -11,8 +11,11 @@ use crate::{
     Worker,
     balance::{AbortOnDrop, Balancer},
     fault::Fault,
-    http::filters::Filters,
-    metrics::{BackendMetrics, routes::Kind},
+    http::{filters::Filters, mirror::Mirrors},
+    metrics::{
+        BackendMetrics,
+        routes::{Kind, MirrorMetrics},
+    },
 };
 use arc_swap::ArcSwapOption;
 use remora_core::{
@@ -83,6 +86,8 @@ pub struct LiveBackend {
     pub metrics: Option<Arc<BackendMetrics>>,
     /// What is done with requests that go there, and their answers; nothing by most.
     pub filters: Option<Box<Filters>>,
+    /// Who else gets what goes there.
+    pub mirrors: Option<Box<Mirrors>>,
 }
 
 impl Split {
@@ -305,7 +310,7 @@ fn compile(
     let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
     let splits = |distribution: &Arc<Distribution>| match overridden {
         Some(plan) => plan.split.clone(),
-        None => split(worker, distribution, None, |_| None),
+        None => split(worker, distribution, None, &|_| None, &|| None),
     };
     let compiled = |kind, routes: &[OutboundRoute], accrual: &Option<Arc<Accrual>>| {
         Routes::compile(worker, kind, &policy.parent, routes, accrual.as_deref())
@@ -336,13 +341,15 @@ pub fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
     accrual: Option<&Accrual>,
-    metrics: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
+    metrics: &dyn Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
+    mirrored: &dyn Fn() -> Option<MirrorMetrics>,
 ) -> Arc<Split> {
     let live = |one: &Backend| LiveBackend {
         balancer: backend::balancer(worker, &one.target, accrual),
         meta: one.meta.clone(),
         metrics: metrics(&one.meta),
         filters: Filters::compile(&one.filters),
+        mirrors: Mirrors::compile(worker, &one.filters, mirrored, metrics),
     };
     let backends = match &**distribution {
         Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),

@@ -193,6 +193,7 @@ impl Body {
     pub fn recorded(&self) -> Option<Recorded> {
         match &self.kind {
             Kind::Replay(body) => Some(body.recorded().clone()),
+            Kind::Copied(body) => body.recorded(),
             _ => None,
         }
     }

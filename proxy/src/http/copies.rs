@@ -3,6 +3,7 @@
 
 use super::{
     body::Body,
+    replay::Recorded,
     upload::{BodyError, Fate},
 };
 use crate::{
@@ -107,6 +108,10 @@ impl Copied {
     /// Bytes that are still to come, where that is known.
     pub fn left(&self) -> Option<u64> {
         self.body.length()
+    }
+
+    pub fn recorded(&self) -> Option<Recorded> {
+        self.body.recorded()
     }
 
     pub fn fate(&self) -> Fate {

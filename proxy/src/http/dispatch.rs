@@ -103,9 +103,13 @@ pub(super) async fn send_avoiding(
     request: &mut Request<Body>,
 ) -> Result<Sent, Failed> {
     let backend = to.split.pick()?;
-    let LiveBackend { balancer, filters, .. } = backend;
+    let LiveBackend { balancer, filters, mirrors, .. } = backend;
     if let Some(filters) = filters {
         filters.request(request, &mut to.prefix.clone())?;
+    }
+    // Once, however often it is sent.
+    if let (Some(mirrors), None) = (mirrors, avoid) {
+        mirrors.send(request);
     }
     let again = if balancer.has_choice() { Again::of(request, to.keep) } else { Again::Never };
     let endpoint = picked(to, balancer.pick_again(avoid).await)?;

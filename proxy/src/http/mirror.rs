@@ -21,17 +21,18 @@ use remora_core::{
     policy::ResourceRef,
     route::{Distribution, Filter, Ratio},
 };
-use remora_runtime::clock;
+use remora_runtime::{clock, tasks::Tasks};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
-/// Copies that a rule or backend has under way at once, per worker; further requests are not mirrored.
+/// Copies that a rule, or a backend, has under way at once, per worker; further requests are not mirrored.
 const MAX_MIRRORED: usize = 256;
 /// For how long a copy may be under way, answer and all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The mirrors of a rule or backend.
 pub struct Mirrors {
+    tasks: Tasks,
     /// Who gets them, and how many.
     to: Vec<(Arc<Split>, Ratio)>,
     room: Arc<Semaphore>,
@@ -43,25 +44,28 @@ impl Mirrors {
     pub fn compile(
         worker: &Arc<Worker>,
         filters: &[Filter],
-        metrics: impl FnOnce() -> MirrorMetrics,
-        backend: impl Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
+        metrics: impl FnOnce() -> Option<MirrorMetrics>,
+        backend: &dyn Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
     ) -> Option<Box<Self>> {
         let to: Vec<_> = filters
             .iter()
             .filter_map(|filter| match filter {
                 Filter::Mirror(mirror) => {
                     let only = Arc::new(Distribution::FirstAvailable(vec![mirror.backend.clone()]));
-                    Some((split(worker, &only, None, &backend), mirror.share))
+                    Some((split(worker, &only, None, backend, &|| None), mirror.share))
                 }
                 _ => None,
             })
             .collect();
-        let room = || Arc::new(Semaphore::new(MAX_MIRRORED));
-        (!to.is_empty()).then(|| Box::new(Self { to, room: room(), metrics: Arc::new(metrics()) }))
+        if to.is_empty() {
+            return None;
+        }
+        let (tasks, metrics) = (worker.proxy.tasks.clone(), Arc::new(metrics()?));
+        Some(Box::new(Self { tasks, to, room: Arc::new(Semaphore::new(MAX_MIRRORED)), metrics }))
     }
 
     /// Begins to send the request to whom it hits. What may stop being HTTP has no copy.
-    pub(super) fn send(&self, worker: &Worker, request: &mut Request<Body>) {
+    pub(super) fn send(&self, request: &mut Request<Body>) {
         if request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
             return;
         }
@@ -87,7 +91,7 @@ impl Mirrors {
         };
         for ((to, permit), body) in begun.into_iter().zip(bodies) {
             let (copy, metrics) = (copy(request, body), self.metrics.clone());
-            worker.proxy.tasks.spawn("mirror", async move {
+            self.tasks.spawn("mirror", async move {
                 let _permit = permit;
                 match tokio::time::timeout(PATIENCE, exchange(&to, copy)).await {
                     Ok(true) => metrics.answered.inc(),

@@ -30,7 +30,7 @@ pub(super) async fn send(
         request.body_mut().follow(course.progress());
     }
     if let Some(mirrors) = &ruled.mirrors {
-        mirrors.send(worker, request);
+        mirrors.send(request);
     }
     let until = course.as_ref().and_then(Course::until);
     let sending = async {
