@@ -114,19 +114,52 @@ pub(super) fn unsupported(route: &Route) -> Vec<Unsupported> {
     found
 }
 
+/// Everything that a route asks of a Server and does not get: a Server has one place to send to, its own pod.
+pub(super) fn unsupported_by_servers(route: &Route) -> Vec<Unsupported> {
+    let mut found = Vec::new();
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{at}]");
+        for (number, filter) in rule.filters.iter().enumerate() {
+            let Some((field, reason)) = refused(route.spec.kind, filter, true) else { continue };
+            let path = format!("{path}.filters[{number}].{field}");
+            let reason = format!("{reason}; requests of this rule fail");
+            found.push(Unsupported { path, reason, effect: Effect::Rule(at) });
+        }
+        found.extend(unmatched(&path, rule));
+        let useless = [
+            ("backendRefs", !rule.backends.is_empty()),
+            ("timeouts", rule.timeouts.is_some()),
+            ("retry", rule.retry.is_some()),
+            ("sessionPersistence", rule.session_persistence),
+        ];
+        found.extend(useless.into_iter().filter(|(_, is_there)| *is_there).map(|(field, _)| Unsupported {
+            path: format!("{path}.{field}"),
+            reason: "a Server answers itself, once; the rule holds without it".to_owned(),
+            effect: Effect::Nothing,
+        }));
+    }
+    found
+}
+
 /// The field of a filter that cannot be applied, and why.
 fn refusal(kind: RouteKind, filter: &Filter) -> Option<(String, String)> {
+    refused(kind, filter, false)
+}
+
+fn refused(kind: RouteKind, filter: &Filter, inbound: bool) -> Option<(String, String)> {
     let field = filter.field();
     let carried = match filter {
         Filter::RequestHeaders(_) => true,
-        Filter::ResponseHeaders(_) | Filter::Redirect(_) => kind != RouteKind::Grpc,
+        Filter::ResponseHeaders(_) => kind != RouteKind::Grpc && !inbound,
+        Filter::Redirect(_) => kind != RouteKind::Grpc,
         Filter::Rewrite(_) | Filter::Mirror(_) => false,
         Filter::Other(name) => {
             return Some((field.to_owned(), format!("{name} is not supported")));
         }
     };
     if !carried {
-        return Some((field.to_owned(), format!("Linkerd's API cannot carry {}", filter.name())));
+        let whose = if inbound { " of Servers" } else { "" };
+        return Some((field.to_owned(), format!("Linkerd's API{whose} cannot carry {}", filter.name())));
     }
     match filter {
         Filter::RequestHeaders(edit) => untouchable(field, edit, true),

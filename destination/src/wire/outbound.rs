@@ -4,9 +4,9 @@
 //! four parts of `Detect`.
 
 mod bytes;
-mod grpc;
-mod http;
-mod parts;
+pub(super) mod grpc;
+pub(super) mod http;
+pub(super) mod parts;
 
 use super::{WEIGHT, default_ref, duration, seconds, service_ref};
 use crate::view::{Family, Outbound, PortProtocol, Resilience, ServicePolicy, Settings};
