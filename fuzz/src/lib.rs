@@ -29,12 +29,13 @@ mod request;
 mod retry;
 mod routes;
 mod san;
+mod server_policy;
 
 pub use self::{
     api::api, balance::balance, budget::budget, client_hello::client_hello, copy::copy, detect::detect,
     env::env, header::header, http1::http1, identity::identity, inject::inject, messages::messages, mux::mux,
     pool::pool, profile::profile, records::records, redirect::redirect, renewal::renewal, request::request,
-    retry::retry, routes::routes, san::san,
+    retry::retry, routes::routes, san::san, server_policy::server_policy,
 };
 
 /// A fuzz target.
@@ -53,6 +54,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("api", api),
     ("profile", profile),
     ("routes", routes),
+    ("server_policy", server_policy),
     ("budget", budget),
     ("retry", retry),
     ("balance", balance),
