@@ -15,11 +15,12 @@ use crate::{Format, USAGE, complain, print};
 /// A document is invalid, or a condition is false.
 const NOT_FINE: u8 = 2;
 
-/// Check a directory of manifests: what cannot be read, and how every route stands.
+/// Check a directory of manifests: what cannot be read, and how every route and policy stands.
 ///
 /// Reads every *.yaml, *.yml and *.json of the directory with the reader of remora-destination, and says what that would
 /// say of them in its /state.json: mistakes with the paths of their fields, and for each route and parent whether the
-/// parent accepts it and whether its references lead somewhere. What a route refers to has to be in the directory too.
+/// parent accepts it and whether its references lead somewhere; the same of policies and what they are about. What they
+/// refer to has to be in the directory too.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         remora check --manifests deploy/\n  \
@@ -93,7 +94,7 @@ fn table(checked: &Checked) -> String {
             let _infallible = writeln!(text, "invalid: {file}: {error}");
         }
     }
-    let mut rows = vec![["ROUTE", "PARENT", "ACCEPTED", "RESOLVED REFS"].map(str::to_owned)];
+    let mut rows = vec![["OBJECT", "PARENT", "ACCEPTED", "RESOLVED REFS"].map(str::to_owned)];
     let mut messages = Vec::new();
     for (id, report) in &checked.routes {
         for parent in &report.parents {
@@ -102,6 +103,13 @@ fn table(checked: &Checked) -> String {
             for condition in parent.conditions.iter().filter(|condition| !condition.holds()) {
                 messages.push(format!("{id}: {}: {}", condition.reason, condition.message));
             }
+        }
+    }
+    for (id, report) in &checked.policies {
+        let [accepted] = &report.conditions;
+        rows.push([id.clone(), String::new(), word(accepted), String::new()]);
+        if !accepted.holds() {
+            messages.push(format!("{id}: {}: {}", accepted.reason, accepted.message));
         }
     }
     // What all parents say is said once.
@@ -118,10 +126,12 @@ fn table(checked: &Checked) -> String {
     let invalid: usize = checked.files.values().map(|file| file.errors.len()).sum();
     let _infallible = writeln!(
         text,
-        "{} files, {} routes: {invalid} mistakes in documents, {} routes not fine, {} warnings",
+        "{} files, {} routes, {} policies: {invalid} mistakes in documents, {} routes and {} policies not fine, {} warnings",
         checked.files.len(),
         checked.routes.len(),
+        checked.policies.len(),
         checked.routes.values().filter(|report| !report.is_fine()).count(),
+        checked.policies.values().filter(|report| !report.is_fine()).count(),
         checked.warnings.len(),
     );
     text

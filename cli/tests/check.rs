@@ -35,9 +35,9 @@ fn check(files: &[(&str, &str)], flags: &[&str]) -> (Option<i32>, String, String
 fn what_is_fine_exits_with_0() {
     let (code, said, err) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(""))], &[]);
     let expected = "\
-ROUTE               PARENT  ACCEPTED  RESOLVED REFS
+OBJECT              PARENT  ACCEPTED  RESOLVED REFS
 HTTPRoute shop/web  web:80  yes       yes
-2 files, 1 routes: 0 mistakes in documents, 0 routes not fine, 0 warnings
+2 files, 1 routes, 0 policies: 0 mistakes in documents, 0 routes and 0 policies not fine, 0 warnings
 ";
     assert_eq!((code, said.as_str(), err.as_str()), (Some(0), expected, ""));
 }
@@ -103,4 +103,21 @@ fn a_directory_that_is_not_there_exits_with_1_and_a_wrong_flag_with_64() {
     assert_eq!(code(&["check"]), Some(64));
     assert_eq!(code(&["check", "--manifests", ".", "--cluster-domain", "a b"]), Some(64));
     assert_eq!(code(&["check", "--manifests", ".", "--default-opaque-ports", "0"]), Some(64));
+}
+
+#[test]
+fn a_policy_of_what_is_not_there_exits_with_2() {
+    let policy = "{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {name: p, namespace: shop}, \
+        spec: {targetRef: {group: policy.linkerd.io, kind: Server, name: web}, requiredAuthenticationRefs: \
+        [{group: policy.linkerd.io, kind: NetworkAuthentication, name: n}]}}";
+    let (code, said, _) = check(&[("policy.yaml", policy)], &[]);
+    assert_eq!(code, Some(2));
+    for part in [
+        "AuthorizationPolicy shop/p          no: TargetNotFound\n",
+        "false: AuthorizationPolicy shop/p: TargetNotFound: spec.targetRef.name: Server shop/web does not exist; \
+         spec.requiredAuthenticationRefs[0]: NetworkAuthentication shop/n does not exist; it admits nobody\n",
+        "1 files, 0 routes, 1 policies: 0 mistakes in documents, 0 routes and 1 policies not fine, 0 warnings\n",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in:\n{said}");
+    }
 }

@@ -31,6 +31,8 @@ mistakes! {
     AnchorsWithoutBrackets | "profile" | "The anchors around a path's pattern do not hold all of its alternatives."
     ForeignBackendsNeedNoGrant | "routes" | "A route may send to a Service of another namespace without its consent."
     ConsumersAddToProducers | "routes" | "A client has the routes of its own namespace beside those of the Service's."
+    MissingNetworksAdmitAll | "server_policy" | "An AuthorizationPolicy whose NetworkAuthentication is not there admits everybody."
+    ProbesNeedPermission | "server_policy" | "Where routes are attached to a Server, probes have no route of their own."
     ReserveOfOneSecond | "budget" | "The retries that are allowed in any case are those of one second, not of the window."
     RetriesNeverExpire | "budget" | "What happened before the window counts for ever."
     PathsAreReadOnce | "route" | "A path is not looked at as a server may read it."

@@ -1,9 +1,11 @@
-//! Pure. What is to be said of a directory of manifests, without serving it: what cannot be read, and how every route
-//! stands.
+//! Pure. What is to be said of a directory of manifests, without serving it: what cannot be read, and how every route and
+//! policy resource stands.
 
 use crate::{
     index::Index,
-    view::{ProfileReport, RouteReport, Settings, profile_reports, route_reports},
+    view::{
+        PolicyReport, ProfileReport, RouteReport, Settings, policy_reports, profile_reports, route_reports,
+    },
     watch::directory::{FileReport, Manifests, Reading},
 };
 use serde::Serialize;
@@ -21,6 +23,8 @@ pub struct Checked {
     pub files: BTreeMap<String, FileReport>,
     /// How its routes stand.
     pub routes: BTreeMap<String, RouteReport>,
+    /// How its policy resources stand.
+    pub policies: BTreeMap<String, PolicyReport>,
     /// How its ServiceProfiles stand.
     pub profiles: BTreeMap<String, ProfileReport>,
     /// What is taken, and yet perhaps not as it is meant.
@@ -47,6 +51,10 @@ pub fn check(reading: &Reading, settings: &Settings) -> Checked {
     for (id, report) in &routes {
         warnings.extend(report.warnings.iter().map(|warning| format!("{id}: {warning}")));
     }
+    let policies: BTreeMap<String, PolicyReport> = policy_reports(&index, settings).into_iter().collect();
+    for (id, report) in &policies {
+        warnings.extend(report.warnings.iter().map(|warning| format!("{id}: {warning}")));
+    }
     let profiles: BTreeMap<String, ProfileReport> = profile_reports(&index, settings).collect();
     for (name, report) in profiles.iter().filter(|(_, report)| !report.applies.starts_with("Service ")) {
         warnings.push(format!("ServiceProfile {name}: it is about {}", report.applies));
@@ -55,8 +63,9 @@ pub fn check(reading: &Reading, settings: &Settings) -> Checked {
         manifests.reports().into_iter().map(|(name, report)| (name.to_owned(), report)).collect();
     let fine = reading.incomplete.is_none()
         && files.values().all(|file| file.errors.is_empty())
-        && routes.values().all(RouteReport::is_fine);
-    Checked { fine, incomplete: reading.incomplete.clone(), files, routes, profiles, warnings }
+        && routes.values().all(RouteReport::is_fine)
+        && policies.values().all(PolicyReport::is_fine);
+    Checked { fine, incomplete: reading.incomplete.clone(), files, routes, policies, profiles, warnings }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod namespaces;
 mod pods;
+mod policy;
 mod profiles;
 mod routes;
 mod services;
@@ -13,13 +14,14 @@ mod traffic;
 
 pub use namespaces::Namespace;
 pub use pods::{Mesh, Owner, Pod, ProxyPorts};
+pub use policy::{RateLimit, Server, older};
 pub use routes::{Route, RouteId};
 pub use services::{Addressing, Service, ServicePort, TargetPort};
 pub use slices::{Slice, SliceEndpoint, SlicePort};
 pub use traffic::{Accrual, GrpcConditions, HttpConditions, Problem, Retry, Timeouts, Traffic};
 
 use crate::{
-    resources::{Grant, Kind, Name, ObjectRef, Resource, Spec},
+    resources::{Grant, Kind, Name, ObjectRef, PolicyKind, Resource, Spec},
     watch::Event,
 };
 use namespaces::{policy_of, ports_of};
@@ -45,7 +47,7 @@ pub enum Key {
     Routes(Name),
     /// The ReferenceGrants of a namespace.
     Grants(String),
-    /// A pod, its owner and its node.
+    /// A pod, its owner and its node, and the Servers of its ports.
     Pod(Name),
     /// Which Service or pod an address belongs to.
     Ip(IpAddr),
@@ -55,6 +57,10 @@ pub enum Key {
     Node(String),
     /// A ServiceProfile.
     Profile(Name),
+    /// What is said of a Server: its routes, authorizations and rate limits.
+    Server(Name),
+    /// A MeshTLSAuthentication or NetworkAuthentication.
+    Authentication(PolicyKind, Name),
 }
 
 /// What an event changed.
@@ -98,10 +104,13 @@ pub struct Index {
     profiles: BTreeMap<Name, Arc<Spec>>,
     routes: routes::Routes,
     grants: BTreeMap<Name, Grant>,
+    policies: policy::Policies,
+    accounts: BTreeSet<Name>,
     pods_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
     services_by_ip: BTreeMap<IpAddr, BTreeSet<Name>>,
     slices_by_service: BTreeMap<Name, BTreeSet<Name>>,
     routes_by_service: BTreeMap<Name, BTreeSet<RouteId>>,
+    routes_by_server: BTreeMap<Name, BTreeSet<RouteId>>,
 }
 
 impl Index {
@@ -145,6 +154,8 @@ impl Index {
             Kind::ServiceProfile => self.profiles.len(),
             Kind::Route(kind) => self.routes.keys().filter(|id| id.kind == kind).count(),
             Kind::ReferenceGrant => self.grants.len(),
+            Kind::ServiceAccount => self.accounts.len(),
+            Kind::Policy(kind) => self.policy_names(kind).len(),
         }
     }
 
@@ -202,28 +213,6 @@ impl Index {
             .map(|(name, pod)| (name, pod.as_ref()))
     }
 
-    /// Who a pod belongs to in the end: the Deployment behind its ReplicaSet, the CronJob behind its Job.
-    pub fn owner(&self, name: &Name, pod: &Pod) -> Option<Owner> {
-        let direct = pod.owner.clone()?;
-        let kind = match direct.kind.as_str() {
-            "ReplicaSet" => Kind::ReplicaSet,
-            "Job" => Kind::Job,
-            _ => return Some(direct),
-        };
-        match self.owners.get(&(kind, Name::new(&name.namespace, &direct.name))) {
-            Some(Owned(Some(owner))) => Some(owner.clone()),
-            Some(Owned(None)) => Some(direct),
-            // The ReplicaSet is not among the manifests: Kubernetes names it `<deployment>-<pod-template-hash>`.
-            None => pod
-                .labels
-                .get("pod-template-hash")
-                .filter(|_| kind == Kind::ReplicaSet)
-                .and_then(|hash| direct.name.strip_suffix(hash)?.strip_suffix('-'))
-                .map(|deployment| Owner { kind: "Deployment".to_owned(), name: deployment.to_owned() })
-                .or(Some(direct)),
-        }
-    }
-
     fn names(&self, kind: Kind) -> Vec<Name> {
         match kind {
             Kind::Namespace => self.namespaces.keys().cloned().collect(),
@@ -237,6 +226,8 @@ impl Index {
             Kind::ServiceProfile => self.profiles.keys().cloned().collect(),
             Kind::Route(kind) => self.route_names(kind),
             Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
+            Kind::ServiceAccount => self.accounts.iter().cloned().collect(),
+            Kind::Policy(kind) => self.policy_names(kind),
         }
     }
 
@@ -289,6 +280,14 @@ impl Index {
                 self.put_grant(name, Some(new.grant.clone()), changes)
             }
             (Kind::ReferenceGrant, _) => self.put_grant(name, None, changes),
+            (Kind::ServiceAccount, new) => self.put_account(name, new.is_some()),
+            (Kind::Policy(kind), new) => {
+                let new = match new {
+                    Some(Resource::Policy(new)) => Some(new.as_ref()),
+                    _ => None,
+                };
+                self.put_policy(kind, name, new, changes)
+            }
         };
         if changed {
             let complaints = reasons.into_iter().map(|reason| Complaint { object: object.clone(), reason });
@@ -302,43 +301,6 @@ impl Index {
             changes.keys.insert(Key::Namespace(name.name.clone()));
         }
         changed
-    }
-
-    fn put_node(&mut self, name: &Name, new: Option<Zone>, changes: &mut Changes) -> bool {
-        let changed = swap(&mut self.nodes, name, new).is_some();
-        if changed {
-            changes.keys.insert(Key::Node(name.name.clone()));
-            let on_it = self.pods.iter().filter(|(_, pod)| pod.node.as_deref() == Some(&name.name));
-            for (name, pod) in on_it {
-                self.pod_changed(name, [Some(pod), None], changes);
-            }
-        }
-        changed
-    }
-
-    fn put_owner(&mut self, kind: Kind, name: &Name, new: Option<Owned>, changes: &mut Changes) -> bool {
-        let changed = swap(&mut self.owners, &(kind, name.clone()), new).is_some();
-        if changed {
-            let owner = Owner { kind: kind.as_str().to_owned(), name: name.name.clone() };
-            for (name, pod) in in_namespace(&self.pods, &name.namespace) {
-                if pod.owner.as_ref() == Some(&owner) {
-                    self.pod_changed(name, [Some(pod), None], changes);
-                }
-            }
-        }
-        changed
-    }
-
-    fn put_pod(&mut self, name: &Name, new: Option<Pod>, changes: &mut Changes) -> bool {
-        let Some((old, new)) = swap(&mut self.pods, name, new.map(Arc::new)) else { return false };
-        relate(
-            &mut self.pods_by_ip,
-            name,
-            old.iter().flat_map(|pod| pod.own_ips()),
-            new.iter().flat_map(|pod| pod.own_ips()),
-        );
-        self.pod_changed(name, [old.as_ref(), new.as_ref()], changes);
-        true
     }
 
     fn put_service(&mut self, name: &Name, new: Option<Service>, changes: &mut Changes) -> bool {
@@ -357,22 +319,6 @@ impl Index {
         changes.keys.extend(old.clone().into_iter().chain(new.clone()).map(Key::Service));
         relate(&mut self.slices_by_service, name, old, new);
         true
-    }
-
-    /// Reports everything that shows a pod: itself, its addresses, and the Services that it was or is behind.
-    fn pod_changed(&self, name: &Name, states: [Option<&Arc<Pod>>; 2], changes: &mut Changes) {
-        let states = || states.iter().copied().flatten();
-        changes.keys.insert(Key::Pod(name.clone()));
-        changes.keys.extend(states().flat_map(|pod| pod.ips.iter().copied()).map(Key::Ip));
-        for (service_name, service) in in_namespace(&self.services, &name.namespace) {
-            let behind = states().any(|pod| {
-                service.selects(&pod.labels)
-                    || self.slices(service_name).any(|slice| slice.mentions(&name.name, &pod.ips))
-            });
-            if behind {
-                changes.keys.insert(Key::Service(service_name.clone()));
-            }
-        }
     }
 }
 

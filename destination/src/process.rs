@@ -6,7 +6,9 @@ use crate::{
     publish::Store,
     resources::Kind,
     serve::Serving,
-    view::{ProfileReport, RouteReport, Settings, profile_reports, route_reports},
+    view::{
+        PolicyReport, ProfileReport, RouteReport, Settings, policy_reports, profile_reports, route_reports,
+    },
     watch::{
         Event,
         directory::{self, Manifests},
@@ -215,13 +217,15 @@ fn files(store: &Arc<Store>, settings: &Arc<Settings>) -> (Arc<Mutex<Value>>, St
         let routes: BTreeMap<String, RouteReport> = store.read(|index| {
             route_reports(index, &settings).map(|(id, report)| (id.to_string(), report)).collect()
         });
+        let policies: BTreeMap<String, PolicyReport> =
+            store.read(|index| policy_reports(index, &settings).into_iter().collect());
         let objects: serde_json::Map<String, Value> = store.read(|index| {
             Kind::ALL.iter().map(|kind| (kind.as_str().to_owned(), index.count(*kind).into())).collect()
         });
         let manifests = read.lock().unwrap_or_else(PoisonError::into_inner).clone();
         json!({
-            "manifests": manifests, "objects": objects, "profiles": profiles, "routes": routes,
-            "watched_keys": store.watched(),
+            "manifests": manifests, "objects": objects, "policies": policies, "profiles": profiles,
+            "routes": routes, "watched_keys": store.watched(),
         })
     };
     (files, Arc::new(state))

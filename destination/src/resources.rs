@@ -3,11 +3,13 @@
 //!
 //! Knows the fields of objects only; what they mean for a mesh is in `index`.
 
+pub mod policy;
 mod reference_grant;
 pub mod routes;
 mod service_profile;
 mod strict;
 
+pub use policy::PolicyKind;
 pub use reference_grant::{Grant, ReferenceGrant};
 pub use routes::RouteKind;
 pub use service_profile::{RequestMatch, Route, ServiceProfile, Spec, WeightedDst};
@@ -16,7 +18,7 @@ use k8s_openapi::{
     api::{
         apps::v1::ReplicaSet,
         batch::v1::Job,
-        core::v1::{Namespace, Node, Pod, Service},
+        core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -47,6 +49,10 @@ pub enum Resource {
     Route(Box<routes::Route>),
     /// `gateway.networking.k8s.io/v1beta1 ReferenceGrant`.
     ReferenceGrant(Box<ReferenceGrant>),
+    /// `v1 ServiceAccount`: that it is there.
+    ServiceAccount(Box<ServiceAccount>),
+    /// A policy resource of one of the [`PolicyKind`]s.
+    Policy(Box<policy::Policy>),
 }
 
 /// The kinds of [`Resource`].
@@ -72,6 +78,10 @@ pub enum Kind {
     Route(RouteKind),
     /// [`Resource::ReferenceGrant`].
     ReferenceGrant,
+    /// [`Resource::ServiceAccount`].
+    ServiceAccount,
+    /// [`Resource::Policy`].
+    Policy(PolicyKind),
 }
 
 /// Namespace and name. The namespace is empty for objects of the cluster (Namespace, Node).
@@ -136,11 +146,12 @@ pub enum Invalid {
 
 impl Kind {
     /// Every kind, in the order in which a full state is best applied.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 21] = [
         Self::Namespace,
         Self::Node,
         Self::ReplicaSet,
         Self::Job,
+        Self::ServiceAccount,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
@@ -151,6 +162,13 @@ impl Kind {
         Self::Route(RouteKind::Grpc),
         Self::Route(RouteKind::Tls),
         Self::Route(RouteKind::Tcp),
+        // Who is meant before whom they may reach, and the Servers last: a port without its authorizations is closed.
+        Self::Policy(PolicyKind::MeshTls),
+        Self::Policy(PolicyKind::Network),
+        Self::Policy(PolicyKind::ServerAuthorization),
+        Self::Policy(PolicyKind::AuthorizationPolicy),
+        Self::Policy(PolicyKind::RateLimit),
+        Self::Policy(PolicyKind::Server),
     ];
 
     /// The kind as manifests write it.
@@ -166,6 +184,8 @@ impl Kind {
             Self::ServiceProfile => "ServiceProfile",
             Self::Route(kind) => kind.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Policy(kind) => kind.as_str(),
         }
     }
 
@@ -175,6 +195,7 @@ impl Kind {
             ("v1", "Node") => Self::Node,
             ("v1", "Pod") => Self::Pod,
             ("v1", "Service") => Self::Service,
+            ("v1", "ServiceAccount") => Self::ServiceAccount,
             ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
             ("apps/v1", "ReplicaSet") => Self::ReplicaSet,
             ("batch/v1", "Job") => Self::Job,
@@ -182,7 +203,10 @@ impl Kind {
             ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
                 Self::ReferenceGrant
             }
-            _ => Self::Route(RouteKind::of(api_version, kind)?),
+            _ => match PolicyKind::of(api_version, kind) {
+                Some(kind) => Self::Policy(kind),
+                None => Self::Route(RouteKind::of(api_version, kind)?),
+            },
         })
     }
 }
@@ -208,6 +232,8 @@ impl Resource {
             Self::ServiceProfile(object) => &object.metadata,
             Self::Route(object) => &object.metadata,
             Self::ReferenceGrant(object) => &object.metadata,
+            Self::ServiceAccount(object) => &object.metadata,
+            Self::Policy(object) => &object.metadata,
         }
     }
 
@@ -224,6 +250,8 @@ impl Resource {
             Self::ServiceProfile(_) => Kind::ServiceProfile,
             Self::Route(object) => Kind::Route(object.spec.kind),
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::ServiceAccount(_) => Kind::ServiceAccount,
+            Self::Policy(object) => Kind::Policy(object.spec.kind()),
         }
     }
 
@@ -363,6 +391,8 @@ fn typed(kind: Kind, value: serde_json::Value) -> Result<Resource, Mistakes> {
         Kind::ServiceProfile => Resource::ServiceProfile(Box::new(ServiceProfile::read(&value)?)),
         Kind::Route(kind) => Resource::Route(Box::new(routes::Route::read(kind, &value)?)),
         Kind::ReferenceGrant => Resource::ReferenceGrant(Box::new(ReferenceGrant::read(&value)?)),
+        Kind::ServiceAccount => Resource::ServiceAccount(read(value)?),
+        Kind::Policy(kind) => Resource::Policy(Box::new(policy::Policy::read(kind, &value)?)),
     })
 }
 
@@ -398,8 +428,8 @@ items:
     #[test]
     fn a_kind_of_a_later_day_is_no_error() {
         let text =
-            "{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {name: web, namespace: shop}}";
-        let expected = "policy.linkerd.io/v1beta3 Server shop/web";
+            "{apiVersion: policy.linkerd.io/v1beta9, kind: Server, metadata: {name: web, namespace: shop}}";
+        let expected = "policy.linkerd.io/v1beta9 Server shop/web";
         assert_eq!(parse(text).unwrap(), [Document::Unread(expected.to_owned())]);
     }
 

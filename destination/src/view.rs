@@ -2,35 +2,41 @@
 //!
 //! Answers are decisions in our own words; how they are written on the wire is in `wire`.
 
+mod admit;
 mod attach;
 mod carried;
 mod endpoints;
 mod inbound;
 mod outbound;
+mod policies;
 mod profile;
 mod rules;
+mod servers;
 mod status;
 mod target;
 
+pub use admit::{Admission, Authority};
 pub use carried::Family;
 pub(crate) use carried::can_match;
 pub use endpoints::{Endpoint, Endpoints, endpoints};
-pub use inbound::{Inbound, Workload, inbound};
+pub use inbound::{HeldRateLimit, Inbound, ServerRef, Workload, inbound};
 pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};
+pub use policies::{PolicyReport, policy_reports};
 pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
 pub use rules::{HeldBackend, HeldRoute, HeldRule, Mirrors, Resilience};
+pub use servers::HeldInbound;
 pub use status::{Condition, ParentReport, RouteReport, route_reports};
 pub use target::Target;
 
 use crate::{
-    index::{Index, Key, Namespace, Pod, Route, RouteId, Service},
+    index::{Index, Key, Namespace, Pod, RateLimit, Route, RouteId, Server, Service},
     ports::PortSet,
-    resources::{Name, RouteKind, Spec},
+    resources::{Name, PolicyKind, RouteKind, Spec, policy::Clients, policy::ServerProtocol},
 };
 use ipnet::IpNet;
 #[cfg(planted)]
 use remora_core::planted;
-use remora_core::policy::DefaultPolicy;
+use remora_core::{matching::NetworkMatch, policy::DefaultPolicy};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -186,9 +192,47 @@ impl<'a> Lens<'a> {
         self.index.zone(node)
     }
 
-    /// Is this port of the pod opaque? The pod's annotation, else its namespace's, else the default list. Contract
+    /// The Server of a port of a pod. Whoever asks depends on the pod already: a Server that changes is a change of the
+    /// pods that it is about.
+    fn server_of(&self, name: &Name, pod: &Pod, port: u16) -> Option<(&'a Name, &'a Server)> {
+        self.index.server_of(name, pod, port).map(|(name, server)| (name, server.as_ref()))
+    }
+
+    /// Remembers that what is said of a Server was looked at.
+    fn said_of(&mut self, server: &Name) {
+        self.keys.insert(Key::Server(server.clone()));
+    }
+
+    fn routes_of_server(
+        &mut self,
+        server: &Name,
+    ) -> impl Iterator<Item = (&'a RouteId, &'a Arc<Route>)> + use<'a> {
+        self.said_of(server);
+        let index = self.index;
+        index.routes_of_server(server).collect::<Vec<_>>().into_iter()
+    }
+
+    fn rate_limits_of(&mut self, server: &Name) -> Vec<(&'a Name, &'a Arc<RateLimit>)> {
+        self.said_of(server);
+        self.index.rate_limits_of(server)
+    }
+
+    fn mesh_tls(&mut self, name: &Name) -> Option<&'a Arc<Clients>> {
+        self.keys.insert(Key::Authentication(PolicyKind::MeshTls, name.clone()));
+        self.index.mesh_tls(name)
+    }
+
+    fn networks(&mut self, name: &Name) -> Option<&'a Arc<Vec<NetworkMatch>>> {
+        self.keys.insert(Key::Authentication(PolicyKind::Network, name.clone()));
+        self.index.networks(name)
+    }
+
+    /// Is this port of the pod opaque? What its Server says, else the pod's annotation, else its namespace's, else the default list. Contract
     /// 3.1, rule 4.
     fn pod_port_is_opaque(&mut self, settings: &Settings, name: &Name, pod: &Pod, port: u16) -> bool {
+        if let Some((_, server)) = self.server_of(name, pod, port) {
+            return server.spec.protocol == ServerProtocol::Opaque;
+        }
         let namespace = self.namespace(&name.namespace);
         let inherited = namespace.and_then(|namespace| namespace.opaque_ports.as_ref());
         pod.opaque_ports.as_ref().or(inherited).unwrap_or(&settings.default_opaque_ports).contains(port)

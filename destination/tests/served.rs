@@ -229,6 +229,55 @@ fn routes(policy: &OutboundPolicy) -> Vec<String> {
         .collect()
 }
 
+/// A document of Linkerd's policy resources in `shop`.
+fn policy(version: &str, kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: policy.linkerd.io/{version}, kind: {kind}, metadata: {{name: {name}, namespace: shop}}, \
+         spec: {{{spec}}}}}"
+    )
+}
+
+#[tokio::test]
+async fn inbound_policies_follow_the_directory_and_say_how_they_stand() {
+    let server = policy("v1beta3", "Server", "web", "podSelector: {}, port: 8080, proxyProtocol: HTTP/1");
+    let admits = policy(
+        "v1alpha1",
+        "AuthorizationPolicy",
+        "till",
+        "targetRef: {group: policy.linkerd.io, kind: Server, name: web}, requiredAuthenticationRefs: \
+         [{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: till}]",
+    );
+    let standalone = Standalone::start(&[("1.yaml", &pod(1)), ("2.yaml", &pod(2))]).await;
+    let watch = async |port: u32| {
+        let mut inbound = InboundServerPoliciesClient::new(standalone.policy.clone());
+        let request = PortSpec { workload: "shop:web-1".to_owned(), port };
+        inbound.watch_port(request).await.unwrap().into_inner()
+    };
+    let (mut servers, mut others) = (watch(8080).await, watch(9090).await);
+    assert_eq!(message(&mut servers).await.labels["kind"], "default");
+    assert_eq!(message(&mut others).await.labels["kind"], "default");
+    standalone.write("server.yaml", &server);
+    let closed = message(&mut servers).await;
+    assert_eq!((closed.labels["kind"].as_str(), closed.labels["name"].as_str()), ("server", "web"));
+    assert!(closed.authorizations.is_empty(), "{closed:?}");
+    // What it refers to is not there yet.
+    standalone.write("policy.yaml", &admits);
+    let state = standalone.state_with("RefNotFound").await;
+    assert!(state.contains("MeshTLSAuthentication shop/till does not exist"), "{state}");
+    standalone.write("till.yaml", &policy("v1alpha1", "MeshTLSAuthentication", "till", "identities: [a.b]"));
+    let open = message(&mut servers).await;
+    assert_eq!(open.authorizations[0].labels["name"], "till");
+    std::fs::remove_file(standalone.path("server.yaml")).unwrap();
+    assert_eq!(message(&mut servers).await.labels["kind"], "default");
+    standalone.state_with("TargetNotFound").await;
+    // Had the other port heard of anything, this would not be its next message.
+    let annotations = "{config.linkerd.io/default-inbound-policy: deny}";
+    let namespace =
+        format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, annotations: {annotations}}}}}");
+    standalone.write("namespace.yaml", &namespace);
+    assert_eq!(message(&mut others).await.labels["name"], "deny");
+}
+
 #[tokio::test]
 async fn what_cannot_be_answered_has_its_status() {
     let standalone = Standalone::start(&[("service.yaml", SERVICE)]).await;

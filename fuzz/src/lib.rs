@@ -32,13 +32,14 @@ mod retry;
 mod route;
 mod routes;
 mod san;
+mod server_policy;
 
 pub use self::{
     api::api, balance::balance, breaker::breaker, budget::budget, client_hello::client_hello, copy::copy,
     detect::detect, env::env, header::header, http1::http1, identity::identity, inject::inject,
     messages::messages, mux::mux, pool::pool, profile::profile, rate::rate, records::records,
     redirect::redirect, renewal::renewal, request::request, retry::retry, route::route, routes::routes,
-    san::san,
+    san::san, server_policy::server_policy,
 };
 
 /// A fuzz target.
@@ -57,6 +58,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("api", api),
     ("profile", profile),
     ("routes", routes),
+    ("server_policy", server_policy),
     ("budget", budget),
     ("retry", retry),
     ("route", route),

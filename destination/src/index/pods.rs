@@ -1,7 +1,12 @@
 //! Pure. What of a pod matters to its clients and to its own proxy.
 
-use super::{OPAQUE_PORTS, policy_of, ports_of};
-use crate::ports::PortSet;
+use super::{
+    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, in_namespace, policy_of, ports_of, relate, swap,
+};
+use crate::{
+    ports::PortSet,
+    resources::{Kind, Name},
+};
 use k8s_openapi::{
     api::core::v1::{self as api, Container, PodSpec, PodStatus},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -10,6 +15,7 @@ use remora_core::policy::DefaultPolicy;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 /// The label by which a pod says whose proxy it has. Contract 3.1, rule 1.
@@ -151,6 +157,89 @@ impl Owner {
             .find(|reference| reference.controller == Some(true))
             .or_else(|| references.first())?;
         Some(Self { kind: owner.kind.clone(), name: owner.name.clone() })
+    }
+}
+
+impl Index {
+    /// Who a pod belongs to in the end: the Deployment behind its ReplicaSet, the CronJob behind its Job.
+    pub fn owner(&self, name: &Name, pod: &Pod) -> Option<Owner> {
+        let direct = pod.owner.clone()?;
+        let kind = match direct.kind.as_str() {
+            "ReplicaSet" => Kind::ReplicaSet,
+            "Job" => Kind::Job,
+            _ => return Some(direct),
+        };
+        match self.owners.get(&(kind, Name::new(&name.namespace, &direct.name))) {
+            Some(Owned(Some(owner))) => Some(owner.clone()),
+            Some(Owned(None)) => Some(direct),
+            // The ReplicaSet is not among the manifests: Kubernetes names it `<deployment>-<pod-template-hash>`.
+            None => pod
+                .labels
+                .get("pod-template-hash")
+                .filter(|_| kind == Kind::ReplicaSet)
+                .and_then(|hash| direct.name.strip_suffix(hash)?.strip_suffix('-'))
+                .map(|deployment| Owner { kind: "Deployment".to_owned(), name: deployment.to_owned() })
+                .or(Some(direct)),
+        }
+    }
+
+    pub(super) fn put_node(&mut self, name: &Name, new: Option<Zone>, changes: &mut Changes) -> bool {
+        let changed = swap(&mut self.nodes, name, new).is_some();
+        if changed {
+            changes.keys.insert(Key::Node(name.name.clone()));
+            let on_it = self.pods.iter().filter(|(_, pod)| pod.node.as_deref() == Some(&name.name));
+            for (name, pod) in on_it {
+                self.pod_changed(name, [Some(pod), None], changes);
+            }
+        }
+        changed
+    }
+
+    pub(super) fn put_owner(
+        &mut self,
+        kind: Kind,
+        name: &Name,
+        new: Option<Owned>,
+        changes: &mut Changes,
+    ) -> bool {
+        let changed = swap(&mut self.owners, &(kind, name.clone()), new).is_some();
+        if changed {
+            let owner = Owner { kind: kind.as_str().to_owned(), name: name.name.clone() };
+            for (name, pod) in in_namespace(&self.pods, &name.namespace) {
+                if pod.owner.as_ref() == Some(&owner) {
+                    self.pod_changed(name, [Some(pod), None], changes);
+                }
+            }
+        }
+        changed
+    }
+
+    pub(super) fn put_pod(&mut self, name: &Name, new: Option<Pod>, changes: &mut Changes) -> bool {
+        let Some((old, new)) = swap(&mut self.pods, name, new.map(Arc::new)) else { return false };
+        relate(
+            &mut self.pods_by_ip,
+            name,
+            old.iter().flat_map(|pod| pod.own_ips()),
+            new.iter().flat_map(|pod| pod.own_ips()),
+        );
+        self.pod_changed(name, [old.as_ref(), new.as_ref()], changes);
+        true
+    }
+
+    /// Reports everything that shows a pod: itself, its addresses, and the Services that it was or is behind.
+    pub(super) fn pod_changed(&self, name: &Name, states: [Option<&Arc<Pod>>; 2], changes: &mut Changes) {
+        let states = || states.iter().copied().flatten();
+        changes.keys.insert(Key::Pod(name.clone()));
+        changes.keys.extend(states().flat_map(|pod| pod.ips.iter().copied()).map(Key::Ip));
+        for (service_name, service) in in_namespace(&self.services, &name.namespace) {
+            let behind = states().any(|pod| {
+                service.selects(&pod.labels)
+                    || self.slices(service_name).any(|slice| slice.mentions(&name.name, &pod.ips))
+            });
+            if behind {
+                changes.keys.insert(Key::Service(service_name.clone()));
+            }
+        }
     }
 }
 

@@ -39,6 +39,12 @@ impl Route {
     fn services(&self, namespace: &str) -> impl Iterator<Item = Name> {
         self.spec.parents.iter().filter_map(move |parent| parent.service(namespace))
     }
+
+    /// The Servers that it wants to be attached to. Those of other namespaces are not to be had.
+    pub(super) fn servers(&self, namespace: &str) -> impl Iterator<Item = Name> {
+        let named = self.spec.parents.iter().filter_map(move |parent| parent.server(namespace));
+        named.filter(move |server| server.namespace == namespace)
+    }
 }
 
 impl Index {
@@ -46,6 +52,17 @@ impl Index {
     pub fn routes_of(&self, service: &Name) -> impl Iterator<Item = (&RouteId, &Arc<Route>)> {
         let ids = self.routes_by_service.get(service).into_iter().flatten();
         ids.filter_map(|id| self.routes.get_key_value(id))
+    }
+
+    /// The routes that want to be attached to a Server.
+    pub fn routes_of_server(&self, server: &Name) -> impl Iterator<Item = (&RouteId, &Arc<Route>)> {
+        let ids = self.routes_by_server.get(server).into_iter().flatten();
+        ids.filter_map(|id| self.routes.get_key_value(id))
+    }
+
+    /// A route.
+    pub fn route(&self, id: &RouteId) -> Option<&Arc<Route>> {
+        self.routes.get(id)
     }
 
     /// All routes.
@@ -63,6 +80,12 @@ impl Index {
         let services = |route: &Option<Arc<Route>>| -> Vec<Name> {
             route.iter().flat_map(|route| route.services(&id.name.namespace)).collect()
         };
+        let servers = |route: &Option<Arc<Route>>| -> Vec<Name> {
+            route.iter().flat_map(|route| route.servers(&id.name.namespace)).collect()
+        };
+        let (before, after) = (servers(&old), servers(&new));
+        changes.keys.extend(before.iter().chain(&after).cloned().map(Key::Server));
+        relate(&mut self.routes_by_server, id, before, after);
         let (old, new) = (services(&old), services(&new));
         changes.keys.extend(old.iter().chain(&new).cloned().map(Key::Routes));
         relate(&mut self.routes_by_service, id, old, new);

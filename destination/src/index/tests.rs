@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     resources::{Document, parse},
     view::{
-        Context, Lens, Outbound, Profile, Target, Workload, endpoints, inbound, outbound, profile,
-        route_reports, settings_for_tests,
+        Context, Lens, Outbound, Profile, Target, Workload, endpoints, inbound, outbound, policy_reports,
+        profile, route_reports, settings_for_tests,
     },
 };
 use proptest::{prelude::*, sample::subsequence};
@@ -54,6 +54,7 @@ fn object(which: usize, state: usize) -> Resource {
             "{{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: s5.a.svc.cluster.local, namespace: {}}}, spec: {{routes: [{{name: r{state}, condition: {{method: GET}}}}]}}}}",
             if which == 7 { "a" } else { "b" }
         ),
+        14..=22 => policy(which, state),
         _ => format!(
             "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: e, namespace: a, labels: {{kubernetes.io/service-name: s{}}}}}, addressType: IPv4, ports: [{{port: 80}}], endpoints: [{{addresses: [10.1.0.3], targetRef: {{kind: Pod, name: p3}}}}, {{addresses: [10.1.0.4]}}]}}",
             5 + state % 2
@@ -65,7 +66,51 @@ fn object(which: usize, state: usize) -> Resource {
     }
 }
 
-const OBJECTS: usize = 14;
+/// The policy resources among them.
+fn policy(which: usize, state: usize) -> String {
+    let label = if state < 2 { "web" } else { "other" };
+    match which {
+        14 | 15 => format!(
+            "{{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {{name: v{which}, namespace: a, labels: {{app: {label}}}}}, spec: {{podSelector: {{matchLabels: {{app: {label}}}}}, port: 80, proxyProtocol: {}, accessPolicy: {}}}}}",
+            if state.is_multiple_of(2) { "HTTP/1" } else { "opaque" },
+            if which == 14 { "audit" } else { "deny" }
+        ),
+        16 => format!(
+            "{{apiVersion: policy.linkerd.io/v1beta1, kind: ServerAuthorization, metadata: {{name: s, namespace: a}}, spec: {{server: {}, client: {{unauthenticated: true}}}}}}",
+            if state < 2 { "{name: v14}" } else { "{selector: {matchLabels: {app: web}}}" }
+        ),
+        17 | 18 => {
+            let target = match (which, state) {
+                (17, 0 | 1) => "group: policy.linkerd.io, kind: Server, name: v15",
+                (17, _) => "kind: Namespace, name: a",
+                _ => "group: gateway.networking.k8s.io, kind: HTTPRoute, name: t",
+            };
+            let refs =
+                if state.is_multiple_of(2) { "MeshTLSAuthentication" } else { "NetworkAuthentication" };
+            format!(
+                "{{apiVersion: policy.linkerd.io/v1alpha1, kind: AuthorizationPolicy, metadata: {{name: p{which}, namespace: a}}, spec: {{targetRef: {{{target}}}, requiredAuthenticationRefs: [{{group: policy.linkerd.io, kind: {refs}, name: n, namespace: b}}]}}}}"
+            )
+        }
+        19 => format!(
+            "{{apiVersion: policy.linkerd.io/v1alpha1, kind: MeshTLSAuthentication, metadata: {{name: n, namespace: b}}, spec: {{identities: [a{state}.example]}}}}"
+        ),
+        20 => format!(
+            "{{apiVersion: policy.linkerd.io/v1alpha1, kind: NetworkAuthentication, metadata: {{name: n, namespace: b}}, spec: {{networks: [{{cidr: 10.{state}.0.0/16}}]}}}}"
+        ),
+        21 => format!(
+            "{{apiVersion: policy.linkerd.io/v1alpha1, kind: HTTPLocalRateLimitPolicy, metadata: {{name: l, namespace: a}}, spec: {{targetRef: {{group: policy.linkerd.io, kind: Server, name: v{}}}, total: {{requestsPerSecond: {}}}}}}}",
+            14 + state % 2,
+            1 + state
+        ),
+        _ => format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: t, namespace: a}}, spec: {{parentRefs: [{{group: policy.linkerd.io, kind: Server, name: v{}}}], rules: [{{matches: [{{path: {{value: /{}}}}}]}}]}}}}",
+            14 + state % 2,
+            state / 2
+        ),
+    }
+}
+
+const OBJECTS: usize = 23;
 
 fn any_event() -> impl Strategy<Value = Event> {
     let of_kind = |which: usize| {
@@ -149,7 +194,9 @@ fn ask(index: &Index, question: Question) -> (String, BTreeSet<Key>) {
 
 /// How the routes stand, in words.
 fn statuses(index: &Index) -> String {
-    format!("{:?}", route_reports(index, &settings_for_tests()).collect::<Vec<_>>())
+    let settings = settings_for_tests();
+    let routes: Vec<_> = route_reports(index, &settings).collect();
+    format!("{routes:?} {:?}", policy_reports(index, &settings))
 }
 
 proptest! {

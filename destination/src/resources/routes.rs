@@ -8,7 +8,7 @@ mod read;
 
 pub use filters::{Filter, HeaderEdit, Mirror, PathModifier, Redirect, Rewrite};
 pub use matches::{GrpcMatch, GrpcName, HttpMatch, PathMatch, ValueMatch};
-pub(super) use parts::namespace;
+pub(super) use parts::{namespace, optional};
 
 use super::Name;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -211,6 +211,12 @@ impl RouteKind {
 }
 
 impl ParentRef {
+    /// The Server that it names, if it names one, for a route of this namespace.
+    pub fn server(&self, namespace: &str) -> Option<Name> {
+        (self.group == POLICY_GROUP && self.kind == "Server")
+            .then(|| Name::new(self.namespace.as_deref().unwrap_or(namespace), self.name.as_str()))
+    }
+
     /// The Service that it names, if it names one, for a route of this namespace.
     pub fn service(&self, namespace: &str) -> Option<Name> {
         (is_core(&self.group) && self.kind == "Service")

@@ -11,13 +11,13 @@ use remora_core::planted;
 use std::sync::Arc;
 
 /// Most routes of a port. A proxy compares each request with all of them.
-const MAX_ROUTES: usize = 2048;
+pub(super) const MAX_ROUTES: usize = 2048;
 /// Most regular expressions of a port's routes. Proxies compile twice as many of one message at most, and have the
 /// routes of a port twice where they have to look for the protocol.
-const MAX_PATTERNS: usize = 512;
+pub(super) const MAX_PATTERNS: usize = 512;
 
 /// Most bytes of a port's routes. Proxies read messages of 4 MiB, in which a port's routes may be twice.
-const MAX_BYTES: usize = 3 << 19;
+pub(super) const MAX_BYTES: usize = 3 << 19;
 
 /// A route with what tells it from others.
 pub(super) type Entry<'a> = (&'a RouteId, &'a Arc<Route>);

@@ -127,6 +127,44 @@ pub(super) fn unsupported(route: &Route) -> Vec<Unsupported> {
     found
 }
 
+/// Everything that a route asks of a Server and does not get: a Server has one place to send to, its own pod.
+pub(super) fn unsupported_by_servers(route: &Route) -> Vec<Unsupported> {
+    let mut found = Vec::new();
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{at}]");
+        for (number, filter) in rule.filters.iter().enumerate() {
+            let Some((field, reason)) = refusal_by_servers(route.spec.kind, filter) else { continue };
+            let path = format!("{path}.filters[{number}].{field}");
+            let reason = format!("{reason}; requests of this rule fail");
+            found.push(Unsupported { path, reason, effect: Effect::Rule(at), by: Whom::All });
+        }
+        found.extend(unmatched(&path, rule));
+        let useless = [
+            ("backendRefs", !rule.backends.is_empty()),
+            ("timeouts", rule.timeouts.is_some()),
+            ("retry", rule.retry.is_some()),
+            ("sessionPersistence", rule.session_persistence),
+        ];
+        found.extend(useless.into_iter().filter(|(_, is_there)| *is_there).map(|(field, _)| Unsupported {
+            path: format!("{path}.{field}"),
+            reason: "a Server answers itself, once; the rule holds without it".to_owned(),
+            effect: Effect::Nothing,
+            by: Whom::All,
+        }));
+    }
+    found
+}
+
+/// The field of a filter that cannot be applied to what comes to a Server, and why.
+fn refusal_by_servers(kind: RouteKind, filter: &Filter) -> Option<(String, String)> {
+    if let Some((field, why, Whom::All)) = refusal(kind, filter) {
+        return Some((field, why));
+    }
+    let unsaid = filter.is_unsaid(kind) || matches!(filter, Filter::ResponseHeaders(_));
+    let why = || format!("Linkerd's API of Servers cannot carry {}", filter.name());
+    unsaid.then(|| (filter.field().to_owned(), why()))
+}
+
 impl Whom {
     fn shown(self) -> &'static str {
         match self {

@@ -1,22 +1,60 @@
-//! Pure. Who may connect to a port of a pod, and what it speaks. Contract 3.4.
+//! Pure. What a port of a pod speaks, who may use it for what, and how often. Contract 3.4.
 //!
-//! Until Servers and policies are read, every port has its default.
+//! A port without a Server has the default policy of its pod, namespace or cluster.
 
-use super::{Lens, Refusal, Settings};
-use crate::resources::Name;
-use remora_core::policy::DefaultPolicy;
+use super::{
+    Admission, Lens, Refusal, Settings, admit,
+    servers::{HeldInbound, served},
+};
+use crate::{
+    index::Pod,
+    resources::{
+        Name,
+        policy::ServerProtocol,
+        routes::{HttpMatch, Match, PathMatch},
+    },
+};
+use remora_core::{identity::Identity, policy::DefaultPolicy};
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, num::NonZeroU32};
 
 /// The policy of a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Inbound {
-    /// Who may connect.
-    pub policy: DefaultPolicy,
-    /// Are its bytes forwarded unread?
-    pub opaque: bool,
+    /// Whose policy it is.
+    pub server: ServerRef,
+    /// What is spoken.
+    pub protocol: ServerProtocol,
+    /// Who may connect, the first that admits a client being the one that is named.
+    pub authorizations: Vec<Admission>,
+    /// The routes that hold, in order of precedence. Without any, everything may be asked for.
+    pub routes: Vec<HeldInbound>,
     /// Paths that probes may get whatever the policy.
     pub probes: BTreeSet<String>,
+    /// How often clients may ask.
+    pub rate_limit: Option<HeldRateLimit>,
+}
+
+/// Whose policy a port has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerRef {
+    /// A default.
+    Default(DefaultPolicy),
+    /// A Server.
+    Server(Name),
+}
+
+/// How many requests a port takes per second.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldRateLimit {
+    /// The HTTPLocalRateLimitPolicy.
+    pub name: Name,
+    /// Of all clients together.
+    pub total: Option<NonZeroU32>,
+    /// Of each client.
+    pub identity: Option<NonZeroU32>,
+    /// Of these clients instead.
+    pub overrides: Vec<(NonZeroU32, Vec<Identity>)>,
 }
 
 /// Whose proxy asks.
@@ -56,14 +94,56 @@ pub fn inbound(
     port: u16,
 ) -> Result<Inbound, Refusal> {
     let pod = lens.pod(name).ok_or_else(|| Refusal::NotFound(format!("there is no pod {name}")))?;
+    let probes = pod.probes.get(&port).cloned().unwrap_or_default();
+    let Some((server_name, server)) = lens.server_of(name, pod, port) else {
+        return Ok(by_default(lens, settings, (name, pod), port, probes));
+    };
+    let served = served(lens, settings, (server_name, server));
+    let named = |path: &String| served.routes.iter().any(|route| replaces(route, path));
+    Ok(Inbound {
+        server: ServerRef::Server(server_name.clone()),
+        protocol: server.spec.protocol,
+        authorizations: served.authorizations,
+        probes: probes.into_iter().filter(|path| !named(path)).collect(),
+        routes: served.routes,
+        rate_limit: served.rate_limit,
+    })
+}
+
+fn by_default(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    (name, pod): (&Name, &Pod),
+    port: u16,
+    probes: BTreeSet<String>,
+) -> Inbound {
     let inherited = lens.namespace(&name.namespace).and_then(|namespace| namespace.default_policy);
     let mut policy = pod.default_policy.or(inherited).unwrap_or(settings.default_inbound_policy);
     if pod.require_identity_ports.contains(port) {
         policy = authenticated(policy);
     }
     let opaque = lens.pod_port_is_opaque(settings, name, pod, port);
-    let probes = pod.probes.get(&port).cloned().unwrap_or_default();
-    Ok(Inbound { policy, opaque, probes })
+    Inbound {
+        server: ServerRef::Default(policy),
+        protocol: if opaque { ServerProtocol::Opaque } else { ServerProtocol::Detect },
+        authorizations: admit::by_default(settings, policy).into_iter().collect(),
+        routes: Vec::new(),
+        probes,
+        rate_limit: None,
+    }
+}
+
+/// Does a route say itself who may probe this path? Then a probe is a request like any other. Only a match that names
+/// the path exactly says so: one that asks for more than that comes before a probe wherever it matches.
+fn replaces(route: &HeldInbound, path: &str) -> bool {
+    let bare = |wanted: &HttpMatch| {
+        let any = wanted.headers.is_empty() && wanted.query.is_empty();
+        let get = wanted.method.is_none_or(|method| method == "GET");
+        any && get && matches!(&wanted.path, PathMatch::Exact(exact) if exact == path)
+    };
+    let mut matches = route.spec.rules.iter().flat_map(|rule| &rule.matches);
+    route.spec.hostnames.is_empty()
+        && matches.any(|wanted| matches!(wanted, Match::Http(wanted) if bare(wanted)))
 }
 
 /// The same policy for clients with an identity only. Whoever lists a port as requiring identity means it: there even

@@ -4,9 +4,10 @@
 use super::{
     Family, Lens, PortProtocol, Settings,
     attach::{Entry, Loss, attached, names},
-    carried::{Unsupported, Whom, unsupported},
+    carried::{Unsupported, Whom, unsupported, unsupported_by_servers},
     outbound::protocol,
     rules::{Unresolved, resolve},
+    servers::{self, Apart, names_server},
 };
 use crate::{
     index::{Addressing, Index, Route, RouteId},
@@ -26,7 +27,7 @@ const MAX_MESSAGE: usize = 4096;
 /// How a route stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RouteReport {
-    /// With each of its parents that is a Service.
+    /// With each of its parents that is a Service or a Server.
     pub parents: Vec<ParentReport>,
     /// What is as it is written, but perhaps not as it is meant.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -74,7 +75,7 @@ impl Condition {
     }
 
     /// True without a problem; else false for the reason of the first one, and all of them are told.
-    fn new(kind: &'static str, good: &'static str, problems: &[Problem]) -> Self {
+    pub(super) fn new(kind: &'static str, good: &'static str, problems: &[Problem]) -> Self {
         let Some(first) = problems.first() else {
             return Self { kind, status: "True", reason: good, message: String::new() };
         };
@@ -92,9 +93,9 @@ impl Condition {
 }
 
 /// Something that makes a condition false.
-struct Problem {
-    reason: &'static str,
-    message: String,
+pub(super) struct Problem {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
 }
 
 /// How every route stands.
@@ -102,7 +103,8 @@ pub fn route_reports<'a>(
     index: &'a Index,
     settings: &'a Settings,
 ) -> impl Iterator<Item = (RouteId, RouteReport)> + use<'a> {
-    let mut reports = Reports { lens: Lens::new(index), settings, lost: BTreeMap::new() };
+    let mut reports =
+        Reports { lens: Lens::new(index), settings, lost: BTreeMap::new(), apart: BTreeMap::new() };
     index.routes().map(move |entry| (entry.0.clone(), reports.of(entry)))
 }
 
@@ -114,6 +116,8 @@ struct Reports<'a> {
     settings: &'a Settings,
     /// Which routes do not hold, by port: many routes ask for the same one.
     lost: BTreeMap<Port, BTreeMap<&'a RouteId, Loss>>,
+    /// The same by Server.
+    apart: BTreeMap<Name, BTreeMap<&'a RouteId, Apart>>,
 }
 
 impl<'a> Reports<'a> {
@@ -121,21 +125,30 @@ impl<'a> Reports<'a> {
         let mut warnings = route.spec.warnings.clone();
         let (unsupported, unsaid): (Vec<_>, Vec<_>) =
             unsupported(route).into_iter().partition(|problem| problem.by == Whom::All);
-        warnings
-            .extend(unsaid.into_iter().map(|Unsupported { path, reason, .. }| format!("{path}: {reason}")));
+        if route.spec.parents.iter().any(|parent| parent.service(&id.name.namespace).is_some()) {
+            let told = unsaid.into_iter().map(|Unsupported { path, reason, .. }| format!("{path}: {reason}"));
+            warnings.extend(told);
+        }
+        let by_servers = unsupported_by_servers(route);
         let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved(&mut self.lens, id, route));
         let mut parents = Vec::new();
         for (at, parent) in route.spec.parents.iter().enumerate() {
             let path = format!("spec.parentRefs[{at}]");
-            let mut problems = match parent.service(&id.name.namespace) {
-                Some(service) => self.accepted(id, (&path, parent, &service), &mut warnings),
-                None if parent.kind == "Service" && parent.group == GATEWAY_GROUP => vec![Problem {
+            let namespace = &id.name.namespace;
+            let mut carried = &unsupported;
+            let mut problems = match (parent.service(namespace), parent.server(namespace)) {
+                (Some(service), _) => self.accepted(id, (&path, parent, &service), &mut warnings),
+                (None, Some(server)) => {
+                    carried = &by_servers;
+                    self.accepted_by_server(id, (&path, parent, &server))
+                }
+                (None, None) if parent.kind == "Service" && parent.group == GATEWAY_GROUP => vec![Problem {
                     reason: NO_PARENT,
                     message: format!(
                         "{path}.group: {GATEWAY_GROUP}, the default, has no Services; write core"
                     ),
                 }],
-                None => {
+                (None, None) => {
                     if parent.group == POLICY_GROUP {
                         warnings.push(format!("{path}: a parent of kind {} is not served", parent.kind));
                     }
@@ -143,7 +156,7 @@ impl<'a> Reports<'a> {
                     continue;
                 }
             };
-            problems.extend(unsupported.iter().map(|Unsupported { path, reason, .. }| Problem {
+            problems.extend(carried.iter().map(|Unsupported { path, reason, .. }| Problem {
                 reason: "UnsupportedValue",
                 message: format!("{path}: {reason}"),
             }));
@@ -152,7 +165,7 @@ impl<'a> Reports<'a> {
             parents.push(ParentReport { parent: parent.clone(), controller: CONTROLLER, conditions });
         }
         if parents.is_empty() {
-            warnings.push("no parent is a Service: this mesh does nothing with it".to_owned());
+            warnings.push("no parent is a Service or a Server: this mesh does nothing with it".to_owned());
         }
         warnings.extend(suspicious(route));
         RouteReport { parents, warnings }
@@ -197,6 +210,45 @@ impl<'a> Reports<'a> {
         warnings.extend(lost.into_iter().map(|problem| problem.message));
         problems.extend(profiled(&mut self.lens, self.settings, id, path, name));
         problems
+    }
+}
+
+impl Reports<'_> {
+    /// Why a Server has not accepted a route, if it has not.
+    fn accepted_by_server(
+        &mut self,
+        id: &RouteId,
+        (path, parent, name): (&str, &ParentRef, &Name),
+    ) -> Vec<Problem> {
+        let problem =
+            |reason, message: String| vec![Problem { reason, message: format!("{path}: {message}") }];
+        if name.namespace != id.name.namespace {
+            return problem(NO_PARENT, format!("Server {name} is of another namespace"));
+        }
+        if !names_server(parent) {
+            let message = "a Server has one port and no sections: neither port nor sectionName".to_owned();
+            return problem(NO_PARENT, message);
+        }
+        let Some(server) = self.lens.index.server(name) else {
+            return problem(NO_PARENT, format!("Server {name} does not exist"));
+        };
+        let (lens, protocol) = (&mut self.lens, server.spec.protocol);
+        let apart = self
+            .apart
+            .entry(name.clone())
+            .or_insert_with(|| servers::attached(lens, name, protocol).1.into_iter().collect());
+        match apart.get(id) {
+            None => Vec::new(),
+            Some(Apart::Protocol(protocol)) => {
+                let spoken = protocol.as_str();
+                let why = format!("Server {name} speaks {spoken}, which has no routes of this kind");
+                problem("NotAllowedByListeners", why)
+            }
+            Some(Apart::TooMany) => {
+                let why = "has too many routes, or too much in them: older ones hold";
+                problem(CONFLICTED, format!("Server {name} {why}"))
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod endpoints;
+mod policies;
 mod profiles;
 mod requests;
 mod routes;

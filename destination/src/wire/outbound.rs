@@ -4,10 +4,10 @@
 //! four parts of `Detect`.
 
 mod bytes;
-mod grpc;
-mod http;
+pub(super) mod grpc;
+pub(super) mod http;
 mod own;
-mod parts;
+pub(super) mod parts;
 
 pub use own::own_policy;
 

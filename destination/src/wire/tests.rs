@@ -1,14 +1,15 @@
 //! What goes onto the wire, against what proxies insist on.
 
+mod policies;
 mod routes;
 
 use super::*;
 use crate::{
     resources::{Document, Name, Resource, parse},
-    view::{Chosen, Inbound, Outbound, PortProtocol, Profile, Resilience, ServicePolicy, settings_for_tests},
+    view::{Chosen, Outbound, PortProtocol, Profile, Resilience, ServicePolicy, settings_for_tests},
 };
-use linkerd2_proxy_api::{http_route::path_match, inbound as inbound_api, outbound as outbound_api};
-use remora_core::{identity::Identity, policy::DefaultPolicy};
+use linkerd2_proxy_api::outbound as outbound_api;
+use remora_core::identity::Identity;
 
 fn meshed() -> Endpoint {
     Endpoint {
@@ -257,79 +258,4 @@ fn an_undefined_port_is_forbidden() {
         rule.backends.as_ref().unwrap().kind,
         Some(outbound_api::opaque_route::distribution::Kind::Empty(_))
     ));
-}
-
-#[test]
-fn the_authorization_of_every_default_policy() {
-    use inbound_api::authn::{Permit, permit_mesh_tls::Clients};
-    for (policy, authorization) in [
-        (DefaultPolicy::AllUnauthenticated, Some((2, false))),
-        (DefaultPolicy::AllAuthenticated, Some((2, true))),
-        (DefaultPolicy::ClusterUnauthenticated, Some((5, false))),
-        (DefaultPolicy::ClusterAuthenticated, Some((5, true))),
-        (DefaultPolicy::Audit, Some((2, false))),
-        (DefaultPolicy::Deny, None),
-    ] {
-        for opaque in [false, true] {
-            let inbound = Inbound { policy, opaque, probes: std::collections::BTreeSet::new() };
-            let server = server(&inbound, &settings_for_tests());
-            assert_eq!(
-                (
-                    server.labels["group"].as_str(),
-                    server.labels["kind"].as_str(),
-                    server.labels["name"].as_str()
-                ),
-                ("", "default", policy.as_str())
-            );
-            let seen = server.authorizations.first().map(|authz| {
-                assert_eq!(authz.metadata, Some(default_ref(policy.as_str())));
-                assert_eq!(authz.labels, server.labels);
-                let meshed = match authz.authentication.as_ref().unwrap().permit.as_ref().unwrap() {
-                    Permit::Unauthenticated(_) => false,
-                    Permit::MeshTls(mesh) => match mesh.clients.as_ref().unwrap() {
-                        Clients::Identities(some) => {
-                            some.suffixes.len() == 1 && some.suffixes[0].parts.is_empty()
-                        }
-                        Clients::Unauthenticated(_) => panic!("nobody asked for that"),
-                    },
-                };
-                (authz.networks.len(), meshed)
-            });
-            assert_eq!(seen, authorization, "{policy:?}");
-            let kind = server.protocol.unwrap().kind.unwrap();
-            assert_eq!(matches!(kind, inbound_api::proxy_protocol::Kind::Opaque(_)), opaque);
-        }
-    }
-}
-
-#[test]
-fn probes_have_a_route_of_their_own() {
-    let probes = ["/alive".to_owned(), "/ready".to_owned()].into();
-    let inbound = Inbound { policy: DefaultPolicy::Deny, opaque: false, probes };
-    let Some(inbound_api::proxy_protocol::Kind::Detect(detect)) =
-        server(&inbound, &settings_for_tests()).protocol.unwrap().kind
-    else {
-        panic!("no detect")
-    };
-    assert_eq!(detect.timeout, Some(seconds(10)));
-    let names: Vec<_> = detect.http_routes.iter().map(|route| route.metadata.clone().unwrap()).collect();
-    assert_eq!(names, [default_ref("default"), default_ref("probe")]);
-    assert!(detect.http_routes[0].authorizations.is_empty());
-    let probe = &detect.http_routes[1];
-    assert_eq!(
-        (probe.authorizations[0].metadata.clone(), probe.authorizations[0].networks.len()),
-        (Some(default_ref("probe")), 2)
-    );
-    let paths: Vec<_> = probe.rules[0]
-        .matches
-        .iter()
-        .map(|matched| {
-            assert!(matched.method.is_some());
-            matched.path.clone().unwrap().kind.unwrap()
-        })
-        .collect();
-    assert_eq!(
-        paths,
-        [path_match::Kind::Exact("/alive".to_owned()), path_match::Kind::Exact("/ready".to_owned())]
-    );
 }

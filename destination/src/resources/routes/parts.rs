@@ -14,7 +14,13 @@ pub(super) const MAX_HEADER_VALUE: usize = 4096;
 
 impl Mistakes {
     /// A whole number within bounds.
-    pub(super) fn within(&mut self, path: &str, value: &Value, low: u32, high: u32) -> Option<u32> {
+    pub(in crate::resources) fn within(
+        &mut self,
+        path: &str,
+        value: &Value,
+        low: u32,
+        high: u32,
+    ) -> Option<u32> {
         let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
         let number = number.filter(|number| (low..=high).contains(number));
         if number.is_none() {
@@ -35,7 +41,12 @@ impl Mistakes {
     }
 
     /// One of a few words.
-    pub(super) fn one_of<T: Copy>(&mut self, path: &str, value: &Value, words: &[(&str, T)]) -> Option<T> {
+    pub(in crate::resources) fn one_of<T: Copy>(
+        &mut self,
+        path: &str,
+        value: &Value,
+        words: &[(&str, T)],
+    ) -> Option<T> {
         let text = self.text(path, value)?;
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
         if found.is_none() {
@@ -101,7 +112,7 @@ impl Mistakes {
     }
 
     /// The name of an object or of one of its sections.
-    fn object_name(&mut self, path: &str, value: &Value) -> Option<String> {
+    pub(in crate::resources) fn object_name(&mut self, path: &str, value: &Value) -> Option<String> {
         let text = self.text(path, value)?;
         if !is_dns_name(text) {
             self.add(path, format!("{:?} is no name of an object", shown(text)));

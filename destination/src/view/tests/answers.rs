@@ -163,8 +163,13 @@ fn inbound_policies() {
         let index = index(&manifests);
         let workload = Workload::parse(r#"{"ns":"shop","pod":"web-1"}"#).unwrap();
         let seen = inbound(&mut Lens::new(&index), &settings(), &workload, port).unwrap();
-        let probes = probes.iter().map(|probe| (*probe).to_owned()).collect();
-        assert_eq!(seen, Inbound { policy, opaque, probes }, "port {port} of {manifests}");
+        let protocol = if opaque { ServerProtocol::Opaque } else { ServerProtocol::Detect };
+        assert_eq!(
+            (&seen.server, seen.protocol),
+            (&ServerRef::Default(policy), protocol),
+            "port {port} of {manifests}"
+        );
+        assert!(seen.probes.iter().eq(probes), "{:?} of port {port} of {manifests}", seen.probes);
     }
     let index = index(CLUSTER);
     let nobody = Workload::parse("shop:nobody").unwrap();

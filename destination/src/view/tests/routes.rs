@@ -505,7 +505,7 @@ fn warnings_change_no_condition() {
     let index = index(&format!(
         "{SERVICES}{}{}",
         http("shop/a", WEB, rule),
-        http("shop/b", "{group: policy.linkerd.io, kind: Server, name: s}", TO_V2)
+        http("shop/b", "{group: policy.linkerd.io, kind: EgressNetwork, name: s}", TO_V2)
     ));
     let reports: Vec<_> = route_reports(&index, &settings()).collect();
     assert!(reports.iter().all(|(_, report)| report.is_fine()));
@@ -516,7 +516,8 @@ fn warnings_change_no_condition() {
         "{warnings:?}"
     );
     assert!(
-        warnings[1][0].contains("kind Server is not served") && warnings[1][1].contains("does nothing"),
+        warnings[1][0].contains("kind EgressNetwork is not served")
+            && warnings[1][1].contains("does nothing"),
         "{warnings:?}"
     );
 }

@@ -20,7 +20,7 @@ use linkerd2_proxy_api::{
 /// The code of a request that goes to a backend that is nowhere: UNAVAILABLE, as Gateway API has it.
 const UNAVAILABLE: u32 = 14;
 /// The code of a request that would need what cannot be done: UNIMPLEMENTED.
-const UNIMPLEMENTED: u32 = 12;
+pub(in crate::wire) const UNIMPLEMENTED: u32 = 12;
 
 pub(super) fn route(route: &HeldRoute, ways: &Ways<'_>) -> api::GrpcRoute {
     let rules = route.spec.rules.iter().zip(&route.rules);
@@ -95,7 +95,7 @@ fn first(backend: api::Backend) -> Distribution {
     Distribution { kind: Some(distribution::Kind::FirstAvailable(first)) }
 }
 
-fn grpc_match(wanted: &Match) -> Option<GrpcRouteMatch> {
+pub(in crate::wire) fn grpc_match(wanted: &Match) -> Option<GrpcRouteMatch> {
     let Match::Grpc(GrpcMatch { service, method, headers }) = wanted else { return None };
     let name = |name: &Option<GrpcName>| match name {
         None => Some(String::new()),

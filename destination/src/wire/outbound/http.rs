@@ -21,7 +21,7 @@ use linkerd2_proxy_api::{
 };
 
 /// The status of a request that fails because of its route.
-const FAILED: u32 = 500;
+pub(in crate::wire) const FAILED: u32 = 500;
 
 pub(super) fn route(route: &HeldRoute, ways: &Ways<'_>) -> api::HttpRoute {
     let rules = route.spec.rules.iter().zip(&route.rules);
@@ -106,7 +106,7 @@ fn first(backend: api::Backend) -> Distribution {
     Distribution { kind: Some(distribution::Kind::FirstAvailable(first)) }
 }
 
-fn http_match(wanted: &HttpMatch) -> HttpRouteMatch {
+pub(in crate::wire) fn http_match(wanted: &HttpMatch) -> HttpRouteMatch {
     use common::{path_match, query_param_match::Value};
     let path = match &wanted.path {
         PathMatch::Exact(path) => path_match::Kind::Exact(path.clone()),
@@ -144,7 +144,7 @@ fn failure(message: String) -> WireFilter {
     WireFilter { kind: Some(Kind::FailureInjector(failure)) }
 }
 
-fn redirect(redirect: &Redirect) -> common::RequestRedirect {
+pub(in crate::wire) fn redirect(redirect: &Redirect) -> common::RequestRedirect {
     use common::path_modifier::Replace;
     use http_types::scheme::{Registered, Type};
     let scheme = redirect.scheme.map(|scheme| {

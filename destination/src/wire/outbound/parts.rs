@@ -75,7 +75,7 @@ impl Ways<'_> {
 }
 
 /// The metadata of a route.
-pub(super) fn route_ref(id: &RouteId) -> meta::Metadata {
+pub(in crate::wire) fn route_ref(id: &RouteId) -> meta::Metadata {
     meta::Metadata {
         kind: Some(meta::metadata::Kind::Resource(meta::Resource {
             group: id.kind.group().to_owned(),
@@ -112,7 +112,7 @@ pub(super) fn backend(metadata: meta::Metadata, kind: Option<api::backend::Kind>
     api::Backend { metadata: Some(metadata), kind, queue: Some(queue) }
 }
 
-pub(super) fn host(hostname: &Hostname) -> http_route::HostMatch {
+pub(in crate::wire) fn host(hostname: &Hostname) -> http_route::HostMatch {
     use http_route::host_match::{Match, Suffix};
     let kind = match hostname {
         Hostname::Exact(name) => Match::Exact(name.clone()),
@@ -137,7 +137,7 @@ pub(super) fn headers(headers: &[(String, ValueMatch)]) -> Vec<http_route::Heade
     headers.iter().map(one).collect()
 }
 
-pub(super) fn request_headers(edit: &HeaderEdit) -> http_route::RequestHeaderModifier {
+pub(in crate::wire) fn request_headers(edit: &HeaderEdit) -> http_route::RequestHeaderModifier {
     let (add, set) = (listed(&edit.add), listed(&edit.set));
     http_route::RequestHeaderModifier { add: Some(add), set: Some(set), remove: edit.remove.clone() }
 }

@@ -5,7 +5,7 @@ use super::*;
 const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a}, spec: {containers: []}}";
 const OTHER: &str = "{apiVersion: v1, kind: Pod, metadata: {name: q, namespace: a}, spec: {containers: []}}";
 const SERVER: &str =
-    "{apiVersion: policy.linkerd.io/v1beta3, kind: Server, metadata: {name: s, namespace: a}}";
+    "{apiVersion: policy.linkerd.io/v1beta9, kind: Server, metadata: {name: s, namespace: a}}";
 
 #[test]
 fn a_file_counts_when_two_readings_agree() {
