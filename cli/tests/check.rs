@@ -53,12 +53,13 @@ fn warnings_change_no_exit_code() {
 
 #[test]
 fn a_false_condition_exits_with_2_and_has_the_path() {
-    let rule = "filters: [{type: URLRewrite, urlRewrite: {hostname: example.com}}], backendRefs: [{name: none, port: 80}]";
+    let rule = "filters: [{type: CORS, cors: {}}, {type: URLRewrite, urlRewrite: {hostname: a}}], backendRefs: [{name: none, port: 80}]";
     let (code, said, _) = check(&[("service.yaml", SERVICE), ("route.yaml", &route(rule))], &[]);
     assert_eq!(code, Some(2));
     for part in [
         "HTTPRoute shop/web  web:80  no: UnsupportedValue  no: BackendNotFound\n",
-        "false: HTTPRoute shop/web: UnsupportedValue: spec.rules[0].filters[0].urlRewrite: ",
+        "false: HTTPRoute shop/web: UnsupportedValue: spec.rules[0].filters[0].cors: ",
+        "warning: HTTPRoute shop/web: spec.rules[0].filters[1].urlRewrite: Linkerd's API cannot carry URLRewrite; ",
         "false: HTTPRoute shop/web: BackendNotFound: spec.rules[0].backendRefs[0]: Service shop/none does not exist\n",
     ] {
         assert!(said.contains(part), "{part:?} is not in:\n{said}");

@@ -268,6 +268,9 @@ impl Drop for Open {
 async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     let path = request.uri().path().to_owned();
+    if path.starts_with("/remora.") {
+        return unimplemented();
+    }
     let body =
         request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let about = about(&path, body.get(5..).unwrap_or_default()).unwrap_or_default();
@@ -301,6 +304,13 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Body
     let body = StreamBody::new(futures_util::StreamExt::map(futures_util::StreamExt::chain(said, then), Ok));
     let mut response = Response::new(body.boxed());
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// It is one of Linkerd's, which has no API of ours (gRPC over HTTP/2, "Trailers-Only").
+fn unimplemented() -> Response<Body> {
+    let mut response = Response::new(StreamBody::new(futures_util::stream::empty()).boxed());
+    response.headers_mut().insert("grpc-status", HeaderValue::from_static("12"));
     response
 }
 
