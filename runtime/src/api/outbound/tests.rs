@@ -183,16 +183,7 @@ fn what_is_not_understood_goes_nowhere_and_says_why() {
     unrouted.rules[0].backends = None;
     let mut undistributed = http_route_to(balancer());
     undistributed.rules[0].backends = Some(wire::http_route::Distribution { kind: None });
-    let mut injected = opaque_route(Vec::new());
-    let forbidden = wire::opaque_route::filter::Kind::Forbidden(wire_opaque::Forbidden {});
-    if let Some(wire::opaque_route::Distribution {
-        kind: Some(wire::opaque_route::distribution::Kind::FirstAvailable(first)),
-    }) = &mut injected.rules[0].backends
-    {
-        first.backends[0].filters = vec![wire::opaque_route::Filter { kind: Some(forbidden) }];
-    }
     let undetected = Detect { http1: None, http2: None, opaque: None, timeout: None };
-    let kindless = wire::Backend { kind: None, ..balancer() };
     let undiscovered =
         wire::backend::Kind::Balancer(wire::backend::BalanceP2c { discovery: None, load: None });
     for (kind, reason) in [
@@ -203,16 +194,8 @@ fn what_is_not_understood_goes_nowhere_and_says_why() {
         (http1(unrouted), "protocol.http1.routes[0].rules[0].backends: missing"),
         (http1(undistributed), "protocol.http1.routes[0].rules[0].backends: neither"),
         (
-            http1(http_route_to(kindless)),
-            "protocol.http1.routes[0].rules[0].backends.first_available.backends[0].backend.kind: missing",
-        ),
-        (
             http1(http_route_to(wire::Backend { kind: Some(undiscovered), ..balancer() })),
             "protocol.http1.routes[0].rules[0].backends.first_available.backends[0].backend.kind.balancer.discovery",
-        ),
-        (
-            Some(Kind::Opaque(Opaque { routes: vec![injected] })),
-            "protocol.opaque.routes[0].rules[0].backends.first_available.backends[0].filters[0]: a filter of a single",
         ),
     ] {
         let read = outbound_policy(policy(kind)).value;
@@ -220,6 +203,30 @@ fn what_is_not_understood_goes_nowhere_and_says_why() {
         assert!(why.starts_with(reason), "{why} should begin with {reason}");
         assert_eq!(&*read.parent.name, "web", "metrics still name the parent");
     }
+}
+
+#[test]
+fn a_backend_that_is_nowhere_fails_its_share_alone() {
+    let mut injected = opaque_route(Vec::new());
+    let forbidden = wire::opaque_route::filter::Kind::Forbidden(wire_opaque::Forbidden {});
+    if let Some(wire::opaque_route::Distribution {
+        kind: Some(wire::opaque_route::distribution::Kind::FirstAvailable(first)),
+    }) = &mut injected.rules[0].backends
+    {
+        first.backends[0].filters = vec![wire::opaque_route::Filter { kind: Some(forbidden) }];
+    }
+    let kindless = wire::Backend { kind: None, ..balancer() };
+    let http1 = Http1 { routes: vec![http_route_to(kindless)], failure_accrual: None };
+    let read = outbound_policy(policy(Some(Kind::Http1(http1)))).value;
+    let OutboundProtocol::Http1(routes) = &read.protocol else { panic!("{read:?}") };
+    let Distribution::FirstAvailable(backends) = &*routes[0].rules[0].distribution else {
+        panic!("{read:?}")
+    };
+    assert!(matches!(&backends[0].target, BackendTarget::Nowhere(_)), "{read:?}");
+    let read = outbound_policy(policy(Some(Kind::Opaque(Opaque { routes: vec![injected] })))).value;
+    let OutboundProtocol::Opaque(distribution) = &read.protocol else { panic!("{read:?}") };
+    let Distribution::FirstAvailable(backends) = &**distribution else { panic!("{read:?}") };
+    assert_eq!(backends[0].target, BackendTarget::Nowhere(FORBIDDEN.into()));
 }
 
 #[test]
