@@ -9,6 +9,8 @@ use crate::{
     },
 };
 
+use remora_core::route::{Untouchable, may_modify};
+
 /// What kinds of routes are about. In this order one comes before the other on a port that has both. Contract 3.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
@@ -54,19 +56,6 @@ pub(super) enum Effect {
     /// Everything else holds without it.
     Nothing,
 }
-
-/// Headers that say where a message ends, or what holds for one connection only.
-const OF_A_CONNECTION: [&str; 9] = [
-    "connection",
-    "content-length",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 impl Family {
     /// Of a kind of route.
@@ -207,20 +196,15 @@ impl Filter {
 /// The first header that proxies let no filter change.
 fn untouchable(field: &str, edit: &HeaderEdit, request: bool) -> Option<(String, String)> {
     let of = |list: &str, name: &str, value: Option<&str>| {
-        let why = match name {
+        let why = match may_modify(name) {
             // To set it is to tell the server another host, if it is one.
-            "host" if request && list == "set" => {
+            Err(Untouchable::Host) if request && list == "set" => {
                 let host = value.is_some_and(|value| http::uri::Authority::try_from(value).is_ok());
-                (!host).then_some("its value is no host")
+                (!host).then(|| "its value is no host".to_owned())
             }
-            "host" => Some("it can be set in requests only"),
-            _ if OF_A_CONNECTION.contains(&name) => {
-                Some("it is about one connection or the message's length")
-            }
-            _ if name.starts_with("l5d-") || name.starts_with("remora-") => {
-                Some("it is said between proxies")
-            }
-            _ => None,
+            Err(Untouchable::Host) => Some("it can be set in requests only".to_owned()),
+            Err(why) => Some(why.to_string()),
+            Ok(()) => None,
         };
         Some((format!("{field}.{list}"), format!("{name} cannot be changed: {}", why?)))
     };

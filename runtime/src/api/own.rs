@@ -113,3 +113,33 @@ fn mirror(reading: &mut Reading, wire: wire::RequestMirror) -> Result<Filter, In
         .ok_or_else(|| Invalid::new(format!("{numerator} of {denominator} is no share")))?;
     Ok(Filter::Mirror(Mirror { backend, share }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_makes_the_policy_invalid() {
+        let rewrite = |hostname: &str, path: Option<wire::url_rewrite::Path>| wire::Filter {
+            kind: Some(wire::filter::Kind::UrlRewrite(wire::UrlRewrite { hostname: hostname.into(), path })),
+        };
+        let full = |path: &str| Some(wire::url_rewrite::Path::Full(path.into()));
+        let share = wire::RequestMirror { backend: None, numerator: 1, denominator: 0 };
+        for (wire, place) in [
+            (wire::Filter { kind: None }, ""),
+            (rewrite("a b", None), "url_rewrite.hostname"),
+            (rewrite("", full("/a?b")), "url_rewrite.path"),
+            (rewrite("", full("a")), "url_rewrite.full"),
+            (wire::Filter { kind: Some(wire::filter::Kind::RequestMirror(share)) }, "request_mirror.backend"),
+        ] {
+            assert_eq!(filter(&mut Reading::new(), wire).unwrap_err().path(), place);
+        }
+        // A filter without a place is not dropped.
+        let mut protocol = OutboundProtocol::Http1(Vec::new());
+        let nowhere =
+            wire::Filters { routes: wire::filters::Routes::Http1.into(), ..wire::Filters::default() };
+        assert_eq!(place(&mut Reading::new(), &mut protocol, nowhere.clone()).unwrap_err().path(), "route");
+        let mut other = OutboundProtocol::Http2(Vec::new());
+        assert_eq!(place(&mut Reading::new(), &mut other, nowhere).unwrap_err().path(), "routes");
+    }
+}
