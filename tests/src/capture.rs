@@ -1,10 +1,11 @@
 //! What passed on a wire: tcpdump in a namespace, its packets in memory, and what the tests ask of them.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -16,6 +17,9 @@ const FILE_HEADER: usize = 24;
 const PACKET_HEADER: usize = 16;
 /// How long tcpdump may take to begin.
 const BEGIN: Duration = Duration::from_secs(10);
+/// How long it may take to read what has already passed, and how often that is looked at.
+const DRAIN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A running capture. Dropping it ends it.
 pub struct Capture {
@@ -95,11 +99,30 @@ impl Capture {
         bail!("tcpdump did not begin: {heard}")
     }
 
-    /// Ends the capture and returns what it saw.
+    /// Ends the capture and returns what it saw: every packet that passed before this was called.
     pub fn stop(mut self) -> Result<Packets> {
+        self.drained()?;
         self.end();
         let bytes = self.packets.take().and_then(|thread| thread.join().ok());
         parse(&bytes.context("the capture's reader ended early")?)
+    }
+
+    /// Waits until tcpdump has read all that the kernel holds for it: it sleeps only then (in immediate mode each packet
+    /// wakes it). On a busy machine whoever made the packets may be here before tcpdump had a turn.
+    fn drained(&self) -> Result<()> {
+        let nsenter = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"))?;
+        let tcpdump = children.split_whitespace().next().context("tcpdump has ended early")?;
+        let until = Instant::now() + DRAIN;
+        while Instant::now() < until {
+            let stat = fs::read_to_string(format!("/proc/{tcpdump}/stat"))?;
+            // proc_pid_stat(5): the state follows the name, which is in parentheses.
+            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S')) {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        bail!("tcpdump is still reading after {DRAIN:?}")
     }
 
     fn end(&mut self) {
