@@ -3,6 +3,7 @@
 mod choose;
 mod filter;
 mod path;
+mod table;
 mod terms;
 
 pub use self::choose::{
@@ -13,6 +14,7 @@ pub use self::filter::{
     Untouchable, may_modify,
 };
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
+pub use self::table::Table;
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
 use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};

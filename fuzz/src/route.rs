@@ -12,7 +12,7 @@ use remora_core::{
     policy::ResourceRef,
     route::{
         Asked, HostMatch, HttpMatch, HttpRoute, HttpRule, PathMatch, Redirect, Replacement, RequestView,
-        Rewrite, Scheme, ValueMatch, matched_prefix, select, whole_match,
+        Rewrite, Scheme, Table, ValueMatch, matched_prefix, select, whole_match,
     },
 };
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub fn route(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.lines();
     let routes = read(lines.by_ref().take_while(|line| *line != REQUESTS).take(LINES));
-    let compiled: Vec<HttpRoute> = routes.iter().map(Written::compiled).collect();
+    let compiled = Table::new(routes.iter().map(Written::compiled).collect());
     for line in lines.take(LINES) {
         if let Some(request) = Request::read(line) {
             agrees(&routes, &compiled, &request);
@@ -34,11 +34,12 @@ pub fn route(data: &[u8]) {
     }
 }
 
-fn agrees(routes: &[Written<'_>], compiled: &[HttpRoute], request: &Request<'_>) {
+fn agrees(routes: &[Written<'_>], compiled: &Table, request: &Request<'_>) {
     let raw = best(routes, request, request.path);
     let read = normalised(request.path);
     let expected = if best(routes, request, &read) == raw { Ok(raw) } else { Err(()) };
-    let selected = select(compiled, request);
+    let selected = compiled.select(request);
+    assert_eq!(selected, select(compiled.routes(), request), "{request:?} of {routes:?}, in a table");
     let selected = selected.map(|chosen| chosen.map(|chosen| (chosen.route, chosen.rule))).map_err(|_| ());
     assert_eq!(selected, expected, "{request:?} of {routes:?}");
     let Ok(Some((route, rule))) = expected else { return };
@@ -48,7 +49,7 @@ fn agrees(routes: &[Written<'_>], compiled: &[HttpRoute], request: &Request<'_>)
         authority: request.authority,
         path: request.path,
         query: request.query,
-        prefix: matched_prefix(&compiled[route].rules[rule], request),
+        prefix: matched_prefix(&compiled.routes()[route].rules[rule], request),
     };
     let covered = written.prefix(request);
     if let Some(exchange) = &written.redirect {

@@ -1,15 +1,17 @@
 //! `make bench`: what a request costs through two proxies, Remora's and Envoy's side by side in one run, and what their
 //! memory is. `docs/bench.md` says how to read it.
 //!
-//! In reading order: what is asked (`loads`), what follows from what was counted (`verdict`, `stats`, `report`, pure),
+//! In reading order: what is asked (`loads`, `routes`), what follows from what was counted (`verdict`, `stats`, `report`, pure),
 //! where it happens (`stage`), who asks (`generate`), what is looked at (`machine`), how a load is measured (`timed`,
-//! `memory`), and what is counted instead (`instructions`, `syscalls`).
+//! `change`, `memory`), and what is counted instead (`instructions`, `syscalls`).
 
 pub mod loads;
 pub mod report;
+pub mod routes;
 pub mod stats;
 pub mod verdict;
 
+pub mod change;
 pub mod generate;
 pub mod instructions;
 pub mod machine;
@@ -27,7 +29,7 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::Options;
-use loads::{HOLDINGS, ROWS, TIMED};
+use loads::{CHANGE, HOLDINGS, ROWS, TIMED};
 use machine::Cores;
 use progress::{Progress, write};
 use stage::Stage;
@@ -80,6 +82,9 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     for load in TIMED.into_iter().filter(|load| plan.loads.contains(&load.name)) {
         measured.push((load.name, timed::run(&stage, plan, load, &progress)?));
     }
+    if plan.loads.contains(&CHANGE) {
+        measured.push((CHANGE, change::run(&stage, &progress)?));
+    }
     for holding in HOLDINGS.into_iter().filter(|holding| plan.loads.contains(&holding.name)) {
         measured.push((holding.name, memory::run(&mut stage, plan, holding, &progress)?));
     }
@@ -99,8 +104,7 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
 
 /// Starts the lanes that are needed.
 fn start(stage: &mut Stage, plan: &Plan, progress: &Progress) -> Result<()> {
-    let timed: Vec<u16> =
-        TIMED.iter().filter(|load| plan.loads.contains(&load.name)).map(|load| load.port).collect();
+    let timed: Vec<_> = TIMED.into_iter().filter(|load| plan.loads.contains(&load.name)).collect();
     let is_needed = |lane: &Lane| {
         let of_timed = !timed.is_empty() && plan.lanes.contains(lane);
         // Envoy's pods get the init container that the injector wrote into Remora's.

@@ -66,11 +66,11 @@ pub fn choose_sni<'a>(lists: impl IntoIterator<Item = &'a [HostMatch]>, sni: &st
     best.map(|(_, i)| i)
 }
 
-type Rank = (HostRank, MatchRank);
+pub(super) type Rank = (HostRank, MatchRank);
 
 /// How specific a host match is, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum HostRank {
+pub(super) enum HostRank {
     Any,
     /// Bytes of the suffix, dots included.
     Suffix(usize),
@@ -79,7 +79,7 @@ enum HostRank {
 
 /// How specific a match of everything else is; fields in the order of their importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct MatchRank {
+pub(super) struct MatchRank {
     path: PathRank,
     method: bool,
     headers: usize,
@@ -103,11 +103,38 @@ impl PathRank {
     const fn of(matched: usize) -> Self {
         Self { exact: false, matched, method: 0 }
     }
+
+    /// The highest that a path can have which matches.
+    fn most(pattern: &PathMatch) -> Self {
+        match pattern {
+            PathMatch::Exact(exact) => Self { exact: true, ..Self::of(exact.len()) },
+            PathMatch::Prefix(prefix) => Self::of(prefix.trim_end_matches('/').len().max(1)),
+            PathMatch::Regex(_) => Self::of(usize::MAX),
+            PathMatch::AnyService(method) => Self { method: method.len(), ..Self::DEFAULT },
+        }
+    }
 }
 
 impl MatchRank {
     /// Of a rule that states no conditions.
-    const DEFAULT: Self = Self { path: PathRank::DEFAULT, method: false, headers: 0, query: 0 };
+    pub(super) const DEFAULT: Self = Self { path: PathRank::DEFAULT, method: false, headers: 0, query: 0 };
+
+    /// The highest that a request can have which matches.
+    pub(super) fn most(conditions: &HttpMatch) -> Self {
+        Self {
+            path: conditions.path.as_ref().map_or(PathRank::DEFAULT, PathRank::most),
+            method: conditions.method.is_some(),
+            headers: conditions.headers.len(),
+            query: conditions.query.len(),
+        }
+    }
+}
+
+impl HostRank {
+    /// The highest that a request can have which matches.
+    pub(super) fn most(patterns: &[HostMatch]) -> Self {
+        patterns.iter().map(HostMatch::most).max().unwrap_or(Self::Any)
+    }
 }
 
 /// The host of an authority: without port, and without the dot that ends an absolute DNS name.
@@ -124,16 +151,23 @@ impl HostMatch {
     fn rank(&self, host: &str) -> Option<HostRank> {
         match self {
             Self::Exact(name) => {
-                host.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name)).then_some(HostRank::Exact)
+                host.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name)).then_some(self.most())
             }
-            Self::Suffix(labels) => ends_with_labels(host, labels)
-                .then(|| HostRank::Suffix(labels.iter().map(|label| label.len() + 1).sum())),
+            Self::Suffix(labels) => ends_with_labels(host, labels).then(|| self.most()),
+        }
+    }
+
+    /// What a host ranks that matches.
+    fn most(&self) -> HostRank {
+        match self {
+            Self::Exact(_) => HostRank::Exact,
+            Self::Suffix(labels) => HostRank::Suffix(labels.iter().map(|label| label.len() + 1).sum()),
         }
     }
 }
 
 impl HttpRoute {
-    fn host_rank(&self, host: &str) -> Option<HostRank> {
+    pub(super) fn host_rank(&self, host: &str) -> Option<HostRank> {
         host_rank(&self.hosts, host)
     }
 }
@@ -155,7 +189,7 @@ impl HttpRule {
 }
 
 impl HttpMatch {
-    fn rank<R: RequestView + ?Sized>(&self, request: &R) -> Option<MatchRank> {
+    pub(super) fn rank<R: RequestView + ?Sized>(&self, request: &R) -> Option<MatchRank> {
         if self.method.as_deref().is_some_and(|method| method != request.method()) {
             return None;
         }

@@ -45,21 +45,30 @@ pub struct TwoWays;
 
 /// The best match, if it is the same for the path as it came and for its [`normal`] form.
 #[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
+#[expect(clippy::needless_pass_by_value, reason = "a reference to a list, mostly, or an iterator")]
 pub fn select<'a, R: RequestView + ?Sized>(
     routes: impl IntoIterator<Item = &'a HttpRoute> + Clone,
     request: &R,
 ) -> Result<Option<Chosen>, TwoWays> {
-    let chosen = choose(routes.clone(), request);
+    both_ways(request, |read| choose(routes.clone(), read))
+}
+
+/// What is chosen for the path as it came, if it is the same for its [`normal`] form.
+pub(super) fn both_ways<R: RequestView + ?Sized>(
+    request: &R,
+    choose: impl Fn(&Read<'_, R>) -> Option<Chosen>,
+) -> Result<Option<Chosen>, TwoWays> {
+    let chosen = choose(&Read { request, path: request.path() });
     let Some(path) = normal(request.path()) else { return Ok(chosen) };
     #[cfg(planted)]
     if planted::makes(planted::Mistake::PathsAreReadOnce) {
         return Ok(chosen);
     }
-    if choose(routes, &Read { request, path: &path }) == chosen { Ok(chosen) } else { Err(TwoWays) }
+    if choose(&Read { request, path: &path }) == chosen { Ok(chosen) } else { Err(TwoWays) }
 }
 
 /// A request with another path.
-struct Read<'a, R: ?Sized> {
+pub(super) struct Read<'a, R: ?Sized> {
     request: &'a R,
     path: &'a str,
 }

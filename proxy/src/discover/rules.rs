@@ -13,16 +13,14 @@ use crate::{
 use remora_core::{
     breaker::Accrual,
     policy::ResourceRef,
-    route::{self, HttpRoute, OutboundRoute, OutboundRule, RequestView, RetryPolicy, Timeouts, Wishes},
+    route::{self, OutboundRoute, OutboundRule, RequestView, RetryPolicy, Table, Timeouts, Wishes},
 };
 use std::sync::Arc;
 
 /// HTTP routes with what every rule does, by the same indices.
 pub struct Routes {
-    pub routes: Vec<HttpRoute>,
+    table: Table,
     pub rules: Vec<Vec<Rule>>,
-    /// Whether a path decides anything here.
-    by_path: bool,
 }
 
 /// Where one rule sends requests, and where they are counted.
@@ -76,27 +74,17 @@ impl Routes {
             };
             outbound.rules.iter().map(rule).collect()
         });
-        let conditions = |outbound: &OutboundRoute| {
-            outbound.route.rules.iter().flat_map(|rule| &rule.matches).any(|one| one.path.is_some())
-        };
-        Self {
-            rules: rules.collect(),
-            by_path: routes.iter().any(conditions),
-            routes: routes.iter().map(|outbound| outbound.route.clone()).collect(),
-        }
+        let table = Table::new(routes.iter().map(|outbound| outbound.route.clone()).collect());
+        Self { rules: rules.collect(), table }
     }
 
     /// The rule of a request. `target`: for whom, if there is none.
     pub fn of<R: RequestView>(&self, request: &R, target: &ResourceRef) -> Result<Chosen<'_>, Fault> {
-        let chosen = if self.by_path {
-            route::select(&self.routes, request).map_err(|_| Fault::TwoPaths)?
-        } else {
-            route::choose(&self.routes, request)
-        };
+        let chosen = self.table.select(request).map_err(|_| Fault::TwoPaths)?;
         let rule = chosen.and_then(|chosen| {
             let rule = self.rules.get(chosen.route)?.get(chosen.rule)?;
             let prefix = rule.replaces_prefix().then(|| {
-                let conditions = self.routes.get(chosen.route)?.rules.get(chosen.rule)?;
+                let conditions = self.table.routes().get(chosen.route)?.rules.get(chosen.rule)?;
                 route::matched_prefix(conditions, request)
             });
             Some((rule, prefix.flatten()))

@@ -71,7 +71,7 @@ pub fn run(loads: &[&'static str], cores: Cores, out: &Path) -> Result<()> {
         all.push(counted);
     }
     drop(stage);
-    write(&format!("\n{}", table(&all)));
+    write(&format!("\n{}{}", table(&all), with_routes(&all)));
     write(&format!("For callgrind_annotate, of the longer life of each proxy: {}\n", files.display()));
     keep(&all, out)
 }
@@ -98,7 +98,7 @@ fn ask(stage: &Stage, lane: Lane, load: &Load, requests: u64) -> Result<()> {
 }
 
 fn calls(stage: &Stage, load: &Load, files: &Path) -> Result<[Vec<(String, f64)>; 2]> {
-    stage.answers(Lane::Remora, &[load.port])?;
+    stage.answers(Lane::Remora, &[*load])?;
     let pair = stage.pair(Lane::Remora)?;
     let count = |requests: u64| -> Result<Vec<Calls>> {
         let out = |side: &str| files.join(format!("{}-{side}.strace", load.name));
@@ -128,7 +128,7 @@ fn instructions(stage: &Stage, load: &Load, files: &Path) -> Result<[f64; 2]> {
 /// One life of both proxies: the instructions that each executed. Afterwards the next one has begun.
 fn life(stage: &Stage, load: &Load, requests: u64, files: &Path) -> Result<[u64; 2]> {
     stage.ready()?;
-    stage.answers(Lane::Counted, &[load.port])?;
+    stage.answers(Lane::Counted, &[*load])?;
     ask(stage, Lane::Counted, load, requests)?;
     let Pair { client, server, .. } = &stage.pair(Lane::Counted)?;
     let [of_client, of_server] = SIDES.map(|side| files.join(format!("{}-{side}.callgrind", load.name)));
@@ -167,6 +167,27 @@ fn table(all: &[Counted]) -> String {
             let _ =
                 writeln!(text, "{load:<12} {side:>9} {instructions:>14.0} {sum:>14.2}  {}", told.join(", "));
         }
+    }
+    text
+}
+
+/// A load, and the same with routes and authorisations.
+const WITH_ROUTES: [(&str, &str); 2] = [("http1-64", "http1-routes"), ("http2", "http2-routes")];
+/// What the second may have of the first's instructions.
+const ROUTES_FLOOR: f64 = 1.08;
+
+/// What routes and authorisations cost, where both of a pair of loads were counted.
+fn with_routes(all: &[Counted]) -> String {
+    let of = |load: &str| all.iter().find(|counted| counted.load == load).map(|counted| counted.instructions);
+    let mut text = String::new();
+    for (without, with) in WITH_ROUTES {
+        let (Some(less), Some(more)) = (of(without), of(with)) else { continue };
+        let ratio = more.iter().sum::<f64>() / less.iter().sum::<f64>();
+        let met = if ratio <= ROUTES_FLOOR { "met" } else { "MISSED" };
+        let _ = writeln!(
+            text,
+            "{with} by {without}: {ratio:.3} of the instructions of both proxies, {ROUTES_FLOOR} {met}"
+        );
     }
     text
 }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::routes;
+
 /// The body of `/small` in `bench/site.yaml`.
 pub const SMALL: u64 = 200;
 
@@ -19,7 +21,7 @@ pub enum Traffic {
 }
 
 /// Where nginx speaks HTTP/2 only.
-pub const HTTP2_PORT: u16 = 8080;
+pub const HTTP2_PORTS: [u16; 2] = [8080, 8082];
 
 /// A load that is measured over a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub struct Load {
     pub name: &'static str,
     pub traffic: Traffic,
     pub connections: usize,
-    /// Of nginx: 80 is HTTP/1.1, 81 the same and marked opaque, 8080 HTTP/2.
+    /// Of nginx: 80 is HTTP/1.1, 81 the same and marked opaque, 8080 HTTP/2; 82 and 8082 have routes.
     pub port: u16,
     pub path: &'static str,
     /// Bytes of the body that has to come.
@@ -39,11 +41,13 @@ const fn load(name: &'static str, traffic: Traffic, connections: usize, port: u1
 }
 
 /// Loads that are measured over a time, in the order of the table.
-pub const TIMED: [Load; 9] = [
+pub const TIMED: [Load; 11] = [
     load("http1-64", Traffic::Kept, 64, 80),
     load("http1-1", Traffic::Kept, 1, 80),
     Load { path: "/64k", body: 65_536, ..load("http1-64k", Traffic::Kept, 32, 80) },
-    load("http2", Traffic::Streams(16), 4, HTTP2_PORT),
+    load("http2", Traffic::Streams(16), 4, 8080),
+    Load { path: routes::PATH, ..load("http1-routes", Traffic::Kept, 64, 82) },
+    Load { path: routes::PATH, ..load("http2-routes", Traffic::Streams(16), 4, 8082) },
     load("http1-new", Traffic::Fresh, 16, 80),
     load("opaque-64", Traffic::Kept, 64, 81),
     load("opaque-new", Traffic::Fresh, 16, 81),
@@ -62,6 +66,9 @@ pub struct Holding {
 pub const HOLDINGS: [Holding; 2] =
     [Holding { name: "memory-http1", port: 80 }, Holding { name: "memory-opaque", port: 81 }];
 
+/// A load whose routes change while it runs.
+pub const CHANGE: &str = "change";
+
 /// What a row says of its load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,6 +85,8 @@ pub enum Measure {
     Held,
     /// Resident memory 30 s after the connections were closed, by that before they were opened: the larger of the two.
     Closed,
+    /// The 99.9th percentile of the latency in the time around a new configuration, by that in the time before.
+    Change,
 }
 
 impl Measure {
@@ -109,12 +118,14 @@ const fn row(load: &'static str, measure: Measure, title: &'static str, floor: f
 }
 
 /// The table.
-pub const ROWS: [Row; 15] = [
+pub const ROWS: [Row; 18] = [
     row("http1-64", Measure::Cpu, "HTTP/1.1, 64 connections, CPU per request", 0.40, 0.22),
     row("http1-1", Measure::Cpu, "HTTP/1.1, 1 connection, CPU per request", 0.45, 0.35),
     row("http1-1", Measure::Added, "HTTP/1.1, 1 connection, p50 added over direct", 0.60, 0.40),
     row("http1-64k", Measure::Cpu, "HTTP/1.1, 32 connections, 64 KiB bodies, CPU", 0.60, 0.42),
     row("http2", Measure::Cpu, "HTTP/2, 4 x 16 streams, CPU per request", 0.55, 0.40),
+    row("http1-routes", Measure::Cpu, "HTTP/1.1, 64 connections, 200 routes, CPU", 0.50, 0.30),
+    row("http2-routes", Measure::Cpu, "HTTP/2, 4 x 16 streams, 200 routes, CPU", 0.50, 0.40),
     row("http1-new", Measure::Cpu, "HTTP/1.1, new connection per request, CPU", 0.60, 0.35),
     row("opaque-64", Measure::Cpu, "opaque keep-alive, 64 connections, CPU", 0.50, 0.26),
     row("opaque-new", Measure::Cpu, "opaque, new connection per request, CPU", 0.25, 0.12),
@@ -125,11 +136,13 @@ pub const ROWS: [Row; 15] = [
     row("memory-opaque", Measure::Held, "KiB per idle connection, opaque", 4.0, 1.2),
     row("memory-http1", Measure::Closed, "RSS after 3,000 closed / before, HTTP/1.1", 1.3, 1.1),
     row("memory-opaque", Measure::Closed, "RSS after 3,000 closed / before, opaque", 1.3, 1.1),
+    row(CHANGE, Measure::Change, "p99.9 as 1,000 routes change / before", 2.0, 1.2),
 ];
 
 /// Every name that may be asked for.
 pub fn names() -> Vec<&'static str> {
-    TIMED.iter().map(|load| load.name).chain(HOLDINGS.iter().map(|holding| holding.name)).collect()
+    let timed = TIMED.iter().map(|load| load.name);
+    timed.chain(HOLDINGS.iter().map(|holding| holding.name)).chain([CHANGE]).collect()
 }
 
 /// Which loads a list like `http1-64,opaque` means: a name, or the beginning of names. An empty list means all.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::Plan;
-use super::generate::Held;
+use super::generate::{Held, until_answered};
 use super::loads::Holding;
 use super::progress::Progress;
 use super::stage::Stage;
@@ -19,6 +19,8 @@ pub const MEASURED: [Lane; 2] = [Lane::Remora, Lane::Envoy];
 const CONNECTIONS: usize = 3000;
 /// Connections that warm up what the first few requests make any process load.
 const FEW: usize = 32;
+/// How long a fresh pair may take to answer.
+const ANSWERS: Duration = Duration::from_secs(30);
 /// Until what is freed and what is allocated lazily has come to rest.
 const SETTLE: Duration = Duration::from_secs(3);
 /// After the connections were closed: the figure's definition.
@@ -57,7 +59,9 @@ fn measure(stage: &Stage, holding: Holding, at: impl Fn(&str)) -> Result<Block> 
     std::thread::sleep(SETTLE);
     look(|memory| &mut memory.idle)?;
     for lane in MEASURED {
-        stage.answers(lane, &[holding.port])?;
+        let pair = stage.pair(lane)?;
+        let target = pair.target(holding.port, "/small", super::loads::SMALL);
+        until_answered(&pair.client, &target, false, ANSWERS)?;
     }
     let (few, _) = open(stage, holding, FEW);
     drop(few);

@@ -66,7 +66,7 @@ fn value(measure: Measure, value: f64) -> String {
     match measure {
         Measure::Cpu | Measure::Added => format!("{value:.1} us"),
         Measure::Throughput => format!("{value:.0}"),
-        Measure::Idle | Measure::Held | Measure::Closed => format!("{value:.2}"),
+        Measure::Idle | Measure::Held | Measure::Closed | Measure::Change => format!("{value:.2}"),
     }
 }
 

@@ -1,14 +1,15 @@
 //! Where it is measured: a mesh, and a pair of pods for every lane, made from the manifests in `bench/`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::generate::{Target, until_answered};
-use super::loads::HTTP2_PORT;
+use super::loads::{HTTP2_PORTS, Load, SMALL};
 use super::machine::{Cores, children, cpu_micros, pin_process, resident_kib};
+use super::routes;
 use super::verdict::Lane;
 use crate::mesh::Authority;
 use crate::node::PodRef;
@@ -60,7 +61,8 @@ pub struct Pair<'a> {
     pub lane: Lane,
     pub client: PodRef<'a>,
     pub server: PodRef<'a>,
-    service: std::net::IpAddr,
+    service: IpAddr,
+    changing: IpAddr,
 }
 
 impl Stage {
@@ -68,9 +70,9 @@ impl Stage {
     pub fn set(options: Options, cores: Cores) -> Result<Self> {
         let mesh = Mesh::start_with(options, &json!({})).context("starting the control plane")?;
         mesh.apply(SITE).context("bench/site.yaml")?;
-        for (role, config) in [("client", ENVOY_CLIENT), ("server", ENVOY_SERVER)] {
+        for (role, config) in [("client", envoy_client()), ("server", envoy_server())] {
             let objects = vec![
-                config_map(&of(&format!("envoy-{role}")), &[("envoy.yaml", config)]),
+                config_map(&of(&format!("envoy-{role}")), &[("envoy.yaml", &config)]),
                 envoy_tls(mesh.root(), role)?,
             ];
             mesh.apply_objects(objects)?;
@@ -135,29 +137,40 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until nginx answers on all of its ports.
-    pub fn answers(&self, lane: Lane, ports: &[u16]) -> Result<()> {
+    /// Waits until nginx answers what each load asks for, but for large answers.
+    pub fn answers(&self, lane: Lane, loads: &[Load]) -> Result<()> {
         let pair = self.pair(lane)?;
-        for port in ports {
-            let target = pair.target(*port, "/small", 200);
-            until_answered(&pair.client, &target, *port == HTTP2_PORT, ANSWERS)
+        for load in loads {
+            let path = if load.body == SMALL { load.path } else { "/small" };
+            let target = pair.target(load.port, path, SMALL);
+            until_answered(&pair.client, &target, HTTP2_PORTS.contains(&load.port), ANSWERS)
                 .with_context(|| format!("lane {}\n{}", lane.name(), self.mesh.describe()))?;
         }
         Ok(())
     }
 
+    /// Applies objects to the control plane.
+    pub fn apply(&self, objects: Vec<Value>) -> Result<()> {
+        self.mesh.apply_objects(objects).map(drop)
+    }
+
     /// The pods of a lane.
     pub fn pair(&self, lane: Lane) -> Result<Pair<'_>> {
         let name = lane.name();
-        let service = self.mesh.object("Service", NAMESPACE, &format!("server-{name}"));
-        let service = service.with_context(|| format!("lane {name} was not started"))?;
-        let ip = service.pointer("/spec/clusterIP").and_then(Value::as_str);
         Ok(Pair {
             lane,
             client: self.mesh.pod(NAMESPACE, &format!("client-{name}"))?,
             server: self.mesh.pod(NAMESPACE, &format!("server-{name}"))?,
-            service: ip.context("the Service has no ClusterIP")?.parse().context("the ClusterIP")?,
+            service: self.service(&format!("server-{name}"))?,
+            changing: self.service(&format!("changing-{name}"))?,
         })
+    }
+
+    fn service(&self, name: &str) -> Result<IpAddr> {
+        let service = self.mesh.object("Service", NAMESPACE, name);
+        let service = service.with_context(|| format!("Service {name}: its lane was not started"))?;
+        let ip = service.pointer("/spec/clusterIP").and_then(Value::as_str);
+        ip.context("the Service has no ClusterIP")?.parse().context("the ClusterIP")
     }
 
     /// What every pod does and said last, for whoever has to find out why something failed.
@@ -171,6 +184,13 @@ impl Pair<'_> {
     pub fn target(&self, port: u16, path: &'static str, body: u64) -> Target {
         let host = format!("server-{}.{NAMESPACE}:{port}", self.lane.name());
         Target { addr: SocketAddr::new(self.service, port), host, path, body }
+    }
+
+    /// A request to the Service of this lane's server whose routes change.
+    pub fn changing_target(&self) -> Target {
+        let port = routes::CHANGING;
+        let host = format!("changing-{}.{NAMESPACE}:{port}", self.lane.name());
+        Target { addr: SocketAddr::new(self.changing, port), host, path: routes::PATH, body: SMALL }
     }
 
     /// The processes of both proxies, the client's first; none in the lane without.
@@ -212,6 +232,18 @@ impl Pair<'_> {
     }
 }
 
+/// JSON is YAML.
+fn envoy_client() -> String {
+    let routes = |cluster: &str| routes::in_envoy(cluster).to_string();
+    ENVOY_CLIENT
+        .replace("ROUTES_TO_http_routed", &routes("http_routed"))
+        .replace("ROUTES_TO_http2_routed", &routes("http2_routed"))
+}
+
+fn envoy_server() -> String {
+    ENVOY_SERVER.replace("AUTHORIZATIONS", &routes::rbac().to_string())
+}
+
 fn of(name: &str) -> Name {
     Name::new(NAMESPACE, name)
 }
@@ -220,6 +252,10 @@ fn manifests(lane: Lane) -> Result<Vec<Value>> {
     let inject = if matches!(lane, Lane::Direct | Lane::Envoy) { "disabled" } else { "enabled" };
     let pair = PAIR.replace("LANE", lane.name()).replace("INJECT", inject);
     let mut objects = parse(&pair).context("bench/pair.yaml")?;
+    if !matches!(lane, Lane::Direct | Lane::Envoy) {
+        // Before the pods: they start with the policies of their ports.
+        objects.splice(0..0, routes::objects(lane));
+    }
     for pod in objects.iter_mut().filter(|object| lane == Lane::Counted && kind(object) == "Pod") {
         let annotations = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
         let annotations = annotations.context("pods have annotations")?;

@@ -95,7 +95,7 @@ fn measure(pair: &Pair<'_>, plan: &Plan, load: Load) -> Result<Sample> {
         p50_micros: micros(0.5),
         p99_micros: micros(0.99),
         disturbance: after.disturbance_since(&before, plan),
-        memory: None,
+        ..Sample::default()
     })
 }
 

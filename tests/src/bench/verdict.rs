@@ -65,6 +65,15 @@ pub struct Sample {
     pub disturbance: Disturbance,
     /// Resident memory in KiB of each proxy, when it was measured.
     pub memory: Option<Memory>,
+    /// Latencies around a change of configuration, when that was measured.
+    pub change: Option<Change>,
+}
+
+/// The 99.9th percentile of the latency in microseconds, before a change of configuration and around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Change {
+    pub before: f64,
+    pub around: f64,
 }
 
 /// What others did to a measurement.
@@ -132,6 +141,7 @@ pub fn figure(measure: Measure, lane: Lane, block: &Block) -> Option<f64> {
                 quotient(memory.closed.get(nth), memory.before.get(nth)).unwrap_or(f64::NAN)
             }))
         }),
+        Measure::Change => sample.change.and_then(|change| ratio(change.around, change.before)),
     }
 }
 
