@@ -92,6 +92,10 @@ impl Stage {
             objects = objects.into_iter().map(|object| with_envoy(object, &init)).collect::<Result<_>>()?;
         }
         let what = || format!("starting lane {}", lane.name());
+        if !matches!(lane, Lane::Direct | Lane::Envoy) {
+            // Before the pods: they start with the policies of their ports.
+            self.apply(routes::objects(lane)).with_context(what)?;
+        }
         self.mesh.apply_objects(objects).with_context(what)?;
         self.mesh.wait_ready(READY).with_context(what)?;
         let pair = self.pair(lane)?;
@@ -252,10 +256,6 @@ fn manifests(lane: Lane) -> Result<Vec<Value>> {
     let inject = if matches!(lane, Lane::Direct | Lane::Envoy) { "disabled" } else { "enabled" };
     let pair = PAIR.replace("LANE", lane.name()).replace("INJECT", inject);
     let mut objects = parse(&pair).context("bench/pair.yaml")?;
-    if !matches!(lane, Lane::Direct | Lane::Envoy) {
-        // Before the pods: they start with the policies of their ports.
-        objects.splice(0..0, routes::objects(lane));
-    }
     for pod in objects.iter_mut().filter(|object| lane == Lane::Counted && kind(object) == "Pod") {
         let annotations = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
         let annotations = annotations.context("pods have annotations")?;
