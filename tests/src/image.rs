@@ -73,8 +73,9 @@ pub struct Layers {
 /// `remora-await` as the injector names it (contract 6.3).
 const AWAIT: &str = "/usr/lib/linkerd/linkerd-await";
 
-/// Where callgrind writes when the proxy ends: the one directory of its container that can be written to.
-pub const CALLGRIND_OUT: &str = "/var/run/linkerd/identity/end-entity/callgrind.out";
+/// Where callgrind writes when the proxy ends: the one directory of its container that can be written to. By the name
+/// that is no symbolic link, which whoever reads it from outside would follow out of the container.
+pub const CALLGRIND_OUT: &str = "/run/linkerd/identity/end-entity/callgrind.out";
 
 /// Capabilities of `remora-init` and the xtables binaries in our image's layer (design "Init").
 const INIT_FILE_CAPABILITIES: &str = "cap_net_raw,cap_net_admin+eip";
@@ -197,7 +198,9 @@ impl Layers {
         // The container's root is read-only, and so is /tmp: its debugger's server stays off, its own files go elsewhere.
         let writable = Path::new(CALLGRIND_OUT).parent().unwrap_or_else(|| Path::new("/"));
         image.env.push(("TMPDIR".into(), writable.display().to_string()));
-        let valgrind = ["valgrind", "--tool=callgrind", "--vgdb=no", &out].map(str::to_owned);
+        // It runs one thread at a time. Without fair turns the proxy's admin port does not answer probes under load.
+        let valgrind =
+            ["valgrind", "--tool=callgrind", "--fair-sched=yes", "--vgdb=no", &out].map(str::to_owned);
         image.entrypoint.splice(0..0, valgrind);
         Ok(image)
     }

@@ -144,7 +144,9 @@ fn end(stage: &Stage, pod: &PodRef<'_>, keep: &Path) -> Result<u64> {
     })?;
     let root = PathBuf::from(format!("/proc/{}/root", pod.pid(PROXY).context("the proxy does not run")?));
     let written = root.join(image::CALLGRIND_OUT.trim_start_matches('/'));
-    fs::copy(&written, keep).with_context(|| format!("copying {}", written.display()))?;
+    fs::copy(&written, keep).with_context(|| {
+        format!("callgrind left nothing to copy at {}\n{}", written.display(), stage.describe())
+    })?;
     let text = fs::read_to_string(keep)?;
     total(&text).with_context(|| format!("{} has no total", keep.display()))
 }
