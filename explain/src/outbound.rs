@@ -47,7 +47,7 @@ impl World<'_> {
         let protocol = &known.policy.protocol;
         let speaks = spoken(&self.question.speaks, protocol);
         let mut course = Course {
-            target: words::resource(&known.policy.parent),
+            target: self.target(&known.policy.parent, addr),
             address: Some(addr),
             declared: declared(protocol),
             spoken: speaks.as_str(),
@@ -102,6 +102,15 @@ impl World<'_> {
             }
         }
         course
+    }
+
+    /// What is at an address: what its policy is about, else the pod, else nothing that is known.
+    fn target(&self, parent: &ResourceRef, addr: SocketAddr) -> String {
+        if &*parent.kind != "default" {
+            return words::resource(parent);
+        }
+        let pod = self.index.pod_at(addr.ip()).map(|(name, _)| format!("pod {name}"));
+        pod.unwrap_or_else(|| "nothing that is known here".to_owned())
     }
 
     /// Bytes go where the target's bytes go; a ServiceProfile that splits traffic splits them too.

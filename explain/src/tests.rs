@@ -312,6 +312,25 @@ fn a_headless_service_is_dialled_pod_by_pod() {
         answer.courses.iter().map(|course| course.address.unwrap().to_string()).collect();
     assert_eq!(addresses, ["10.1.0.1:8080", "10.1.0.2:8080"]);
     assert_eq!(answer.courses[0].backends[0].endpoints[0].dialled, "direct");
+    assert_eq!(answer.courses[0].target, "pod shop/web-1");
+}
+
+#[test]
+fn an_address_is_what_is_there() {
+    let at = |to: &str| asked(&shop(), |question| question.to = to.to_owned());
+    let course = |to: &str| at(to).courses[0].clone();
+    assert_eq!(course("10.96.0.1:80").target, "Service shop/web:80");
+    let pod = course("10.1.0.1:8080");
+    assert_eq!((pod.target.as_str(), pod.backends[0].endpoints[0].dialled), ("pod shop/web-1", "direct"));
+    // Itself, past its own proxy's TLS.
+    let own = course("10.1.0.9:8080");
+    assert_eq!(own.backends[0].endpoints[0].no_tls, Some("loopback"));
+    let outside = course("192.0.2.1:443");
+    assert_eq!(
+        (outside.target.as_str(), outside.backends[0].of.as_str()),
+        ("nothing that is known here", "192.0.2.1:443")
+    );
+    assert!(outside.backends[0].endpoints[0].served[0].notes[0].contains("no pod that is known here"));
 }
 
 #[test]
