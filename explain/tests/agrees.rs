@@ -121,7 +121,7 @@ fn question(request: &Request) -> Question {
     };
     Question {
         unmeshed: request.unmeshed,
-        speaks: Speaks::Http1,
+        speaks: if request.http2 { Speaks::Http2 } else { Speaks::Http1 },
         method: Some(request.method.to_owned()),
         path,
         headers,

@@ -356,6 +356,8 @@ pub(crate) struct Request {
     pub(crate) unmeshed: bool,
     /// Whether the pod has one.
     pub(crate) has_proxy: bool,
+    /// HTTP/2 from the start, else HTTP/1.1.
+    pub(crate) http2: bool,
     pub(crate) method: &'static str,
     pub(crate) host: &'static str,
     pub(crate) path: &'static str,
@@ -372,6 +374,7 @@ impl Request {
             address,
             unmeshed: dice.rarely(8),
             has_proxy,
+            http2: dice.rarely(3),
             method: dice.one(&["GET", "GET", "POST"]),
             host: dice.one(&[
                 "web",

@@ -171,6 +171,7 @@ fn shares(mesh: &Mesh, route: &Route, rule: &Rule, there: impl Fn(&str) -> Vec<u
 
 struct Client {
     identity: Option<String>,
+    http2: bool,
     address: [u8; 4],
 }
 
@@ -180,6 +181,7 @@ impl Client {
         let identity = format!("{account}.{namespace}.serviceaccount.identity.remora.cluster.local");
         Self {
             identity: Some(identity).filter(|_| request.has_proxy && !request.unmeshed),
+            http2: request.http2,
             address: octets(request.address),
         }
     }
@@ -220,6 +222,10 @@ impl Mesh {
         }
         if server.protocol == "TLS" {
             return 404;
+        }
+        // Nobody announces it, and the port takes nothing else than it is declared to speak.
+        if server.protocol == "HTTP/1" && client.identity.is_none() && client.http2 {
+            return 0;
         }
         let mut attached: Vec<&Route> =
             self.inbound.iter().filter(|route| route.server.as_ref() == Some(&server.name)).collect();
