@@ -1,16 +1,14 @@
 //! `remora check`: a directory of manifests as `remora-destination` would read it, and what it says of them.
 
-use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
+use std::{fmt::Write as _, process::ExitCode};
 
 use clap::Args;
 use remora_destination::{
     check::{Checked, check},
-    config::{Config, NoConfig},
     view::{Condition, ParentReport},
-    watch::directory::Reading,
 };
 
-use crate::{Format, USAGE, complain, print};
+use crate::{Format, complain, manifests::Manifests, print};
 
 /// A document is invalid, or a condition is false.
 const NOT_FINE: u8 = 2;
@@ -28,33 +26,18 @@ const NOT_FINE: u8 = 2;
         Exit codes: 0 everything is fine, whatever warnings there are; 2 a document is invalid or a condition is False; \
         1 the directory cannot be read; 64 the command line is wrong.")]
 pub(crate) struct Check {
-    /// The directory.
-    #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
-    /// Domain of the cluster's DNS.
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
-    cluster_domain: String,
-    /// Opaque ports of whatever has no annotation, instead of remora-destination's default.
-    #[arg(long, value_name = "PORTS")]
-    default_opaque_ports: Option<String>,
+    #[command(flatten)]
+    manifests: Manifests,
     /// How the result is printed.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
 
 pub(crate) fn run(args: &Check) -> ExitCode {
-    let config = match config(args) {
-        Ok(config) => config,
-        Err(why) => {
-            complain(&format!("remora check: {why}"));
-            return ExitCode::from(USAGE);
-        }
+    let (reading, config) = match args.manifests.read("remora check") {
+        Ok(read) => read,
+        Err(code) => return code,
     };
-    let reading = Reading::of(&config.manifests);
-    if let Some(why) = &reading.incomplete {
-        complain(&format!("remora check: {why}"));
-        return ExitCode::FAILURE;
-    }
     let checked = check(&reading, &config.settings);
     let text = match args.output {
         Format::Text => table(&checked),
@@ -68,23 +51,6 @@ pub(crate) fn run(args: &Check) -> ExitCode {
     };
     let printed = print(&text);
     if printed == ExitCode::SUCCESS && !checked.fine { ExitCode::from(NOT_FINE) } else { printed }
-}
-
-/// The configuration of the process that would read this directory, so that both read alike.
-fn config(args: &Check) -> Result<Config, String> {
-    let mut flags = vec![
-        "remora-destination".to_owned(),
-        "--plaintext".to_owned(),
-        "--grpc-addr=127.0.0.1:0".to_owned(),
-        "--policy-addr=127.0.0.1:0".to_owned(),
-        format!("--manifests={}", args.manifests.display()),
-        format!("--cluster-domain={}", args.cluster_domain),
-    ];
-    flags.extend(args.default_opaque_ports.iter().map(|ports| format!("--default-opaque-ports={ports}")));
-    Config::read(flags).map_err(|why| match why {
-        NoConfig::Usage(error) => error.to_string(),
-        NoConfig::Wrong(mistakes) => mistakes.to_string(),
-    })
 }
 
 fn table(checked: &Checked) -> String {

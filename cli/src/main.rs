@@ -8,8 +8,10 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 
 mod check;
+mod explain;
 mod identity;
 mod inject;
+mod manifests;
 mod version;
 
 /// EX_USAGE of sysexits: the command line is wrong.
@@ -33,6 +35,7 @@ struct Remora {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Check(check::Check),
+    Explain(Box<explain::Explain>),
     Inject(Box<inject::Inject>),
     Identity(identity::Args),
     Version(version::Version),
@@ -50,6 +53,7 @@ enum Format {
 fn main() -> ExitCode {
     match Remora::try_parse() {
         Ok(Remora { verb: Verb::Check(check) }) => check::run(&check),
+        Ok(Remora { verb: Verb::Explain(explain) }) => explain::run(&explain),
         Ok(Remora { verb: Verb::Inject(inject) }) => inject::run(&inject),
         Ok(Remora { verb: Verb::Identity(args) }) => identity::run(args).unwrap_or_else(|error| {
             complain(&format!("remora identity: {error:#}"));
@@ -67,7 +71,16 @@ fn main() -> ExitCode {
 
 /// Writes to standard output. Whoever reads it may have gone (`remora … | head`): then there is nobody to fail for.
 fn print(text: &str) -> ExitCode {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    print_to(&mut io::stdout(), text)
+}
+
+/// The same of text with colours: they stay on a terminal only, and not where `NO_COLOR` is set.
+fn print_styled(text: &str) -> ExitCode {
+    print_to(&mut anstream::stdout(), text)
+}
+
+fn print_to(out: &mut impl Write, text: &str) -> ExitCode {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {

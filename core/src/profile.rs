@@ -10,8 +10,12 @@ pub use condition::{
 
 #[cfg(planted)]
 use crate::planted;
-use crate::{endpoint::Endpoint, policy::ResourceRef, route::RequestView};
-use alloc::{sync::Arc, vec::Vec};
+use crate::{
+    endpoint::Endpoint,
+    policy::ResourceRef,
+    route::{Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, RequestView},
+};
+use alloc::{format, sync::Arc, vec, vec::Vec};
 use core::time::Duration;
 
 /// Most routes of a profile. A route is a series of every family by route; Linkerd has no bound.
@@ -77,6 +81,24 @@ impl Profile {
     /// Do HTTP requests go by this profile, and not by the routes of an outbound policy? Contract 1.7.
     pub fn routes_http(&self) -> bool {
         self.name.is_some() && !(self.routes.is_empty() && self.overrides.is_empty())
+    }
+
+    /// Where requests go by it from a target's port: to the target itself, or by weight to others. `None` if the profile is
+    /// nobody's. Contract 1.7.
+    pub fn distribution(&self, parent: &Arc<ResourceRef>, port: u16) -> Option<Distribution> {
+        let backend = |authority: Arc<str>| Backend {
+            meta: parent.clone(),
+            target: BackendTarget::Balance { authority, default_rtt: DEFAULT_RTT, decay: DEFAULT_DECAY },
+            filters: Vec::new(),
+        };
+        let name = self.name.as_ref()?;
+        Some(if self.overrides.is_empty() {
+            Distribution::FirstAvailable(vec![backend(format!("{name}:{port}").into())])
+        } else {
+            let weighted = self.overrides.iter();
+            let weighted = weighted.map(|dst| (backend(dst.authority.clone()), dst.weight));
+            Distribution::RandomAvailable(weighted.collect())
+        })
     }
 
     /// The route of a request; `None`: no route matches, and the request goes where the target is.

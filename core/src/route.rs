@@ -5,6 +5,7 @@ mod filter;
 mod path;
 mod table;
 mod terms;
+mod why;
 
 pub use self::choose::{
     InvalidPattern, MAX_PATTERN, choose, choose_sni, host_of, matched_prefix, whole_match,
@@ -16,6 +17,7 @@ pub use self::filter::{
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
 pub use self::table::Table;
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
+pub use self::why::{Criterion, Loss, Unmet, losses};
 use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! Pure. What is to be said of a directory of manifests, without serving it: what cannot be read, and how every route and
-//! policy resource stands.
+//! Pure. A directory of manifests without serving it: what it holds, and what is to be said of it: what cannot be read, and
+//! how every route and policy resource stands.
 
 use crate::{
     index::Index,
@@ -31,8 +31,19 @@ pub struct Checked {
     pub warnings: Vec<String>,
 }
 
-/// Checks what a directory held.
-pub fn check(reading: &Reading, settings: &Settings) -> Checked {
+/// What a directory holds.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Its objects. Of a file with mistakes there is none.
+    pub index: Index,
+    /// How its files stand.
+    pub files: BTreeMap<String, FileReport>,
+    /// What is taken, and yet perhaps not as it is meant.
+    pub warnings: Vec<String>,
+}
+
+/// Takes in what a directory held.
+pub fn load(reading: &Reading) -> Loaded {
     let mut manifests = Manifests::default();
     // Believed when two readings agree, as they do here.
     manifests.take(reading.clone());
@@ -46,6 +57,14 @@ pub fn check(reading: &Reading, settings: &Settings) -> Checked {
     warnings.extend(manifests.duplicates().map(|two| {
         format!("{} is in {} and in {}; the last file by name holds", two.object, two.ignored, two.holds)
     }));
+    let files: BTreeMap<String, FileReport> =
+        manifests.reports().into_iter().map(|(name, report)| (name.to_owned(), report)).collect();
+    Loaded { index, files, warnings }
+}
+
+/// Checks what a directory held.
+pub fn check(reading: &Reading, settings: &Settings) -> Checked {
+    let Loaded { index, files, mut warnings } = load(reading);
     let routes: BTreeMap<String, RouteReport> =
         route_reports(&index, settings).map(|(id, report)| (id.to_string(), report)).collect();
     for (id, report) in &routes {
@@ -59,8 +78,6 @@ pub fn check(reading: &Reading, settings: &Settings) -> Checked {
     for (name, report) in profiles.iter().filter(|(_, report)| !report.applies.starts_with("Service ")) {
         warnings.push(format!("ServiceProfile {name}: it is about {}", report.applies));
     }
-    let files: BTreeMap<String, FileReport> =
-        manifests.reports().into_iter().map(|(name, report)| (name.to_owned(), report)).collect();
     let fine = reading.incomplete.is_none()
         && files.values().all(|file| file.errors.is_empty())
         && routes.values().all(RouteReport::is_fine)

@@ -16,8 +16,7 @@ mod status;
 mod target;
 
 pub use admit::{Admission, Authority};
-pub use carried::Family;
-pub(crate) use carried::can_match;
+pub use carried::{Family, can_match};
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{HeldRateLimit, Inbound, ServerRef, Workload, inbound};
 pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};

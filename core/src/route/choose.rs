@@ -66,6 +66,7 @@ pub fn choose_sni<'a>(lists: impl IntoIterator<Item = &'a [HostMatch]>, sni: &st
     best.map(|(_, i)| i)
 }
 
+/// How good a match is, the first difference deciding.
 pub(super) type Rank = (HostRank, MatchRank);
 
 /// How specific a host match is, the least first.
@@ -80,20 +81,20 @@ pub(super) enum HostRank {
 /// How specific a match of everything else is; fields in the order of their importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MatchRank {
-    path: PathRank,
-    method: bool,
-    headers: usize,
-    query: usize,
+    pub(super) path: PathRank,
+    pub(super) method: bool,
+    pub(super) headers: usize,
+    pub(super) query: usize,
 }
 
 /// How specific the match of a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct PathRank {
-    exact: bool,
+pub(super) struct PathRank {
+    pub(super) exact: bool,
     /// Bytes of the path that the pattern matched.
-    matched: usize,
+    pub(super) matched: usize,
     /// Of a gRPC method whose service may be any.
-    method: usize,
+    pub(super) method: usize,
 }
 
 impl PathRank {
@@ -180,7 +181,7 @@ fn host_rank(patterns: &[HostMatch], host: &str) -> Option<HostRank> {
 }
 
 impl HttpRule {
-    fn rank<R: RequestView + ?Sized>(&self, request: &R) -> Option<MatchRank> {
+    pub(super) fn rank<R: RequestView + ?Sized>(&self, request: &R) -> Option<MatchRank> {
         if self.matches.is_empty() {
             return Some(MatchRank::DEFAULT);
         }
@@ -213,7 +214,7 @@ impl HttpMatch {
 
 impl PathMatch {
     /// How well the pattern matches, if it does. The path is compared as received.
-    fn matched(&self, path: &str) -> Option<PathRank> {
+    pub(super) fn matched(&self, path: &str) -> Option<PathRank> {
         match self {
             Self::Exact(exact) => {
                 (path == exact).then_some(PathRank { exact: true, ..PathRank::of(exact.len()) })
@@ -239,7 +240,7 @@ impl PathMatch {
 
 impl ValueMatch {
     /// Does the whole value match? A regular expression matches no value that is not UTF-8.
-    fn matches(&self, value: &[u8]) -> bool {
+    pub(super) fn matches(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => exact == value,
             Self::Regex(regex) => core::str::from_utf8(value).is_ok_and(|value| covers_whole(regex, value)),
@@ -287,7 +288,7 @@ const MAX_DECODED: usize = 1024;
 
 /// Has the query such a parameter? Names and values are compared as decoded from `application/x-www-form-urlencoded`
 /// (`+` and `%XX`), as Linkerd's proxy does; of a parameter that comes more than once any value may match.
-fn query_has(query: Option<&str>, name: &str, value: &ValueMatch) -> bool {
+pub(super) fn query_has(query: Option<&str>, name: &str, value: &ValueMatch) -> bool {
     query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).any(|pair| {
         let (key, received) = pair.split_once('=').unwrap_or((pair, ""));
         decoded(key).eq(name.bytes()) && value_matches_decoded(value, received)

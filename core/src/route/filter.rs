@@ -248,6 +248,11 @@ impl Ratio {
         (all > 0 && of <= all).then_some(Self { of, all })
     }
 
+    /// So many, of so many.
+    pub fn parts(self) -> (u32, u32) {
+        (self.of, self.all)
+    }
+
     /// Whether one of these requests is in the share; `random` is any number.
     pub fn hits(self, random: u64) -> bool {
         // A number below `all`.

@@ -225,8 +225,8 @@ fn unmatched<'a>(path: &'a str, rule: &'a Rule) -> impl Iterator<Item = Unsuppor
     })
 }
 
-/// Has Linkerd's API words for this match?
-pub(crate) fn can_match(wanted: &Match) -> bool {
+/// Has Linkerd's API words for this match? A rule of which no match can be said is not in the message.
+pub fn can_match(wanted: &Match) -> bool {
     let Match::Grpc(GrpcMatch { service, method, .. }) = wanted else { return true };
     let regex = |name: &Option<GrpcName>| matches!(name, Some(GrpcName::Regex(_)));
     !regex(service) && !regex(method)

@@ -3,11 +3,7 @@
 use super::target::{Split, split};
 use crate::{Worker, profile::Rules};
 use http::HeaderValue;
-use remora_core::{
-    policy::ResourceRef,
-    profile::Profile,
-    route::{Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution},
-};
+use remora_core::{policy::ResourceRef, profile::Profile};
 use std::{net::SocketAddr, sync::Arc};
 
 /// A ServiceProfile of a Service's port, for one worker.
@@ -28,21 +24,7 @@ impl ProfilePlan {
         target: SocketAddr,
     ) -> Option<Self> {
         let dst: Arc<str> = format!("{}:{}", profile.name.as_ref()?, target.port()).into();
-        let backend = |authority: &Arc<str>| Backend {
-            meta: parent.clone(),
-            target: BackendTarget::Balance {
-                authority: authority.clone(),
-                default_rtt: DEFAULT_RTT,
-                decay: DEFAULT_DECAY,
-            },
-            filters: Vec::new(),
-        };
-        let distribution = if profile.overrides.is_empty() {
-            Distribution::FirstAvailable(vec![backend(&dst)])
-        } else {
-            let weighted = profile.overrides.iter();
-            Distribution::RandomAvailable(weighted.map(|dst| (backend(&dst.authority), dst.weight)).collect())
-        };
+        let distribution = profile.distribution(parent, target.port())?;
         let families = &worker.proxy.metrics.profiles;
         Some(Self {
             canonical: HeaderValue::from_str(&dst).ok()?,

@@ -1,0 +1,168 @@
+//! What `explain` says of thousands of random requests to random meshes is what a naive reading of the specifications says,
+//! which shares no code with `core` and none with the controller: it never sees the YAML.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what it expects"
+)]
+
+#[path = "agrees/draw.rs"]
+mod draw;
+#[path = "agrees/grpc.rs"]
+mod grpc;
+#[path = "agrees/model.rs"]
+mod model;
+/// Gateway API's precedence, read naively; the model of the fuzz target `route`.
+#[path = "../../fuzz/src/route/model.rs"]
+mod routes;
+
+use draw::{Dice, Mesh, Request};
+use model::{Outcome, expected};
+use remora_core::policy::DefaultPolicy;
+use remora_destination::{
+    index::Index,
+    resources::{Document, Name, parse},
+    view::{Settings, TransportMode},
+    watch::Event,
+};
+use remora_explain::{
+    answer::{Answer, Backend, Course, Reply, Verdict},
+    explain,
+    question::{Question, Speaks},
+};
+use std::collections::BTreeMap;
+
+/// Meshes, and requests to each.
+const MESHES: u64 = 1500;
+const REQUESTS: usize = 8;
+
+#[test]
+fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for seed in 0..MESHES {
+        let mut dice = Dice::new(seed);
+        let mesh = Mesh::draw(&mut dice);
+        let yaml = mesh.yaml();
+        let index = read(&yaml);
+        for _ in 0..REQUESTS {
+            let request = Request::draw(&mut dice);
+            let answer = explain(&index, &settings(), &question(&request)).unwrap();
+            let (found, wanted) = (outcome(&answer), expected(&mesh, &request));
+            assert_eq!(found, wanted, "seed {seed}: {request:?} in {mesh:#?}\n{yaml}\n{answer:#?}");
+            let fine = wanted.is_fine();
+            assert_eq!(answer.courses.iter().all(Course::is_admitted), fine, "{answer:#?}");
+            assert!(fine || answer.verdict != Verdict::Admitted, "seed {seed}: {answer:#?}");
+            *seen.entry(wanted.kind()).or_default() += 1;
+        }
+    }
+    // Otherwise nothing was compared.
+    for kind in ["200", "301", "400", "403", "404", "500", "504", "ended", "a share of 500"] {
+        assert!(seen.get(kind).is_some_and(|count| *count >= 10), "too few of {kind}: {seen:?}");
+    }
+}
+
+#[test]
+fn calls_of_grpc_take_the_route_that_the_specification_gives() {
+    let mut seen: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+    for seed in 0..MESHES {
+        let mut dice = Dice::new(seed);
+        let routes = grpc::Routes::draw(&mut dice);
+        let yaml = format!("{}{}", Mesh::bare().yaml(), routes.yaml());
+        let index = read(&yaml);
+        for _ in 0..REQUESTS {
+            let call = grpc::Call::draw(&mut dice);
+            let mut headers = vec![("host".to_owned(), call.host.to_owned())];
+            headers
+                .extend(call.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            let question = Question {
+                speaks: Speaks::Grpc,
+                path: format!("/{}/{}", call.service, call.method),
+                headers,
+                ..Question::new(Name::new("shop", "till"), "web.shop:8080")
+            };
+            let answer = explain(&index, &settings(), &question).unwrap();
+            let course = &answer.courses[0];
+            let found = match (&course.reply, course.backends.as_slice()) {
+                // NOT_FOUND.
+                (Some(reply), _) => {
+                    assert_eq!((reply.status, reply.grpc_status), (Some(200), Some(5)), "{answer:#?}");
+                    None
+                }
+                (None, [backend]) => Some(backend.of.as_str()),
+                (None, _) => panic!("{answer:#?}"),
+            };
+            let expected = routes.expected(&call);
+            let name = found.and_then(|of| of.strip_prefix("Service shop/")?.strip_suffix(":8080"));
+            assert_eq!(name, expected, "seed {seed}: {call:?} by {routes:#?}\n{answer:#?}");
+            *seen.entry(expected).or_default() += 1;
+        }
+    }
+    assert!(seen.len() == 3 && seen.values().all(|count| *count > 100), "{seen:?}");
+}
+
+fn read(yaml: &str) -> Index {
+    let mut index = Index::default();
+    for document in parse(yaml).unwrap_or_else(|mistakes| panic!("{mistakes:?} in {yaml}")) {
+        match document {
+            Document::Known(resource) => drop(index.apply(Event::Apply(resource))),
+            Document::Unread(what) => panic!("{what} is not read"),
+        }
+    }
+    index
+}
+
+fn question(request: &Request) -> Question {
+    let mut headers = vec![("host".to_owned(), request.host.to_owned())];
+    headers.extend(request.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let path = match request.query {
+        Some(query) => format!("{}?{query}", request.path),
+        None => request.path.to_owned(),
+    };
+    Question {
+        unmeshed: request.unmeshed,
+        speaks: if request.http2 { Speaks::Http2 } else { Speaks::Http1 },
+        method: Some(request.method.to_owned()),
+        path,
+        headers,
+        ..Question::new(Name::new(request.namespace, request.account), "web.shop:8080")
+    }
+}
+
+/// What an answer comes to.
+fn outcome(answer: &Answer) -> Outcome {
+    let [course] = answer.courses.as_slice() else { panic!("{answer:#?}") };
+    if let Some(reply) = &course.reply {
+        return Outcome::Answered(reply.status.unwrap_or(0), reply.location.clone());
+    }
+    let used = course.backends.iter().filter(|backend| backend.percent > 0.0);
+    Outcome::Sent(
+        used.map(|backend| (backend.of.clone(), backend.percent.round() as u32, statuses(backend))).collect(),
+    )
+}
+
+fn statuses(backend: &Backend) -> Vec<u16> {
+    // A connection that ends has none.
+    let of = |reply: &Reply| reply.status.unwrap_or(0);
+    if let Some(reply) = &backend.reply {
+        return vec![of(reply)];
+    }
+    let served = backend.endpoints.iter().flat_map(|endpoint| &endpoint.served);
+    served.map(|served| served.reply.as_ref().map_or(200, of)).collect()
+}
+
+fn settings() -> Settings {
+    let networks = |text: &str| text.split(',').map(|net| net.parse().unwrap()).collect();
+    Settings {
+        cluster_domain: "cluster.local".to_owned(),
+        trust_domain: "cluster.local".to_owned(),
+        control_namespace: "remora".to_owned(),
+        cluster_networks: networks("10.0.0.0/8,fd00::/8"),
+        probe_networks: networks("0.0.0.0/0,::/0"),
+        default_inbound_policy: DefaultPolicy::AllUnauthenticated,
+        default_opaque_ports: [5432].into_iter().collect(),
+        transport_mode: TransportMode::TransportHeader,
+        h2_upgrade: true,
+        heed_request_headers: false,
+    }
+}
