@@ -15,7 +15,10 @@ pub use settings::{GROUPS, Group, Setting, UNUSED, help, markdown};
 pub use workers::{Cores, workers};
 
 use ipnet::IpNet;
-use remora_core::{identity::Identity, policy::DefaultPolicy};
+use remora_core::{
+    identity::Identity,
+    policy::{DefaultPolicy, OutboundDefault},
+};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -107,6 +110,8 @@ pub struct InboundConfig {
 pub struct OutboundConfig {
     /// One or two addresses (IPv4 and IPv6 loopback).
     pub listen: Vec<SocketAddr>,
+    /// Who may be connected to in plaintext (`REMORA_PROXY_OUTBOUND_DEFAULT_POLICY`, everybody).
+    pub default_policy: OutboundDefault,
     /// Dialling an endpoint: TCP, TLS and header.
     pub connect_timeout: Duration,
     /// Waiting for the application's first bytes.

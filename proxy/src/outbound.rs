@@ -92,9 +92,11 @@ async fn planned(
             let speculation = Speculation { worker, target, split };
             let began = remora_runtime::clock::now();
             let limit = worker.proxy.config.outbound.detect_timeout;
-            let lost = |_: &Fault| metrics.detect_outbound.lost(began);
-            let detected =
-                Box::pin(sniff::protocol(&mut stream, limit, &speculation)).await.inspect_err(lost)?;
+            let detected = Box::pin(sniff::protocol(&mut stream, limit, &speculation)).await;
+            let detected = detected.inspect_err(|_| {
+                metrics.detect_outbound.lost(began);
+                stream.reset_on_close();
+            })?;
             metrics.detect_outbound.verdict(&detected, began);
             match detected.first {
                 First::Server(server) => {
@@ -238,16 +240,18 @@ struct Speculation<'a> {
 impl Speculate for Speculation<'_> {
     type Upstream = Server;
 
-    async fn dial(&self) -> Option<Server> {
+    async fn dial(&self) -> Result<Option<Server>, Fault> {
         let proxy = &self.worker.proxy;
         let Ok(permit) = proxy.speculative_permits.clone().try_acquire_owned() else {
             proxy.metrics.speculation_limited.inc();
-            return None;
+            return Ok(None);
         };
         proxy.metrics.speculative_outbound.inc();
-        let mut server = Box::pin(dial(self.split)).await.ok()?;
-        server.permit = Some(permit);
-        Some(server)
+        match Box::pin(dial(self.split)).await {
+            Ok(server) => Ok(Some(Server { permit: Some(permit), ..server })),
+            Err(fault @ Fault::NoIdentity { .. }) => Err(fault),
+            Err(_) => Ok(None),
+        }
     }
 
     fn denied(&self) {

@@ -203,6 +203,7 @@ fn live(live: &LiveEndpoint) -> Value {
         "addr": live.endpoint().addr.to_string(),
         "how": how,
         "identity": endpoint::identity(live.plan()).map(|tls| tls.identity.as_str()),
+        "forbidden": live.forbidden().map(ToString::to_string),
         "weight": live.endpoint().weight,
         "load": live.load(now),
         "inFlight": live.in_flight(),

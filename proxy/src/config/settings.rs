@@ -76,6 +76,7 @@ pub const GROUPS: &[Group] = &[
             "LINKERD2_PROXY_POLICY_WORKLOAD" | "required" | "Sent to policy as it is: who asks"
             "LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS" | "" | "Networks of the cluster, for the cluster-* policies and for outages"
             "LINKERD2_PROXY_INBOUND_DEFAULT_POLICY" | "all-unauthenticated" | "Policy of a port until the controller has answered"
+            "REMORA_PROXY_OUTBOUND_DEFAULT_POLICY" | "all-unauthenticated" | "Who may be connected to in plaintext: everybody (`all-unauthenticated`), nobody (`all-authenticated`), or who is outside the cluster's networks (`cluster-authenticated`)"
             "LINKERD2_PROXY_INBOUND_PORTS" | "" | "Ports whose policy is watched from the start"
             "LINKERD2_PROXY_INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION" | "" | "Ports that are opaque under the default policy"
             "LINKERD2_PROXY_INBOUND_IPS" | "" | "The pod's own addresses; others are refused inbound. Unset: all are taken"

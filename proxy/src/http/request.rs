@@ -257,6 +257,9 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
+            if let Fault::NoIdentity { .. } = fault {
+                tracing::info!(target = %target.addr, %fault, "request refused");
+            }
             return refused_or_reset(fault, asker);
         }
     };
