@@ -2,6 +2,7 @@
 
 mod choose;
 mod filter;
+mod membership;
 mod path;
 mod terms;
 
@@ -12,6 +13,7 @@ pub use self::filter::{
     Asked, FailWith, Failure, Filter, HeaderModifier, Inapplicable, Mirror, Ratio, Redirect, Rewrite, Scheme,
     Untouchable, may_modify,
 };
+pub use self::membership::{Membership, named};
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
 use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};

@@ -3,6 +3,7 @@
 
 mod backend;
 pub mod cache;
+pub mod pod;
 pub mod profiled;
 pub mod resolve;
 pub mod rules;
@@ -11,7 +12,11 @@ pub mod target;
 
 use crate::profile::Named;
 pub use cache::{Cache, Full, Watch};
-use remora_core::{endpoint::Endpoint, profile::Profile, route::OutboundPolicy};
+use remora_core::{
+    endpoint::Endpoint,
+    profile::Profile,
+    route::{Membership, OutboundPolicy},
+};
 use std::{net::SocketAddr, sync::Arc};
 
 /// What is known of a key.
@@ -48,6 +53,8 @@ impl<T> Clone for Known<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     pub policy: OutboundPolicy,
+    /// Of a pod's own address: the Services that it belongs to. The policy is that of the first one.
+    pub services: Vec<Membership>,
     pub ignored: Vec<Arc<str>>,
 }
 

@@ -6,7 +6,7 @@
 
 use crate::{
     Worker,
-    discover::target::{PlanProtocol, Split, Target, TlsPlan},
+    discover::target::{Plan, PlanProtocol, Split, Target, TlsPlan},
     endpoint::{InFlight, LiveEndpoint},
     fault::Fault,
     http::{self, request},
@@ -65,6 +65,9 @@ async fn planned(
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Rest, Fault> {
     let plan = target.plan(worker);
+    if let Some(pod) = &plan.pod {
+        pod.connections.inc();
+    }
     let metrics = &worker.proxy.metrics;
     let (protocol, spare) = match &plan.protocol {
         PlanProtocol::Invalid(reason) => {
@@ -101,6 +104,14 @@ async fn planned(
             match detected.first {
                 First::Server(server) => {
                     return Box::pin(opaque(worker, split, stream, Some(server), Served::Opaque)).await;
+                }
+                First::Client(Protocol::Tls, spare) if plan.is_of_several() => {
+                    // Opened to the pod for whoever names no other of its Services.
+                    drop(spare);
+                    let sni = Box::pin(sniff::sni(&mut stream, limit)).await?.unwrap_or_default();
+                    let plan = plan.clone().named(|| &sni);
+                    return Box::pin(opaque(worker, of_tls(&plan, &sni)?, stream, None, Served::Opaque))
+                        .await;
                 }
                 First::Client(Protocol::Opaque | Protocol::Tls, spare) => {
                     return Box::pin(opaque(worker, split, stream, spare, Served::Opaque)).await;
@@ -186,6 +197,20 @@ async fn connect(endpoint: &Arc<LiveEndpoint>) -> Result<Server, Fault> {
     // Of bytes nobody knows what is an answer: the dial is the round trip that is measured.
     in_flight.answered();
     Ok(Server { stream, in_flight, permit: None })
+}
+
+/// Where TLS goes whose Service its SNI has named.
+fn of_tls<'a>(plan: &'a Plan, sni: &str) -> Result<&'a Split, Fault> {
+    match &plan.protocol {
+        PlanProtocol::Detect { opaque, .. } | PlanProtocol::Opaque(opaque) => Ok(opaque),
+        PlanProtocol::Tls(plans) => by_sni(plans, Some(sni)),
+        PlanProtocol::Http1(_) | PlanProtocol::Http2(_) => {
+            Err(Fault::BadTarget("its Service declares HTTP, and the client speaks TLS"))
+        }
+        PlanProtocol::Invalid(reason) => {
+            Err(Fault::InvalidPolicy { target: plan.parent.name.clone(), reason: reason.clone() })
+        }
+    }
 }
 
 fn by_sni<'a>(plans: &'a [TlsPlan], sni: Option<&str>) -> Result<&'a Split, Fault> {

@@ -45,6 +45,7 @@ pub fn state(proxy: &Proxy, workers: &[Arc<Worker>]) -> Value {
             "policies": proxy.discovery.policies.snapshot().into_iter()
                 .map(|(addr, known)| (addr.to_string(), describe(&known, |policy| json!({
                     "parent": resource(&policy.policy.parent), "notApplied": policy.ignored,
+                    "podOf": policy.services.iter().map(|one| &*one.service).collect::<Vec<_>>(),
                 })))).collect::<BTreeMap<_, _>>(),
             "workers": workers.iter().map(|worker| targets(worker)).collect::<Vec<_>>(),
         },

@@ -8,7 +8,7 @@ use remora_core::{
     profile::Profile,
     route::{Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution},
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 /// A ServiceProfile of a Service's port, for one worker.
 pub struct ProfilePlan {
@@ -25,15 +25,19 @@ impl ProfilePlan {
         worker: &Arc<Worker>,
         profile: &Arc<Profile>,
         parent: &Arc<ResourceRef>,
-        target: SocketAddr,
+        port: u16,
     ) -> Option<Self> {
-        let dst: Arc<str> = format!("{}:{}", profile.name.as_ref()?, target.port()).into();
+        let dst: Arc<str> = format!("{}:{port}", profile.name.as_ref()?).into();
         let backend = |authority: &Arc<str>| Backend {
             meta: parent.clone(),
-            target: BackendTarget::Balance {
-                authority: authority.clone(),
-                default_rtt: DEFAULT_RTT,
-                decay: DEFAULT_DECAY,
+            target: match &profile.endpoint {
+                // A pod that was dialled itself has what goes to its Service.
+                Some(pod) if *authority == dst => BackendTarget::Forward(pod.clone()),
+                Some(_) | None => BackendTarget::Balance {
+                    authority: authority.clone(),
+                    default_rtt: DEFAULT_RTT,
+                    decay: DEFAULT_DECAY,
+                },
             },
             filters: Vec::new(),
         };

@@ -6,8 +6,8 @@ use remora_core::{
     policy::ResourceRef,
     profile::Profile,
     route::{
-        Backend, BackendTarget, Distribution, HttpRoute, HttpRule, OutboundPolicy, OutboundProtocol,
-        OutboundRoute, OutboundRule,
+        Backend, BackendTarget, Distribution, HttpRoute, HttpRule, Membership, OutboundPolicy,
+        OutboundProtocol, OutboundRoute, OutboundRule,
     },
 };
 use std::{net::SocketAddr, sync::Arc};
@@ -41,6 +41,14 @@ pub fn resolve(target: SocketAddr, profile: &Known<Profiled>, policy: &Known<Pol
         },
         (None, Known::Absent(Absence::NotFound) | Known::Pending) => original(target),
     })
+}
+
+/// What to do with connections to a pod by a Service that it belongs to. Whether they are bytes says the pod too.
+pub fn member(target: SocketAddr, profile: &Known<Profiled>, service: &Membership) -> OutboundPolicy {
+    match profile {
+        Known::Is(known) if known.profile.opaque => opaque(&service.policy, &known.profile, target),
+        Known::Is(_) | Known::Pending | Known::Absent(_) => service.policy.clone(),
+    }
 }
 
 /// Sends everything where the client meant it to go.

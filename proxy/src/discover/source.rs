@@ -17,7 +17,7 @@ use linkerd2_proxy_api::{
         traffic_spec,
     },
 };
-use remora_core::{endpoint::Endpoint, profile::Profile, route};
+use remora_core::{endpoint::Endpoint, profile::Profile};
 use remora_runtime::{
     api::{self, Converted, destination::Update},
     control::{Client, Event, StreamLimits, subscribe},
@@ -165,8 +165,8 @@ fn profiled(what: &str, message: DestinationProfile, last: &mut Option<Arc<Profi
 
 /// What the control plane says of a target: in our API, or in Linkerd's.
 enum Said {
-    Own(proto::OutboundPolicy),
-    Linkerds(OutboundPolicy),
+    Own(Box<proto::OutboundPolicy>),
+    Linkerds(Box<OutboundPolicy>),
 }
 
 impl Said {
@@ -177,11 +177,15 @@ impl Said {
         }
     }
 
-    fn read(self) -> Converted<route::OutboundPolicy> {
-        match self {
-            Self::Own(message) => api::own::outbound_policy(message),
-            Self::Linkerds(message) => api::outbound::outbound_policy(message),
-        }
+    fn read(self) -> Policy {
+        let Converted { value: (policy, services), ignored } = match self {
+            Self::Own(message) => api::own::said(*message),
+            Self::Linkerds(message) => {
+                let Converted { value, ignored } = api::outbound::outbound_policy(*message);
+                Converted { value: (value, Vec::new()), ignored }
+            }
+        };
+        Policy { policy, services, ignored }
     }
 }
 
@@ -193,13 +197,13 @@ async fn said(
 ) -> Result<BoxStream<'static, Result<Said, Status>>, Status> {
     if own_api {
         match OwnOutboundPoliciesClient::new(channel.clone()).watch(request.clone()).await {
-            Ok(stream) => return Ok(stream.into_inner().map_ok(Said::Own).boxed()),
+            Ok(stream) => return Ok(stream.into_inner().map_ok(|said| Said::Own(Box::new(said))).boxed()),
             Err(status) if status.code() == Code::Unimplemented => {}
             Err(status) => return Err(status),
         }
     }
     let stream = OutboundPoliciesClient::new(channel).watch(request).await?;
-    Ok(stream.into_inner().map_ok(Said::Linkerds).boxed())
+    Ok(stream.into_inner().map_ok(|said| Said::Linkerds(Box::new(said))).boxed())
 }
 
 async fn outbound_policy(
@@ -223,9 +227,9 @@ async fn outbound_policy(
             warn!(what, "the control plane sent a protocol that is not known here; what was known stays");
             return None;
         }
-        let converted = message.read();
-        noted(&what, &converted.ignored);
-        Some(Policy { policy: converted.value, ignored: converted.ignored })
+        let policy = message.read();
+        noted(&what, &policy.ignored);
+        Some(policy)
     })
     .await;
 }

@@ -3,6 +3,7 @@
 
 use super::{
     Full, Known, Policy, Profiled, Watch, backend,
+    pod::{self, PodPlan},
     profiled::ProfilePlan,
     resolve::{self, Resolution},
     rules::Routes,
@@ -54,6 +55,8 @@ pub struct Plan {
     pub protocol: PlanProtocol,
     /// Where HTTP requests go by a ServiceProfile, and not by the routes of `protocol`.
     pub profile: Option<ProfilePlan>,
+    /// Where the target is a pod: the Services by which it goes.
+    pub pod: Option<PodPlan>,
 }
 
 /// By protocol.
@@ -129,7 +132,7 @@ impl Target {
         if let Some(plan) = self.plan.load_full() {
             return plan;
         }
-        let forward = Arc::new(compile(worker, &resolve::original(self.addr), None, self.addr));
+        let forward = Arc::new(compile(worker, &resolve::original(self.addr), None, self.addr.port()));
         // Kept until the control plane answers, unless it just has.
         self.plan.compare_and_swap(&None::<Arc<Plan>>, Some(forward.clone()));
         self.plan.load_full().unwrap_or(forward)
@@ -273,14 +276,20 @@ async fn follow(
         };
         {
             let Some(target) = target.upgrade() else { return };
-            match resolve::resolve(target.addr, &latest, &policy.latest()) {
+            let said = policy.latest();
+            match resolve::resolve(target.addr, &latest, &said) {
                 Resolution::Wait => {}
                 Resolution::Use(policy) => {
+                    let of_pod = match &said {
+                        Known::Is(said) => pod::plan(&worker, target.addr, &latest, &said.services),
+                        Known::Pending | Known::Absent(_) => None,
+                    };
                     let profile = match &latest {
                         Known::Is(known) => Some(&known.profile).filter(|profile| profile.routes_http()),
                         Known::Pending | Known::Absent(_) => None,
                     };
-                    target.plan.store(Some(Arc::new(compile(&worker, &policy, profile, target.addr))));
+                    let own = || compile(&worker, &policy, profile, target.addr.port());
+                    target.plan.store(Some(Arc::new(of_pod.unwrap_or_else(own))));
                     target.planned.notify_waiters();
                 }
             }
@@ -298,14 +307,14 @@ async fn follow(
     }
 }
 
-/// `profile` has routes or a traffic split.
-fn compile(
+/// `profile` has routes or a traffic split; `port` is its Service's.
+pub(super) fn compile(
     worker: &Arc<Worker>,
     policy: &OutboundPolicy,
     profile: Option<&Arc<Profile>>,
-    target: SocketAddr,
+    port: u16,
 ) -> Plan {
-    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, &policy.parent, target));
+    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, &policy.parent, port));
     // A traffic split is one of bytes too.
     let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
     let splits = |distribution: &Arc<Distribution>| match overridden {
@@ -334,7 +343,7 @@ fn compile(
         ),
         OutboundProtocol::Invalid(reason) => PlanProtocol::Invalid(reason.clone()),
     };
-    Plan { parent: policy.parent.clone(), protocol, profile: by_profile }
+    Plan { parent: policy.parent.clone(), protocol, profile: by_profile, pod: None }
 }
 
 pub fn split(

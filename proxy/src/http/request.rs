@@ -231,7 +231,8 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         required = request.headers_mut().remove(headers::REQUIRE_ID);
     }
 
-    let plan = target.plan(worker);
+    let view = View(&request);
+    let plan = target.plan(worker).named(|| view.authority());
     let way = worker.proxy.has_room().and_then(|()| route(&plan, &request));
     let (required, keep) = (required.as_ref(), worker.proxy.config.limits.max_retry_body);
     let sent = match way {
