@@ -61,7 +61,7 @@ pub struct Config {
     pub log_format: LogFormat,
     /// One line per inbound request, if any.
     pub access_log: Option<AccessLog>,
-    /// Route by Host header, not by original address.
+    /// Route requests by their l5d-dst-override header, where they have one.
     pub ingress_mode: bool,
     /// Use `remora.proxy.v1` beside Linkerd's API (`REMORA_PROXY_API=v1`).
     pub remora_api: bool,

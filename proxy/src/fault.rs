@@ -70,7 +70,7 @@ pub enum Fault {
     #[error("the policy changed and no longer admits this connection to {0}")]
     Revoked(Arc<str>),
     #[error("nothing is known of {target} after {waited:?}: the control plane does not answer")]
-    FirstLookup { target: SocketAddr, waited: Duration },
+    FirstLookup { target: Arc<str>, waited: Duration },
     #[error("the policy of {target} cannot be applied: {reason}")]
     InvalidPolicy { target: Arc<str>, reason: Arc<str> },
     #[error("policy forbids this connection to {target}: {reason}")]

@@ -41,8 +41,8 @@ macro_rules! row {
 #[rustfmt::skip]
 pub static ANNOTATIONS: [Annotation; 46] = [
     row!(INJECT, Namespace, "enabled | disabled | ingress", "disabled",
-        "Whether the pod gets a proxy. `ingress`: for a gateway whose requests are to be routed by Host; Linkerd's proxy does, \
-         Remora's does not yet and says so.",
+        "Whether the pod gets a proxy. `ingress`: for a gateway whose requests say in `l5d-dst-override` (`name:port`) which \
+         Service they are for; without it they go where they are addressed (docs/gateways.md).",
         // Whether it injects is decided in decide.rs, which also meets invalid values.
         |r, v| { r.settings.ingress = v == "ingress"; Ok(()) }),
     row!("config.linkerd.io/proxy-image", Namespace, "repository", "remora/proxy",

@@ -243,9 +243,6 @@ fn what_is_rarely_meant_is_remarked() {
     ));
     assert!(useless.warnings[0].contains("no effect"), "{:?}", useless.warnings);
 
-    let ingress = plan(about(&[ENABLED], &[(INJECT, "ingress")], untouched));
-    assert!(ingress.warnings[0].contains("not do yet"), "{:?}", ingress.warnings);
-
     let odd = plan(about(&[(INJECT, "yes")], &[ENABLED], untouched));
     assert!(odd.warnings[0].contains("of the namespace"), "{:?}", odd.warnings);
 }

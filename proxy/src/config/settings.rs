@@ -80,7 +80,7 @@ pub const GROUPS: &[Group] = &[
             "LINKERD2_PROXY_INBOUND_PORTS" | "" | "Ports whose policy is watched from the start"
             "LINKERD2_PROXY_INBOUND_PORTS_DISABLE_PROTOCOL_DETECTION" | "" | "Ports that are opaque under the default policy"
             "LINKERD2_PROXY_INBOUND_IPS" | "" | "The pod's own addresses; others are refused inbound. Unset: all are taken"
-            "LINKERD2_PROXY_INGRESS_MODE" | "false" | "Route by Host header, not by original address"
+            "LINKERD2_PROXY_INGRESS_MODE" | "false" | "Route requests by their l5d-dst-override header, where they have one"
             "LINKERD2_PROXY_INBOUND_DISCOVERY_IDLE_TIMEOUT" | "90s" | "How long an unused port policy is kept"
             "LINKERD2_PROXY_OUTBOUND_DISCOVERY_IDLE_TIMEOUT" | "5s" | "How long an unused target is kept"
             "REMORA_PROXY_FIRST_LOOKUP_TIMEOUT" | "3s" | "How long the first lookup of a target may take"

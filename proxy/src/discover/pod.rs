@@ -1,13 +1,13 @@
 //! A pod that is dialled itself: the Services that it belongs to, and which of them a request goes by. Design, "Pod IPs".
 
 use super::{
-    Known, Profiled, resolve,
+    Known, Place, Profiled, resolve,
     target::{Plan, compile},
 };
 use crate::Worker;
 use remora_core::route::{self, Membership};
 use remora_runtime::metrics::Counter;
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 /// The Services of a pod.
 pub struct PodPlan {
@@ -22,12 +22,12 @@ pub struct PodPlan {
 /// What to do with connections to a pod that belongs to these Services. `None`: there are none.
 pub(super) fn plan(
     worker: &Arc<Worker>,
-    addr: SocketAddr,
+    place: &Place,
     profile: &Known<Profiled>,
     services: &[Membership],
 ) -> Option<Plan> {
     let of_service = |one: &Membership| {
-        let policy = resolve::member(addr, profile, one);
+        let policy = resolve::member(place, profile, one);
         let profile = one.profile.as_ref().filter(|profile| profile.routes_http());
         compile(worker, &policy, profile, one.port)
     };

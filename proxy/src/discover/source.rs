@@ -1,7 +1,7 @@
 //! The control plane's streams → what is known: one function per lookup. What a message means is in `runtime::api`;
 //! that a stream never stops is in `runtime::control`.
 
-use super::{Absence, Cache, Discovery, Known, Policy, Profiled, cache::Lookup};
+use super::{Absence, Cache, Discovery, Known, Place, Policy, Profiled, cache::Lookup};
 use crate::{
     config::Config,
     metrics::profiles::ProfileFamilies,
@@ -72,8 +72,8 @@ impl Sources {
         let refused = self.endpoints_refused.clone();
         let own_api = config.remora_api;
         Discovery {
-            profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                let of = (profile_context.clone(), addr.to_string());
+            profiles: self.cache(idle, max, move |place: &Place, sender| {
+                let of = (profile_context.clone(), place.to_string());
                 Box::pin(profile(profile_channel.clone(), of, limits, sender, |profiled| profiled))
             }),
             names: self.cache(
@@ -86,8 +86,8 @@ impl Sources {
                     Box::pin(profile(name_channel.clone(), of, limits, sender, named))
                 },
             ),
-            policies: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                let of = (workload.clone(), *addr);
+            policies: self.cache(idle, max, move |place: &Place, sender| {
+                let of = (workload.clone(), place.clone());
                 Box::pin(outbound_policy(policy.clone(), own_api, of, policy_limits, sender))
             }),
             endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
@@ -209,17 +209,18 @@ async fn said(
 async fn outbound_policy(
     channel: Client,
     own_api: bool,
-    (workload, addr): (Arc<str>, SocketAddr),
+    (workload, place): (Arc<str>, Place),
     limits: StreamLimits,
     sender: watch::Sender<Known<Policy>>,
 ) {
-    let request = TrafficSpec {
-        source_workload: workload.to_string(),
-        target: Some(traffic_spec::Target::Addr(addr.into())),
+    let target = match &place {
+        Place::Addr(addr) => traffic_spec::Target::Addr((*addr).into()),
+        Place::Name(name) => traffic_spec::Target::Authority(name.to_string()),
     };
+    let request = TrafficSpec { source_workload: workload.to_string(), target: Some(target) };
     let open = || said(channel.clone(), own_api, request.clone());
     let messages = || subscribe(limits, &open).boxed();
-    let what = format!("the outbound policy of {addr}");
+    let what = format!("the outbound policy of {place}");
     follow(messages, &what, &sender, |message| {
         // A protocol of another version, or none: what this means is not known, and so no reason to fail what is.
         let unknown = message.protocol().is_none_or(|protocol| protocol.kind.is_none());
