@@ -14,6 +14,10 @@ use core::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use once_cell::race::OnceBox;
 
+mod outbound;
+
+pub use outbound::OutboundDefault;
+
 /// Group, kind and name of the resource behind a decision, as metric labels print them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceRef {

@@ -83,20 +83,26 @@ impl Profile {
         self.name.is_some() && !(self.routes.is_empty() && self.overrides.is_empty())
     }
 
-    /// Where requests go by it from a target's port: to the target itself, or by weight to others. `None` if the profile is
-    /// nobody's. Contract 1.7.
+    /// Where requests go by it from a target's port: to the target itself, or by weight to others; a pod that was dialled
+    /// itself has what goes to its Service. `None` if the profile is nobody's. Contract 1.7.
     pub fn distribution(&self, parent: &Arc<ResourceRef>, port: u16) -> Option<Distribution> {
-        let backend = |authority: Arc<str>| Backend {
+        let own: Arc<str> = format!("{}:{port}", self.name.as_ref()?).into();
+        let backend = |authority: &Arc<str>| Backend {
             meta: parent.clone(),
-            target: BackendTarget::Balance { authority, default_rtt: DEFAULT_RTT, decay: DEFAULT_DECAY },
+            target: match &self.endpoint {
+                Some(pod) if *authority == own => BackendTarget::Forward(pod.clone()),
+                Some(_) | None => BackendTarget::Balance {
+                    authority: authority.clone(),
+                    default_rtt: DEFAULT_RTT,
+                    decay: DEFAULT_DECAY,
+                },
+            },
             filters: Vec::new(),
         };
-        let name = self.name.as_ref()?;
         Some(if self.overrides.is_empty() {
-            Distribution::FirstAvailable(vec![backend(format!("{name}:{port}").into())])
+            Distribution::FirstAvailable(vec![backend(&own)])
         } else {
-            let weighted = self.overrides.iter();
-            let weighted = weighted.map(|dst| (backend(dst.authority.clone()), dst.weight));
+            let weighted = self.overrides.iter().map(|dst| (backend(&dst.authority), dst.weight));
             Distribution::RandomAvailable(weighted.collect())
         })
     }

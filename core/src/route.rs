@@ -2,6 +2,7 @@
 
 mod choose;
 mod filter;
+mod membership;
 mod path;
 mod table;
 mod terms;
@@ -14,6 +15,7 @@ pub use self::filter::{
     Asked, FailWith, Failure, Filter, HeaderModifier, Inapplicable, Mirror, Ratio, Redirect, Rewrite, Scheme,
     Untouchable, may_modify,
 };
+pub use self::membership::{Membership, named};
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
 pub use self::table::Table;
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};

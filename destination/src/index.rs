@@ -43,6 +43,8 @@ pub enum Key {
     Service(Name),
     /// A Service's own object, whatever is behind it.
     Declared(Name),
+    /// The objects of all Services of a namespace.
+    Services(String),
     /// The routes that want to be attached to a Service.
     Routes(Name),
     /// The ReferenceGrants of a namespace.
@@ -213,6 +215,17 @@ impl Index {
             .map(|(name, pod)| (name, pod.as_ref()))
     }
 
+    /// The Services whose selector selects a pod of a namespace, by name.
+    pub fn selecting<'a>(
+        &'a self,
+        namespace: &str,
+        pod: &'a Pod,
+    ) -> impl Iterator<Item = (&'a Name, &'a Service)> {
+        in_namespace(&self.services, namespace)
+            .filter(|(_, service)| service.selects(&pod.labels))
+            .map(|(name, service)| (name, service.as_ref()))
+    }
+
     fn names(&self, kind: Kind) -> Vec<Name> {
         match kind {
             Kind::Namespace => self.namespaces.keys().cloned().collect(),
@@ -306,7 +319,8 @@ impl Index {
     fn put_service(&mut self, name: &Name, new: Option<Service>, changes: &mut Changes) -> bool {
         let Some((old, new)) = swap(&mut self.services, name, new.map(Arc::new)) else { return false };
         let (old, new) = (old.iter().flat_map(|old| old.ips()), new.iter().flat_map(|new| new.ips()));
-        changes.keys.extend([Key::Service(name.clone()), Key::Declared(name.clone())]);
+        let all = Key::Services(name.namespace.clone());
+        changes.keys.extend([Key::Service(name.clone()), Key::Declared(name.clone()), all]);
         changes.keys.extend(old.clone().chain(new.clone()).map(Key::Ip));
         relate(&mut self.services_by_ip, name, old, new);
         true

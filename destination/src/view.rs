@@ -7,6 +7,7 @@ mod attach;
 mod carried;
 mod endpoints;
 mod inbound;
+mod membership;
 mod outbound;
 mod policies;
 mod profile;
@@ -19,6 +20,7 @@ pub use admit::{Admission, Authority};
 pub use carried::{Family, can_match};
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{HeldRateLimit, Inbound, ServerRef, Workload, inbound};
+pub use membership::Membership;
 pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};
 pub use policies::{PolicyReport, policy_reports};
 pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
@@ -174,6 +176,12 @@ impl<'a> Lens<'a> {
         let found = self.index.pod_at(ip);
         self.keys.extend(found.map(|(name, _)| Key::Pod(name.clone())));
         found
+    }
+
+    /// The Services that select a pod.
+    fn selecting(&mut self, name: &Name, pod: &'a Pod) -> Vec<(&'a Name, &'a Service)> {
+        self.keys.insert(Key::Services(name.namespace.clone()));
+        self.index.selecting(&name.namespace, pod).collect()
     }
 
     fn namespace(&mut self, name: &str) -> Option<&'a Namespace> {

@@ -10,7 +10,7 @@ use remora_core::detect::{Detection, Protocol, detect};
 use remora_proxy::{
     Proxy, Worker,
     config::Config,
-    discover::{Cache, Discovery},
+    discover::{Cache, Discovery, Place},
     inbound,
     listen::Accepted,
     metrics::Metrics,
@@ -204,8 +204,8 @@ fn proxy(runtime: &Runtime) -> Proxy {
         credentials: watch::channel(None).1,
         policies,
         discovery: Discovery {
-            profiles: Cache::new(handle.clone(), idle, 16, move |_: &SocketAddr, _| never()),
-            policies: Cache::new(handle.clone(), idle, 16, move |_: &SocketAddr, _| never()),
+            profiles: Cache::new(handle.clone(), idle, 16, move |_: &Place, _| never()),
+            policies: Cache::new(handle.clone(), idle, 16, move |_: &Place, _| never()),
             names: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
             endpoints: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
         },

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 use serde_json::Value;
 
 use crate::{
-    config::{Image, InjectorConfig, ProxyPorts},
+    config::{Image, InjectorConfig, PLAINTEXT, ProxyPorts},
     values::{Invalid, Ports},
 };
 
@@ -122,6 +122,8 @@ pub struct Settings {
     pub wait_for_proxy: bool,
     /// What is allowed in where no policy selects a port.
     pub default_inbound_policy: String,
+    /// Who may be connected to in plaintext.
+    pub default_outbound_policy: String,
     /// `apache` or `json`.
     pub access_log: Option<String>,
     /// How long open connections may take to finish after SIGTERM.
@@ -185,6 +187,7 @@ impl Settings {
             wait_before_exit: 0,
             wait_for_proxy: config.wait_for_proxy,
             default_inbound_policy: config.default_inbound_policy.clone(),
+            default_outbound_policy: config.default_outbound_policy.clone(),
             access_log: None,
             shutdown_grace: None,
             additional_env: Vec::new(),
@@ -262,7 +265,21 @@ pub fn read(
             }
         }
     }
+    denied.extend(unheeded(&reading.settings, config));
     if denied.is_empty() { Ok(Read { settings: reading.settings, inherited, warnings }) } else { Err(denied) }
+}
+
+/// Another mesh's proxy would send in plaintext what nobody may.
+fn unheeded(settings: &Settings, config: &InjectorConfig) -> Option<String> {
+    let policy = &settings.default_outbound_policy;
+    (policy != PLAINTEXT && !config.is_ours(&settings.image.name)).then(|| {
+        format!(
+            "the outbound default policy {policy:?} ({}) is kept by Remora's proxy only, and the image {} is none of \
+             remoraImages: it would send in plaintext all the same",
+            table::OUTBOUND_POLICY,
+            settings.image.name
+        )
+    })
 }
 
 /// Warnings for annotations that look like ours and do nothing: a misspelt name must not pass for a setting.
@@ -288,9 +305,9 @@ pub fn reference() -> String {
         renews it.\n\n\
         *Where* says who may carry an annotation: the pod (template) itself, its namespace for all pods that do not \
         have it, or also a Service. A value that is not understood is reported as a warning with the annotation's \
-        name, and the default stays; of port lists only the items that were not understood are passed over. Two are \
-        stricter, because a guess could open a hole: a wrong `skip-subnets` or `proxy-additional-env` refuses the \
-        pod.\n\n\
+        name, and the default stays; of port lists only the items that were not understood are passed over. Some are \
+        stricter, because a guess could open a hole: a wrong `skip-subnets`, `proxy-additional-env`, \
+        `proxy-require-identity-inbound-ports` or `outbound-default-policy` refuses the pod.\n\n\
         | annotation | where | value | default | what it does |\n|---|---|---|---|---|\n"
         .to_owned();
     for row in &ANNOTATIONS {

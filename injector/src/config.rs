@@ -54,6 +54,8 @@ pub struct InjectorConfig {
     pub disable_ipv6: bool,
     /// What is allowed in where no policy selects a port (contract 3.4).
     pub default_inbound_policy: String,
+    /// Who may be connected to in plaintext.
+    pub default_outbound_policy: String,
     /// The proxies' log filter.
     pub log_level: String,
     /// `plain` or `json`.
@@ -201,6 +203,7 @@ impl Default for InjectorConfig {
             iptables_mode: IptablesMode::Auto,
             disable_ipv6: false,
             default_inbound_policy: "all-unauthenticated".to_owned(),
+            default_outbound_policy: PLAINTEXT.to_owned(),
             log_level: "warn,remora=info,linkerd=info,hickory=error".to_owned(),
             log_format: "plain".to_owned(),
             native_sidecar: true,
@@ -219,6 +222,11 @@ pub const INBOUND_POLICIES: [&str; 6] = [
     "deny",
     "audit",
 ];
+
+/// The values `outbound-default-policy` may have.
+pub const OUTBOUND_POLICIES: [&str; 3] = [PLAINTEXT, "all-authenticated", "cluster-authenticated"];
+/// The one of these that demands nothing.
+pub const PLAINTEXT: &str = "all-unauthenticated";
 
 /// The values `image-pull-policy` may have.
 pub const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
@@ -274,14 +282,13 @@ impl InjectorConfig {
         check(distinct.len() == ports.len(), "two of the proxy's ports are the same".to_owned());
         check(self.uid != 0, "uid is 0: root's traffic would not be redirected".to_owned());
         check(self.gid != Some(0), "gid is 0: root's traffic would not be redirected".to_owned());
-        check(
-            INBOUND_POLICIES.contains(&self.default_inbound_policy.as_str()),
-            format!(
-                "defaultInboundPolicy {:?} is none of {}",
-                self.default_inbound_policy,
-                INBOUND_POLICIES.join(", ")
-            ),
-        );
+        for (field, value, allowed) in [
+            ("defaultInboundPolicy", &self.default_inbound_policy, &INBOUND_POLICIES[..]),
+            ("defaultOutboundPolicy", &self.default_outbound_policy, &OUTBOUND_POLICIES[..]),
+        ] {
+            let known = allowed.contains(&value.as_str());
+            check(known, format!("{field} {value:?} is none of {}", allowed.join(", ")));
+        }
         check(
             ["plain", "json"].contains(&self.log_format.as_str()),
             format!("logFormat {:?} is neither plain nor json", self.log_format),
@@ -392,7 +399,7 @@ mod tests {
 
     #[test]
     fn every_mistake_is_listed_at_once() {
-        let yaml = "uid: 0\ngid: 0\nlogFormat: xml\ndefaultInboundPolicy: open\ncontrolNamespace: ''\n\
+        let yaml = "uid: 0\ngid: 0\nlogFormat: xml\ndefaultInboundPolicy: open\ndefaultOutboundPolicy: deny\ncontrolNamespace: ''\n\
                     clusterNetworks: []\nports: {inbound: 4140}\nignoreInboundPorts: [0]\n\
                     resources: {burstable: {cpu: lots, memory: 1Mi}}\n\
                     image: {name: a, version: b, pullPolicy: Sometimes}\n";
@@ -402,6 +409,7 @@ mod tests {
             "gid is 0",
             "logFormat",
             "defaultInboundPolicy",
+            "defaultOutboundPolicy",
             "controlNamespace",
             "clusterNetworks",
             "the same",
@@ -412,7 +420,7 @@ mod tests {
         ] {
             assert!(found.iter().any(|mistake| mistake.contains(word)), "{word} is missing in {found:?}");
         }
-        assert_eq!(found.len(), 11, "{found:?}");
+        assert_eq!(found.len(), 12, "{found:?}");
     }
 
     #[test]

@@ -331,7 +331,7 @@ fn plan(subject: &Subject<'_>, config: &InjectorConfig, asked_by: AskedBy) -> De
         return Decision::Refuse(refusals);
     }
     let mut warnings = read.warnings;
-    warnings.extend(remarks(subject, &settings, config));
+    warnings.extend(remarks(subject, &settings));
     Decision::Inject(Box::new(Plan { asked_by, settings, inherited, warnings }))
 }
 
@@ -381,18 +381,12 @@ fn taken(pod: &Pod, settings: &Settings) -> impl Iterator<Item = u16> {
 }
 
 /// What is allowed and rarely meant.
-fn remarks(subject: &Subject<'_>, settings: &Settings, config: &InjectorConfig) -> Vec<String> {
+fn remarks(subject: &Subject<'_>, settings: &Settings) -> Vec<String> {
     let mut warnings = Vec::new();
     let namespace = subject.surroundings.annotations.get(INJECT);
     if namespace.is_some_and(|value| !value.is_empty() && Switch::parse(value) == Switch::Invalid) {
         warnings
             .push(format!("annotation {INJECT} of the namespace is neither enabled, disabled nor ingress"));
-    }
-    if settings.ingress && config.is_ours(&settings.image.name) {
-        warnings.push(format!(
-            "{INJECT}: ingress asks for routing by Host, which this proxy does not do yet: requests go where they are \
-             addressed, as with enabled"
-        ));
     }
     if subject.pod.has_udp_ports() {
         warnings

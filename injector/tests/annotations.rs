@@ -65,7 +65,8 @@ fn a_value_that_means_nothing_is_warned_of_by_name_and_the_default_stays() {
     // Any text is an image, a tag, a log filter; decide.rs meets the switch; lists keep what they understand.
     let free = ["linkerd.io/inject", "proxy-image", "proxy-version", "proxy-log-level"];
     let lists = ["pod-inbound-ports", "skip-inbound-ports", "skip-outbound-ports", "opaque-ports"];
-    let strict = ["skip-subnets", "proxy-additional-env", "require-identity-inbound-ports"];
+    let strict =
+        ["skip-subnets", "proxy-additional-env", "require-identity-inbound-ports", "outbound-default-policy"];
     let ends = |names: &[&str], name: &str| names.iter().any(|end| name.ends_with(end));
     for annotation in ANNOTATIONS.iter().filter(|annotation| !ends(&free, annotation.name)) {
         let read = read(&Annotations::new(), &one(annotation.name, "nonsense!"));

@@ -100,7 +100,8 @@ impl Balancer {
         let now = clock::now();
         let set = self.set.load();
         if self.is_discovered() {
-            set.endpoints.iter().any(|live| live.refusal(now).is_none() && live.admits(now))
+            let well = |live: &&Arc<LiveEndpoint>| live.refusal(now).is_none() && live.admits(now);
+            set.endpoints.iter().filter(well).any(|live| live.forbidden().is_none())
         } else {
             self.nowhere || !set.endpoints.is_empty()
         }

@@ -15,7 +15,10 @@ pub use settings::{GROUPS, Group, Setting, UNUSED, help, markdown};
 pub use workers::{Cores, workers};
 
 use ipnet::IpNet;
-use remora_core::{identity::Identity, policy::DefaultPolicy};
+use remora_core::{
+    identity::Identity,
+    policy::{DefaultPolicy, OutboundDefault},
+};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -58,7 +61,7 @@ pub struct Config {
     pub log_format: LogFormat,
     /// One line per inbound request, if any.
     pub access_log: Option<AccessLog>,
-    /// Route by Host header, not by original address.
+    /// Route requests by their l5d-dst-override header, where they have one.
     pub ingress_mode: bool,
     /// Use `remora.proxy.v1` beside Linkerd's API (`REMORA_PROXY_API=v1`).
     pub remora_api: bool,
@@ -107,6 +110,8 @@ pub struct InboundConfig {
 pub struct OutboundConfig {
     /// One or two addresses (IPv4 and IPv6 loopback).
     pub listen: Vec<SocketAddr>,
+    /// Who may be connected to in plaintext (`REMORA_PROXY_OUTBOUND_DEFAULT_POLICY`, everybody).
+    pub default_policy: OutboundDefault,
     /// Dialling an endpoint: TCP, TLS and header.
     pub connect_timeout: Duration,
     /// Waiting for the application's first bytes.

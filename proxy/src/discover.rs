@@ -3,6 +3,7 @@
 
 mod backend;
 pub mod cache;
+pub mod pod;
 pub mod profiled;
 pub mod resolve;
 pub mod rules;
@@ -11,8 +12,40 @@ pub mod target;
 
 use crate::profile::Named;
 pub use cache::{Cache, Full, Watch};
-use remora_core::{endpoint::Endpoint, profile::Profile, route::OutboundPolicy};
-use std::{net::SocketAddr, sync::Arc};
+use remora_core::{
+    endpoint::Endpoint,
+    profile::Profile,
+    route::{Membership, OutboundPolicy},
+};
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+/// What a lookup is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// An original destination.
+    Addr(SocketAddr),
+    /// `<svc>.<ns>.svc.<domain>:<port>`, which a request names in ingress mode.
+    Name(Arc<str>),
+}
+
+impl Place {
+    /// The port of either.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Addr(addr) => addr.port(),
+            Self::Name(name) => name.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
 
 /// What is known of a key.
 #[derive(Debug)]
@@ -48,6 +81,8 @@ impl<T> Clone for Known<T> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     pub policy: OutboundPolicy,
+    /// Of a pod's own address: the Services that it belongs to. The policy is that of the first one.
+    pub services: Vec<Membership>,
     pub ignored: Vec<Arc<str>>,
 }
 
@@ -60,11 +95,11 @@ pub struct Profiled {
     pub refused: Option<Arc<str>>,
 }
 
-/// The lookups by address and name.
+/// The lookups.
 pub struct Discovery {
-    pub profiles: Cache<SocketAddr, Profiled>,
+    pub profiles: Cache<Place, Profiled>,
     /// Of names that inbound requests are addressed to.
     pub names: Cache<Arc<str>, Named>,
-    pub policies: Cache<SocketAddr, Policy>,
+    pub policies: Cache<Place, Policy>,
     pub endpoints: Cache<Arc<str>, Vec<Endpoint>>,
 }

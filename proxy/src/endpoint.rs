@@ -1,7 +1,7 @@
 //! One endpoint as a worker knows it: how to dial it, its connections, its load, its health, its metrics.
 
 use crate::{
-    Worker,
+    Proxy, Worker,
     breaker::{Breaker, Trial},
     config::SocketConfig,
     connect,
@@ -38,6 +38,8 @@ const REACH_AGAIN: Backoff =
 pub struct LiveEndpoint {
     endpoint: Endpoint,
     dialer: Dialer,
+    /// Why nothing at all may be sent to it.
+    forbidden: Option<Fault>,
     client: Arc<Client>,
     state: Mutex<State>,
     /// Where failures are counted against it.
@@ -85,11 +87,13 @@ impl LiveEndpoint {
         let now = clock::now();
         let plan = endpoint.dial_plan(&config.inbound.ips);
         let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority);
+        let forbidden = forbidden(proxy, &plan);
         let neighbour = match &plan {
             DialPlan::Direct { addr, tls, .. } => Some(worker.neighbours.neighbour(worker, *addr, tls)),
             DialPlan::Plain { .. } | DialPlan::Transparent { .. } => None,
         };
         Arc::new(Self {
+            forbidden,
             dialer: Dialer {
                 plan,
                 limit: config.outbound.connect_timeout,
@@ -139,9 +143,16 @@ impl LiveEndpoint {
         state.ewma.load(state.in_flight, now) / f64::from(self.endpoint.weight.max(1))
     }
 
-    /// What the balancer compares: usable, unless it refused a connection just now, has no weight, or is left out.
+    /// Why nothing at all may be sent to it, where policy demands the identity that it does not have.
+    pub fn forbidden(&self) -> Option<&Fault> {
+        self.forbidden.as_ref()
+    }
+
+    /// What the balancer compares: usable, unless it refused a connection just now, has no weight, is left out, or must
+    /// not be sent to. The last is better than nobody still: whoever picks it is told why.
     pub fn candidate(&self, now: Time) -> Candidate {
-        let usable = self.endpoint.weight > 0 && self.state().not_before <= now && self.admits(now);
+        let may = self.endpoint.weight > 0 && self.forbidden.is_none();
+        let usable = may && self.state().not_before <= now && self.admits(now);
         Candidate { load: self.load(now), usable }
     }
 
@@ -169,7 +180,9 @@ impl LiveEndpoint {
     /// Counts one more request or connection, begun `now`, until the guard is dropped.
     pub fn begin(self: &Arc<Self>, now: Time) -> InFlight {
         self.state().in_flight += 1;
-        let trial = self.breaker.as_ref().and_then(|breaker| breaker.begin(now));
+        // That policy forbids it says nothing of how it is.
+        let breaker = self.breaker.as_ref().filter(|_| self.forbidden.is_none());
+        let trial = breaker.and_then(|breaker| breaker.begin(now));
         InFlight { endpoint: self.clone(), started: now, answered: false, trial }
     }
 
@@ -178,7 +191,12 @@ impl LiveEndpoint {
         self.connect(None).await
     }
 
+    /// The only way to the endpoint, for requests, bytes, mirrors, retries and speculation alike.
     async fn connect(&self, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
+        if let Some(fault) = &self.forbidden {
+            // It is not passed over for this, so that whoever comes next is told why as well.
+            return Err(fault.clone());
+        }
         let connected = self.dialer.connect(session).await;
         let mut state = self.state();
         let now = clock::now();
@@ -228,9 +246,9 @@ impl Dialer {
                     let config = self.config()?;
                     Ok(tls::originate(config, self.tcp(addr).await?, addr, tls).await?.stream)
                 }
-                (DialPlan::Plain { .. } | DialPlan::Direct { .. }, _) => {
-                    Ok(Stream::plain(self.tcp(addr).await?))
-                }
+                (DialPlan::Plain { .. }, _) => Ok(Stream::plain(self.tcp(addr).await?)),
+                // There is one wherever a connection is direct; without it nothing goes there in plaintext.
+                (DialPlan::Direct { .. }, None) => Err(Fault::BadTarget("its proxy is not known")),
             }
         };
         timeout(self.limit, connecting)
@@ -255,6 +273,14 @@ impl Dialer {
             }
         }
     }
+}
+
+/// Whether policy demands an identity of whom the plan would dial without one.
+fn forbidden(proxy: &Proxy, plan: &DialPlan) -> Option<Fault> {
+    let DialPlan::Plain { addr, reason } = *plan else { return None };
+    let policy = proxy.config.outbound.default_policy;
+    let forbids = policy.forbids(reason, proxy.in_cluster(addr.ip()));
+    forbids.then(|| Fault::NoIdentity { addr, policy: policy.as_str() })
 }
 
 /// The identity that an endpoint must have, for labels and `l5d-require-id`.

@@ -3,8 +3,10 @@
 //! One type for the whole data path. Every question about a fault is a total function beside it, so that the log line,
 //! the metric's label and the response header cannot disagree. Contract 4.8.
 
+mod answer;
 mod broken;
 
+pub use answer::{Answer, GrpcCode};
 pub use broken::{HttpError, stream_error};
 
 use crate::{config::HeaderList, http::deadline::Limit, http1, mux::StreamEnded};
@@ -68,11 +70,15 @@ pub enum Fault {
     #[error("the policy changed and no longer admits this connection to {0}")]
     Revoked(Arc<str>),
     #[error("nothing is known of {target} after {waited:?}: the control plane does not answer")]
-    FirstLookup { target: SocketAddr, waited: Duration },
+    FirstLookup { target: Arc<str>, waited: Duration },
     #[error("the policy of {target} cannot be applied: {reason}")]
     InvalidPolicy { target: Arc<str>, reason: Arc<str> },
     #[error("policy forbids this connection to {target}: {reason}")]
     Forbidden { target: Arc<str>, reason: Arc<str> },
+    #[error(
+        "{addr} has no identity, and the outbound default policy {policy} demands mTLS: nothing was sent to it"
+    )]
+    NoIdentity { addr: SocketAddr, policy: &'static str },
     #[error("no route of {0} matches the request")]
     NoRoute(Arc<str>),
     #[error("no endpoint of {0} is available")]
@@ -127,29 +133,6 @@ pub enum Blame {
     Mesh,
 }
 
-/// What an HTTP client is told. Contract 4.8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub status: http::StatusCode,
-    pub grpc: GrpcCode,
-    /// Whether the client's connection ends after the answer.
-    pub close: bool,
-}
-
-/// The gRPC codes that this proxy makes up itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum GrpcCode {
-    DeadlineExceeded = 4,
-    NotFound = 5,
-    PermissionDenied = 7,
-    ResourceExhausted = 8,
-    FailedPrecondition = 9,
-    Aborted = 10,
-    Internal = 13,
-    Unavailable = 14,
-}
-
 impl Fault {
     /// Who has to act for this to stop.
     pub fn blame(&self) -> Blame {
@@ -179,6 +162,7 @@ impl Fault {
             | Self::Revoked(_)
             | Self::InvalidPolicy { .. }
             | Self::Forbidden { .. }
+            | Self::NoIdentity { .. }
             | Self::Redirected { .. }
             | Self::Injected { .. }
             | Self::NoRoute(_) => Blame::Policy,
@@ -233,6 +217,7 @@ impl Fault {
             Self::FirstLookup { .. } => "first lookup timeout",
             Self::InvalidPolicy { .. } => "invalid policy",
             Self::Forbidden { .. } => "forbidden",
+            Self::NoIdentity { .. } => "no identity",
             Self::NoRoute(_) => "no route",
             Self::NoEndpoint(_) => "failfast",
             Self::ResponseTimeout { .. } | Self::Late { limit: Limit::Response, .. } => "response timeout",
@@ -316,6 +301,7 @@ impl Fault {
             | Self::Answer(_)
             | Self::Io(_)
             | Self::Carrier(_)
+            | Self::NoIdentity { .. }
             | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
             Self::Memory { .. } => (S::SERVICE_UNAVAILABLE, G::ResourceExhausted, true),
@@ -398,7 +384,13 @@ impl Fault {
 
     /// Whether another endpoint may do better: nothing of the request or connection reached an application.
     pub fn is_connect(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::EndpointTls { .. })
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::EndpointTls { .. }
+                | Self::NoIdentity { .. }
+        )
     }
 }
 
@@ -442,6 +434,16 @@ mod tests {
     fn no_endpoint_is_failfast_504() {
         check(&Fault::NoEndpoint("web".into()), 504, GrpcCode::DeadlineExceeded, true);
         assert_eq!(Fault::NoEndpoint("web".into()).label(), "failfast");
+    }
+
+    #[test]
+    fn who_has_no_identity_is_named_with_the_policy_that_demands_one() {
+        let fault = Fault::NoIdentity { addr: ([10, 0, 0, 1], 80).into(), policy: "all-authenticated" };
+        check(&fault, 502, GrpcCode::Unavailable, true);
+        assert!(fault.is_connect() && fault.blame() == Blame::Policy && fault.label() == "no identity");
+        let said = "10.0.0.1:80 has no identity, and the outbound default policy all-authenticated demands mTLS: \
+                    nothing was sent to it";
+        assert_eq!(fault.to_string(), said);
     }
 
     #[test]

@@ -370,8 +370,8 @@ impl AsServer for AppConnection {
 impl Speculate for Speculation<'_> {
     type Upstream = AppConnection;
 
-    async fn dial(&self) -> Option<AppConnection> {
-        self.try_dial().await
+    async fn dial(&self) -> Result<Option<AppConnection>, Fault> {
+        Ok(self.try_dial().await)
     }
 
     fn denied(&self) {

@@ -88,6 +88,7 @@ impl Proxy {
 
     /// Whether an address is inside the cluster's networks, where the control plane must know it.
     pub fn in_cluster(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
         self.config.discovery.cluster_networks.iter().any(|net| net.contains(&ip))
     }
 

@@ -65,6 +65,7 @@ pub struct Metrics {
     pub targets_refused: Counter,
     /// Names of inbound requests that are not looked up because too many are.
     pub names_refused: Counter,
+    pod_addresses: Budgeted<Labels, Counter>,
     pub speculative_inbound: Counter,
     pub speculative_outbound: Counter,
     /// Speculative dials not made because too many are open.
@@ -160,6 +161,10 @@ impl Metrics {
                 "remora_inbound_names_refused_total",
                 "Names of inbound requests whose ServiceProfile is not looked up because 256 are",
             ),
+            pod_addresses: counters(
+                "remora_outbound_pod_address_connections_total",
+                "Connections to a pod's own address that go by a Service which the pod belongs to",
+            ),
             speculative_inbound: registry.counter(
                 "remora_inbound_speculative_dials_total",
                 "Connections to the application opened because the client was silent",
@@ -254,6 +259,11 @@ impl Metrics {
         labels.push(label("tls", "no_identity"));
         labels.push(label("no_tls_reason", "loopback"));
         self.tcp.of(labels)
+    }
+
+    /// Counts connections to a pod's own address that go by this Service.
+    pub fn pod_address(&self, service: &str) -> Counter {
+        self.pod_addresses.get(vec![label("service", service)])
     }
 
     pub fn inbound_fault(&self, fault: &Fault, target: SocketAddr, server: &ServerPolicy) {

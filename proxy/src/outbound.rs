@@ -6,7 +6,10 @@
 
 use crate::{
     Worker,
-    discover::target::{PlanProtocol, Split, Target, TlsPlan},
+    discover::{
+        Place,
+        target::{Plan, PlanProtocol, Split, Target, TlsPlan},
+    },
     endpoint::{InFlight, LiveEndpoint},
     fault::Fault,
     http::{self, request},
@@ -52,7 +55,7 @@ async fn lookup(worker: &Arc<Worker>, client: SocketAddr, addr: SocketAddr) -> R
         return Err(Fault::Loop(addr));
     }
     worker.proxy.has_room()?;
-    let target = worker.targets.target(worker, addr)?;
+    let target = worker.targets.target(worker, Place::Addr(addr))?;
     target.first_plan(worker).await?;
     Ok(target)
 }
@@ -65,16 +68,25 @@ async fn planned(
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Rest, Fault> {
     let plan = target.plan(worker);
+    if let Some(pod) = &plan.pod {
+        pod.connections.inc();
+    }
     let metrics = &worker.proxy.metrics;
+    // Requests say themselves where they go then, whatever is declared of this destination: detection always runs.
+    // Contract 4.9.
+    let ingress = worker.proxy.config.ingress_mode;
     let (protocol, spare) = match &plan.protocol {
+        declared if ingress && declared.opaque().is_none() => {
+            return Box::pin(undeclared(worker, target, &plan, stream, permit)).await;
+        }
         PlanProtocol::Invalid(reason) => {
             let fault =
-                Fault::InvalidPolicy { target: target.addr.to_string().into(), reason: reason.clone() };
+                Fault::InvalidPolicy { target: target.place.to_string().into(), reason: reason.clone() };
             return Box::pin(refuse(worker, stream, &fault)).await.and(Err(fault));
         }
         PlanProtocol::Http1(_) => (Protocol::Http1, None),
         PlanProtocol::Http2(_) => (Protocol::Http2, None),
-        PlanProtocol::Opaque(split) => {
+        PlanProtocol::Opaque(split) if !ingress => {
             if let Some(reason) = split.forbids() {
                 // A port that the Service does not define arrives as bytes that are forbidden (contract 3.3). Whoever
                 // speaks HTTP can be told.
@@ -88,17 +100,27 @@ async fn planned(
             let sni = Box::pin(sniff::sni(&mut stream, limit)).await?;
             return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None, Served::Tls)).await;
         }
-        PlanProtocol::Detect { opaque: split, .. } => {
+        PlanProtocol::Detect { opaque: split, .. } | PlanProtocol::Opaque(split) => {
             let speculation = Speculation { worker, target, split };
             let began = remora_runtime::clock::now();
             let limit = worker.proxy.config.outbound.detect_timeout;
-            let lost = |_: &Fault| metrics.detect_outbound.lost(began);
-            let detected =
-                Box::pin(sniff::protocol(&mut stream, limit, &speculation)).await.inspect_err(lost)?;
+            let detected = Box::pin(sniff::protocol(&mut stream, limit, &speculation)).await;
+            let detected = detected.inspect_err(|_| {
+                metrics.detect_outbound.lost(began);
+                stream.reset_on_close();
+            })?;
             metrics.detect_outbound.verdict(&detected, began);
             match detected.first {
                 First::Server(server) => {
                     return Box::pin(opaque(worker, split, stream, Some(server), Served::Opaque)).await;
+                }
+                First::Client(Protocol::Tls, spare) if plan.is_of_several() => {
+                    // Opened to the pod for whoever names no other of its Services.
+                    drop(spare);
+                    let sni = Box::pin(sniff::sni(&mut stream, limit)).await?;
+                    let plan = plan.clone().named(|| sni.as_deref().unwrap_or_default());
+                    let split = of_bytes(&plan, sni.as_deref()).inspect_err(|_| stream.reset_on_close())?;
+                    return Box::pin(opaque(worker, split, stream, None, Served::Opaque)).await;
                 }
                 First::Client(Protocol::Opaque | Protocol::Tls, spare) => {
                     return Box::pin(opaque(worker, split, stream, spare, Served::Opaque)).await;
@@ -111,6 +133,29 @@ async fn planned(
     drop(spare);
     let version = if protocol == Protocol::Http2 { SessionProtocol::Http2 } else { SessionProtocol::Http1 };
     Ok(requests(worker, target.clone(), stream, version, permit))
+}
+
+/// Detects in spite of a declaration, see [`planned`].
+async fn undeclared(
+    worker: &Arc<Worker>,
+    target: &Arc<Target>,
+    plan: &Plan,
+    mut stream: Stream,
+    permit: Arc<OwnedSemaphorePermit>,
+) -> Result<Rest, Fault> {
+    let limit = worker.proxy.config.outbound.detect_timeout;
+    let sni = match Box::pin(sniff::protocol(&mut stream, limit, &Never)).await?.first {
+        First::Client(Protocol::Http1, _) => {
+            return Ok(requests(worker, target.clone(), stream, SessionProtocol::Http1, permit));
+        }
+        First::Client(Protocol::Http2, _) => {
+            return Ok(requests(worker, target.clone(), stream, SessionProtocol::Http2, permit));
+        }
+        First::Client(Protocol::Tls, _) => Box::pin(sniff::sni(&mut stream, limit)).await?,
+        First::Client(Protocol::Opaque, _) | First::Server(_) => None,
+    };
+    let split = of_bytes(plan, sni.as_deref()).inspect_err(|_| stream.reset_on_close())?;
+    Box::pin(opaque(worker, split, stream, None, Served::Tls)).await
 }
 
 /// Requests: each is sent by itself, see [`request::outbound`].
@@ -186,6 +231,20 @@ async fn connect(endpoint: &Arc<LiveEndpoint>) -> Result<Server, Fault> {
     Ok(Server { stream, in_flight, permit: None })
 }
 
+/// Where bytes go whatever is declared: those of TLS with this SNI.
+fn of_bytes<'a>(plan: &'a Plan, sni: Option<&str>) -> Result<&'a Split, Fault> {
+    match &plan.protocol {
+        PlanProtocol::Detect { opaque, .. } | PlanProtocol::Opaque(opaque) => Ok(opaque),
+        PlanProtocol::Tls(plans) => by_sni(plans, sni),
+        PlanProtocol::Http1(_) | PlanProtocol::Http2(_) => {
+            Err(Fault::BadTarget("its Service declares HTTP, and the client speaks something else"))
+        }
+        PlanProtocol::Invalid(reason) => {
+            Err(Fault::InvalidPolicy { target: plan.parent.name.clone(), reason: reason.clone() })
+        }
+    }
+}
+
 fn by_sni<'a>(plans: &'a [TlsPlan], sni: Option<&str>) -> Result<&'a Split, Fault> {
     let sni = sni.ok_or(Fault::BadTarget("a TLS route needs a server name"))?;
     let best = route::choose_sni(plans.iter().map(|plan| plan.snis.as_slice()), sni);
@@ -238,16 +297,18 @@ struct Speculation<'a> {
 impl Speculate for Speculation<'_> {
     type Upstream = Server;
 
-    async fn dial(&self) -> Option<Server> {
+    async fn dial(&self) -> Result<Option<Server>, Fault> {
         let proxy = &self.worker.proxy;
         let Ok(permit) = proxy.speculative_permits.clone().try_acquire_owned() else {
             proxy.metrics.speculation_limited.inc();
-            return None;
+            return Ok(None);
         };
         proxy.metrics.speculative_outbound.inc();
-        let mut server = Box::pin(dial(self.split)).await.ok()?;
-        server.permit = Some(permit);
-        Some(server)
+        match Box::pin(dial(self.split)).await {
+            Ok(server) => Ok(Some(Server { permit: Some(permit), ..server })),
+            Err(fault @ Fault::NoIdentity { .. }) => Err(fault),
+            Err(_) => Ok(None),
+        }
     }
 
     fn denied(&self) {

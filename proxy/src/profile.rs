@@ -282,7 +282,7 @@ fn addressed<B>(request: &Request<B>) -> Option<&str> {
 
 /// `name:port` of an authority under which a Service may be known; port 80 where none is written. Addresses have no
 /// profile, and only names under one of the suffixes are asked about.
-fn lookup_name(authority: &str, suffixes: &[String]) -> Option<Arc<str>> {
+pub fn lookup_name(authority: &str, suffixes: &[String]) -> Option<Arc<str>> {
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) => (host, port.parse::<u16>().ok().filter(|port| *port > 0)?),
         None => (authority, 80),

@@ -50,8 +50,9 @@ pub enum MeshHello<U> {
 pub trait Speculate {
     /// The connection.
     type Upstream: AsServer;
-    /// Dials; `None` when speculation is not allowed, not possible or failed.
-    fn dial(&self) -> impl Future<Output = Option<Self::Upstream>> + Send;
+    /// Dials; `None` when speculation is not allowed, not possible or failed. An error: nobody may be dialled, and who
+    /// waits for a server's first word would wait for ever.
+    fn dial(&self) -> impl Future<Output = Result<Option<Self::Upstream>, Fault>> + Send;
     /// The server closed the connection without a word: it refused, or does not like to be asked.
     fn denied(&self);
     /// Client silence before dialling; `None` never dials.
@@ -70,8 +71,8 @@ pub struct Never;
 
 impl Speculate for Never {
     type Upstream = NoServer;
-    async fn dial(&self) -> Option<NoServer> {
-        None
+    async fn dial(&self) -> Result<Option<NoServer>, Fault> {
+        Ok(None)
     }
     fn denied(&self) {}
     fn delay(&self) -> Option<Duration> {
@@ -209,7 +210,7 @@ async fn first_bytes<S: Speculate>(
     let dialled = tokio::select! {
         biased;
         read = stream.read_buf(head) => { read.map_err(gone)?; return Ok(FirstBytes::Client(None)) }
-        dialled = server.dial() => dialled,
+        dialled = server.dial() => dialled?,
     };
     if let Some(mut upstream) = dialled {
         let mut greeting = BytesMut::with_capacity(CHUNK);
@@ -449,11 +450,11 @@ mod tests {
     impl Speculate for Silent {
         type Upstream = Upstream;
 
-        async fn dial(&self) -> Option<Upstream> {
+        async fn dial(&self) -> Result<Option<Upstream>, Fault> {
             if let Some(sender) = &self.on_dial {
                 sender.try_send(()).unwrap();
             }
-            self.dialled.lock().unwrap().take().map(Upstream)
+            Ok(self.dialled.lock().unwrap().take().map(Upstream))
         }
 
         fn denied(&self) {

@@ -40,11 +40,12 @@ pub fn state(proxy: &Proxy, workers: &[Arc<Worker>]) -> Value {
         },
         "outbound": {
             "profiles": proxy.discovery.profiles.snapshot().into_iter()
-                .map(|(addr, known)| (addr.to_string(), describe(&known, profile)))
+                .map(|(place, known)| (place.to_string(), describe(&known, profile)))
                 .collect::<BTreeMap<_, _>>(),
             "policies": proxy.discovery.policies.snapshot().into_iter()
-                .map(|(addr, known)| (addr.to_string(), describe(&known, |policy| json!({
+                .map(|(place, known)| (place.to_string(), describe(&known, |policy| json!({
                     "parent": resource(&policy.policy.parent), "notApplied": policy.ignored,
+                    "podOf": policy.services.iter().map(|one| &*one.service).collect::<Vec<_>>(),
                 })))).collect::<BTreeMap<_, _>>(),
             "workers": workers.iter().map(|worker| targets(worker)).collect::<Vec<_>>(),
         },
@@ -137,7 +138,7 @@ fn profile(known: &Profiled) -> Value {
 }
 
 fn targets(worker: &Worker) -> BTreeMap<String, Value> {
-    worker.targets.all().iter().map(|one| (one.addr.to_string(), target(one))).collect()
+    worker.targets.all().iter().map(|one| (one.place.to_string(), target(one))).collect()
 }
 
 fn target(target: &Target) -> Value {
@@ -203,6 +204,7 @@ fn live(live: &LiveEndpoint) -> Value {
         "addr": live.endpoint().addr.to_string(),
         "how": how,
         "identity": endpoint::identity(live.plan()).map(|tls| tls.identity.as_str()),
+        "forbidden": live.forbidden().map(ToString::to_string),
         "weight": live.endpoint().weight,
         "load": live.load(now),
         "inFlight": live.in_flight(),

@@ -10,6 +10,25 @@ pub struct OutboundPolicy {
     /// message invalid: a filter is never dropped.
     #[prost(message, repeated, tag = "2")]
     pub filters: ::prost::alloc::vec::Vec<Filters>,
+    /// Set where the target is a pod's own address: the Service by which it goes. In the place of that Service's endpoints
+    /// `policy` has the pod.
+    #[prost(message, optional, tag = "3")]
+    pub membership: ::core::option::Option<Membership>,
+}
+/// A Service that a pod belongs to by one of its ports.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Membership {
+    /// `<svc>.<ns>.svc.<domain>:<port>`.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    /// The Service's ServiceProfile, if it has one, with the pod as its endpoint. The port of the target and the pod's own
+    /// opaque ports are in the answer of GetProfile for the pod's address, as ever.
+    #[prost(message, optional, tag = "2")]
+    pub profile: ::core::option::Option<::linkerd2_proxy_api::destination::DestinationProfile>,
+    /// What holds for a request or connection that names another Service which the pod belongs to, by preference: each with
+    /// a membership of its own, which has no others. A name that is none of these widens nothing.
+    #[prost(message, repeated, tag = "3")]
+    pub others: ::prost::alloc::vec::Vec<OutboundPolicy>,
 }
 /// Filters of one rule or backend, applied after those that `policy` has there.
 #[derive(Clone, PartialEq, ::prost::Message)]

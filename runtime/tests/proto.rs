@@ -28,7 +28,7 @@ fn generated(here: &Path) -> String {
     let out = tempfile::tempdir().expect("there is room");
     let mut builder = tonic_prost_build::configure().out_dir(out.path());
     // Linkerd's messages are those of its crate.
-    for package in ["http_route", "outbound"] {
+    for package in ["destination", "http_route", "outbound"] {
         builder = builder
             .extern_path(format!(".io.linkerd.proxy.{package}"), format!("::linkerd2_proxy_api::{package}"));
     }

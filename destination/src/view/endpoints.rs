@@ -226,7 +226,8 @@ fn selected<'a>(
     candidates
 }
 
-fn target(port: &ServicePort, pod: Option<&Pod>) -> Option<u16> {
+/// The port of a pod behind a Service's.
+pub(super) fn target(port: &ServicePort, pod: Option<&Pod>) -> Option<u16> {
     match &port.target {
         TargetPort::Number(number) => Some(*number),
         TargetPort::Name(name) => pod?.ports.get(name).copied(),

@@ -1,8 +1,9 @@
 //! Pure. How a client's proxy should treat traffic to a target. Contract 3.3.
 
 use super::{
-    HeldRoute, Lens, Refusal, Resilience, Settings, Target,
+    HeldRoute, Lens, Membership, Refusal, Resilience, Settings, Target,
     attach::{Attached, attached},
+    membership::memberships,
     rules::{held, resilience},
 };
 use crate::{
@@ -23,6 +24,9 @@ pub enum Outbound {
         /// The port.
         port: u16,
     },
+    /// To a pod itself: by what is said of the first of these Services, of which there is at least one, unless a
+    /// request or connection names another of them.
+    Pod(Vec<Membership>),
     /// To somewhere outside the cluster: forward.
     External(SocketAddr),
 }
@@ -67,10 +71,13 @@ pub fn outbound(
     match target {
         Target::Addr(addr) => match lens.declared_at(addr.ip()) {
             Some((name, service)) => Ok(of_service(lens, settings, (name, service), addr.port(), client)),
-            None if settings.in_cluster(*addr) => Err(Refusal::NotFound(format!(
-                "{} is in the cluster's networks, but no Service's address",
-                addr.ip()
-            ))),
+            None if settings.in_cluster(*addr) => match memberships(lens, settings, *addr, client) {
+                services if services.is_empty() => Err(Refusal::NotFound(format!(
+                    "{addr} is in the cluster's networks, but no Service's address, nor that of a pod which belongs to \
+                     a Service by this port"
+                ))),
+                services => Ok(Outbound::Pod(services)),
+            },
             None => Ok(Outbound::External(*addr)),
         },
         Target::Service { name, port, .. } => {
@@ -94,9 +101,22 @@ fn of_service(
     port: u16,
     client: Option<&str>,
 ) -> Outbound {
-    let Some(defined) = service.port(port) else {
-        return Outbound::UndefinedPort { name: name.clone(), port };
-    };
+    match service.port(port) {
+        Some(defined) => {
+            Outbound::Service(Box::new(service_policy(lens, settings, (name, service), defined, client)))
+        }
+        None => Outbound::UndefinedPort { name: name.clone(), port },
+    }
+}
+
+/// How to treat traffic to a port that a Service defines.
+pub(super) fn service_policy(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    (name, service): (&Name, &Service),
+    defined: &ServicePort,
+    client: Option<&str>,
+) -> ServicePolicy {
     let protocol = protocol(lens, settings, (name, service), defined);
     let attached = match service.addressing {
         Addressing::ClusterIps(_) => attached(lens, name, defined, protocol, client),
@@ -104,14 +124,14 @@ fn of_service(
         Addressing::Headless | Addressing::ExternalName => Attached::default(),
     };
     let routes = attached.holds.into_iter().map(|entry| held(lens, entry, &service.traffic)).collect();
-    Outbound::Service(Box::new(ServicePolicy {
+    ServicePolicy {
         name: name.clone(),
-        port,
+        port: defined.port,
         protocol,
         routes,
         resilience: resilience(&Traffic::default(), &Rule::default(), &service.traffic),
         accrual: service.accrual,
-    }))
+    }
 }
 
 /// What is spoken on a port.

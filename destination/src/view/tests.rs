@@ -2,6 +2,7 @@
 
 mod answers;
 mod endpoints;
+mod memberships;
 mod policies;
 mod profiles;
 mod requests;

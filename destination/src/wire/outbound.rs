@@ -27,9 +27,10 @@ pub fn policy(outbound: &Outbound, settings: &Settings) -> api::OutboundPolicy {
 /// A policy in Linkerd's messages, alone or with our own words beside it.
 fn said(outbound: &Outbound, settings: &Settings, api: Api) -> api::OutboundPolicy {
     match outbound {
-        Outbound::Service(policy) => {
-            let metadata = service_ref(&policy.name.namespace, &policy.name.name, policy.port);
-            policy_of(metadata, service(policy, settings, api))
+        Outbound::Service(policy) => service(policy, &Ways::of_service(policy, settings, api)),
+        Outbound::Pod(services) => {
+            let first = services.first().map(|one| service(&one.policy, &Ways::of_pod(one, settings, api)));
+            first.unwrap_or_default()
         }
         Outbound::UndefinedPort { name, port } => {
             let forbidden = api::opaque_route::Filter {
@@ -57,28 +58,33 @@ fn policy_of(metadata: meta::Metadata, kind: api::proxy_protocol::Kind) -> api::
     api::OutboundPolicy { metadata: Some(metadata), protocol: Some(api::ProxyProtocol { kind: Some(kind) }) }
 }
 
-fn service(policy: &ServicePolicy, settings: &Settings, api: Api) -> api::proxy_protocol::Kind {
+/// The policy of a Service's port, whose traffic goes these ways.
+fn service(policy: &ServicePolicy, ways: &Ways<'_>) -> api::OutboundPolicy {
+    let metadata = service_ref(&policy.name.namespace, &policy.name.name, policy.port);
+    policy_of(metadata, protocol(policy, ways))
+}
+
+fn protocol(policy: &ServicePolicy, ways: &Ways<'_>) -> api::proxy_protocol::Kind {
     use api::proxy_protocol::{Grpc, Kind, Opaque, Tls};
-    let ways = Ways { settings, itself: parts::balancer(settings, &policy.name, policy.port), api };
     let failure_accrual = policy.accrual.map(parts::failure_accrual);
     match policy.routes.first().map(|route| Family::of(route.id.kind)) {
         Some(Family::Grpc) => {
-            let routes = policy.routes.iter().map(|route| grpc::route(route, &ways)).collect();
+            let routes = policy.routes.iter().map(|route| grpc::route(route, ways)).collect();
             Kind::Grpc(Grpc { routes, failure_accrual })
         }
         Some(Family::Tls) => {
-            Kind::Tls(Tls { routes: policy.routes.iter().map(|route| bytes::tls(route, &ways)).collect() })
+            Kind::Tls(Tls { routes: policy.routes.iter().map(|route| bytes::tls(route, ways)).collect() })
         }
         Some(Family::Tcp) => Kind::Opaque(Opaque {
-            routes: policy.routes.iter().map(|route| bytes::opaque(route, &ways)).collect(),
+            routes: policy.routes.iter().map(|route| bytes::opaque(route, ways)).collect(),
         }),
         Some(Family::Http) => {
-            let routes = policy.routes.iter().map(|route| http::route(route, &ways)).collect();
-            by_protocol(policy.protocol, routes, default_opaque(&ways), failure_accrual)
+            let routes = policy.routes.iter().map(|route| http::route(route, ways)).collect();
+            by_protocol(policy.protocol, routes, default_opaque(ways), failure_accrual)
         }
         None => {
             let route = http::everything(default_ref("http"), ways.itself.clone(), &policy.resilience);
-            by_protocol(policy.protocol, vec![route], default_opaque(&ways), failure_accrual)
+            by_protocol(policy.protocol, vec![route], default_opaque(ways), failure_accrual)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{duration, http_method, service_ref, weighted_addr};
 use crate::{
-    resources::{RequestMatch, Route, Spec, WeightedDst},
+    resources::{Name, RequestMatch, Route, Spec, WeightedDst},
     view::{Chosen, Profile, Settings},
 };
 use linkerd2_proxy_api::{destination as api, meta};
@@ -15,22 +15,37 @@ pub fn destination_profile(profile: &Profile, settings: &Settings) -> api::Desti
         ..api::DestinationProfile::default()
     };
     match profile {
-        Profile::Service { name, port, opaque, profile } => {
-            let said = profile.as_ref().map_or_else(default, |chosen| said(&chosen.spec, *port));
-            api::DestinationProfile {
-                fully_qualified_name: settings.service_name(name),
-                opaque_protocol: *opaque,
-                parent_ref: Some(service_ref(&name.namespace, &name.name, *port)),
-                profile_ref: profile.as_ref().map(profile_ref),
-                ..said
-            }
-        }
+        Profile::Service { name, port, opaque, profile: Some(chosen) } => api::DestinationProfile {
+            opaque_protocol: *opaque,
+            ..service_profile(name, *port, chosen, settings)
+        },
+        Profile::Service { name, port, opaque, profile: None } => api::DestinationProfile {
+            fully_qualified_name: settings.service_name(name),
+            opaque_protocol: *opaque,
+            parent_ref: Some(service_ref(&name.namespace, &name.name, *port)),
+            ..default()
+        },
         Profile::UndefinedPort => default(),
         Profile::Endpoint { addr, endpoint, opaque } => api::DestinationProfile {
             opaque_protocol: *opaque,
             endpoint: Some(weighted_addr(*addr, endpoint)),
             ..default()
         },
+    }
+}
+
+/// A Service with its ServiceProfile.
+pub(super) fn service_profile(
+    name: &Name,
+    port: u16,
+    chosen: &Chosen,
+    settings: &Settings,
+) -> api::DestinationProfile {
+    api::DestinationProfile {
+        fully_qualified_name: settings.service_name(name),
+        parent_ref: Some(service_ref(&name.namespace, &name.name, port)),
+        profile_ref: Some(profile_ref(chosen)),
+        ..said(&chosen.spec, port)
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Annotation, Problem, Reading, Scope, Settings};
 use crate::{
-    config::{INBOUND_POLICIES, PULL_POLICIES},
+    config::{INBOUND_POLICIES, OUTBOUND_POLICIES, PULL_POLICIES},
     values::{self, Ports},
 };
 
@@ -16,6 +16,8 @@ use crate::{
 pub const INJECT: &str = "linkerd.io/inject";
 /// Ports never looked into; also read from pods and Services by destination.
 pub const OPAQUE_PORTS: &str = "config.linkerd.io/opaque-ports";
+/// Who may be connected to in plaintext.
+pub(super) const OUTBOUND_POLICY: &str = "config.linkerd.io/outbound-default-policy";
 /// The one annotation whose values on namespace and pod are merged.
 pub(super) const ADDITIONAL_ENV: &str = "config.linkerd.io/proxy-additional-env";
 
@@ -37,10 +39,10 @@ macro_rules! row {
 /// Every annotation that does something, in the order in which they are read: of several names for one setting the
 /// later one wins.
 #[rustfmt::skip]
-pub static ANNOTATIONS: [Annotation; 45] = [
+pub static ANNOTATIONS: [Annotation; 46] = [
     row!(INJECT, Namespace, "enabled | disabled | ingress", "disabled",
-        "Whether the pod gets a proxy. `ingress`: for a gateway whose requests are to be routed by Host; Linkerd's proxy does, \
-         Remora's does not yet and says so.",
+        "Whether the pod gets a proxy. `ingress`: for a gateway whose requests say in `l5d-dst-override` (`name:port`) which \
+         Service they are for; without it they go where they are addressed (docs/gateways.md).",
         // Whether it injects is decided in decide.rs, which also meets invalid values.
         |r, v| { r.settings.ingress = v == "ingress"; Ok(()) }),
     row!("config.linkerd.io/proxy-image", Namespace, "repository", "remora/proxy",
@@ -172,6 +174,11 @@ pub static ANNOTATIONS: [Annotation; 45] = [
     row!(ADDITIONAL_ENV, Namespace, "JSON array of EnvVar", "none",
         "Environment added to the proxy. The pod's entries win over its namespace's of the same name.",
         |r, v| environment(&mut r.settings.additional_env, v)),
+    row!(OUTBOUND_POLICY, Namespace, "all-unauthenticated | all-authenticated | cluster-authenticated",
+        "all-unauthenticated",
+        "Who may be connected to in plaintext: everybody, nobody, or who is outside the cluster's networks. Whoever may \
+         not gets not one byte (docs/plaintext.md).",
+        |r, v| demanded_of(v, &OUTBOUND_POLICIES).map(|v| r.settings.default_outbound_policy = v)),
 ];
 
 fn text(value: &str) -> Result<String, Problem> {
@@ -190,6 +197,11 @@ fn one_of(value: &str, allowed: &[&str]) -> Result<String, Problem> {
     } else {
         Err(Problem::Warn(format!("{value:?} is none of {}", allowed.join(", "))))
     }
+}
+
+/// A wrong word is an error: the default in its place would let pass what its owner believes to be forbidden.
+fn demanded_of(value: &str, allowed: &[&str]) -> Result<String, Problem> {
+    one_of(value, allowed).map_err(|_| Problem::Deny(format!("{value:?} is none of {}", allowed.join(", "))))
 }
 
 /// Go's `ParseBool`, and the words of Linkerd's switches, which are easily confused.

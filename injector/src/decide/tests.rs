@@ -116,6 +116,18 @@ fn the_control_namespace_and_exempt_namespaces_are_skipped() {
 }
 
 #[test]
+fn a_proxy_that_would_send_plaintext_all_the_same_is_refused() {
+    let demanded = ("config.linkerd.io/outbound-default-policy", "all-authenticated");
+    let theirs = ("config.linkerd.io/proxy-image", "cr.l5d.io/linkerd/proxy");
+    plan(about(&[ENABLED, demanded], &[], untouched));
+    plan(about(&[ENABLED, demanded], &[theirs, (demanded.0, "all-unauthenticated")], untouched));
+    let why = refusals(about(&[ENABLED, demanded], &[theirs], untouched));
+    assert!(why.len() == 1 && why[0].contains(demanded.0) && why[0].contains(theirs.1), "{why:?}");
+    let why = refusals(about(&[ENABLED], &[(demanded.0, "require-mtls")], untouched));
+    assert!(why.len() == 1 && why[0].contains("cluster-authenticated"), "{why:?}");
+}
+
+#[test]
 fn a_gateway_turns_injection_on_and_never_off() {
     let odd = "config.linkerd.io/proxy-uid";
     for (gateway, namespace, own, expected) in [
@@ -230,9 +242,6 @@ fn what_is_rarely_meant_is_remarked() {
         untouched,
     ));
     assert!(useless.warnings[0].contains("no effect"), "{:?}", useless.warnings);
-
-    let ingress = plan(about(&[ENABLED], &[(INJECT, "ingress")], untouched));
-    assert!(ingress.warnings[0].contains("not do yet"), "{:?}", ingress.warnings);
 
     let odd = plan(about(&[(INJECT, "yes")], &[ENABLED], untouched));
     assert!(odd.warnings[0].contains("of the namespace"), "{:?}", odd.warnings);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::containers::{END_ENTITY_DIR, TOKEN_DIR};
 use crate::{
     annotations::Settings,
-    config::{InjectorConfig, Role},
+    config::{InjectorConfig, PLAINTEXT, Role},
     decide::{PROXY, TOKEN_VOLUME},
     pod::Pod,
     values::{Ports, env_duration},
@@ -45,6 +45,10 @@ pub(super) fn env(pod: &Pod, settings: &Settings, opaque: &Ports, config: &Injec
     // Linkerd's proxy would only ignore it, but a stranger's image is told nothing that is ours.
     if config.is_ours(&settings.image.name) {
         env.set("REMORA_PROXY_API", "v1");
+        // Said only where it matters: an older proxy of ours would not start with a name that it does not know.
+        if settings.default_outbound_policy != PLAINTEXT {
+            env.set("REMORA_PROXY_OUTBOUND_DEFAULT_POLICY", &settings.default_outbound_policy);
+        }
     }
     env.0.extend(settings.additional_env.iter().cloned());
     env.0

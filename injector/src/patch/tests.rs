@@ -285,6 +285,25 @@ fn only_our_own_image_is_told_what_is_ours() {
 }
 
 #[test]
+fn who_may_be_sent_plaintext_is_said_by_pod_namespace_and_operator_in_this_order() {
+    let annotation = "config.linkerd.io/outbound-default-policy";
+    let (all, cluster, none) = ("all-authenticated", "cluster-authenticated", "all-unauthenticated");
+    for (operator, own, told) in [
+        (none, None, None),
+        (none, Some(all), Some(all)),
+        (cluster, None, Some(cluster)),
+        (cluster, Some(all), Some(all)),
+        (all, Some(none), None),
+    ] {
+        let config = InjectorConfig { default_outbound_policy: operator.to_owned(), ..config() };
+        let own = own.map_or_else(|| json!({}), |own| json!({annotation: own}));
+        let pod = injected(&simple(&own), &config).0;
+        let said = variable(&pod, "REMORA_PROXY_OUTBOUND_DEFAULT_POLICY");
+        assert_eq!(said.as_deref(), told, "operator {operator}, pod {own}");
+    }
+}
+
+#[test]
 fn extra_environment_comes_last_and_the_pods_wins() {
     let mut pod =
         simple(&json!({"config.linkerd.io/proxy-additional-env": r#"[{"name":"A","value":"pod"}]"#}));

@@ -7,7 +7,7 @@ use super::{
 };
 use remora_core::{
     identity::{Identity, Kind},
-    policy::DefaultPolicy,
+    policy::{DefaultPolicy, OutboundDefault},
 };
 use remora_runtime::{
     env::{Env, HostPort, Invalid, Mistakes, parse},
@@ -40,8 +40,8 @@ impl Config {
         let ingress_mode = env.or(&l5d("INGRESS_MODE"), false, parse::boolean);
         let discovery = discovery(env);
         let inbound = inbound(env, admin.listen.port());
-        let outbound = outbound(env, ingress_mode);
         let with_identity = !env.or("REMORA_PROXY_IDENTITY_DISABLED", false, parse::boolean);
+        let outbound = outbound(env, ingress_mode, with_identity);
         let identity = if with_identity { identity(env).map(Some) } else { Some(None) };
         let destination = control(env, "DESTINATION_SVC", with_identity);
         let policy = control(env, "POLICY_SVC", with_identity);
@@ -123,11 +123,12 @@ fn inbound(env: &mut Env, admin_port: u16) -> InboundConfig {
     }
 }
 
-fn outbound(env: &mut Env, ingress_mode: bool) -> OutboundConfig {
+fn outbound(env: &mut Env, ingress_mode: bool, with_identity: bool) -> OutboundConfig {
     let one = env.or(&l5d("OUTBOUND_LISTEN_ADDR"), (Ipv4Addr::LOCALHOST, 4140).into(), parse::socket_addr);
     let quiet = env.or(&l5d("OUTBOUND_DISABLE_INFORMATIONAL_HEADERS"), ingress_mode, parse::boolean);
     OutboundConfig {
         listen: env.or(&l5d("OUTBOUND_LISTEN_ADDRS"), vec![one], one_or_two),
+        default_policy: outbound_default(env, with_identity),
         connect_timeout: env.or(&l5d("OUTBOUND_CONNECT_TIMEOUT"), SECOND, positive),
         detect_timeout: env.or(&l5d("OUTBOUND_DETECT_TIMEOUT"), 10 * SECOND, positive),
         discovery_idle: env.or(&l5d("OUTBOUND_DISCOVERY_IDLE_TIMEOUT"), 5 * SECOND, parse::duration),
@@ -142,6 +143,24 @@ fn outbound(env: &mut Env, ingress_mode: bool) -> OutboundConfig {
         informational_headers: !quiet,
         hostname_labels: env.or(&l5d("OUTBOUND_METRICS_HOSTNAME_LABELS"), false, parse::boolean),
     }
+}
+
+fn outbound_default(env: &mut Env, with_identity: bool) -> OutboundDefault {
+    const NAME: &str = "REMORA_PROXY_OUTBOUND_DEFAULT_POLICY";
+    let named = |text: &str| {
+        let names = OutboundDefault::ALL.map(OutboundDefault::as_str).join(", ");
+        OutboundDefault::parse(text.trim())
+            .ok_or_else(|| Invalid::new("is no outbound default policy", names))
+    };
+    let policy = env.or(NAME, OutboundDefault::default(), named);
+    if policy == OutboundDefault::ClusterAuthenticated && !env.is_set(&l5d("POLICY_CLUSTER_NETWORKS")) {
+        let expected = format!("{} to be set", l5d("POLICY_CLUSTER_NETWORKS"));
+        env.complain(NAME, "needs to know the cluster's networks", expected);
+    }
+    if policy != OutboundDefault::default() && !with_identity {
+        env.complain(NAME, "demands mTLS, for which this proxy has no identity", "an identity");
+    }
+    policy
 }
 
 fn socket(env: &mut Env, side: &str) -> SocketConfig {

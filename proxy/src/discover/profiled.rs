@@ -4,7 +4,7 @@ use super::target::{Split, split};
 use crate::{Worker, profile::Rules};
 use http::HeaderValue;
 use remora_core::{policy::ResourceRef, profile::Profile};
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 /// A ServiceProfile of a Service's port, for one worker.
 pub struct ProfilePlan {
@@ -21,10 +21,10 @@ impl ProfilePlan {
         worker: &Arc<Worker>,
         profile: &Arc<Profile>,
         parent: &Arc<ResourceRef>,
-        target: SocketAddr,
+        port: u16,
     ) -> Option<Self> {
-        let dst: Arc<str> = format!("{}:{}", profile.name.as_ref()?, target.port()).into();
-        let distribution = profile.distribution(parent, target.port())?;
+        let dst: Arc<str> = format!("{}:{port}", profile.name.as_ref()?).into();
+        let distribution = profile.distribution(parent, port)?;
         let families = &worker.proxy.metrics.profiles;
         Some(Self {
             canonical: HeaderValue::from_str(&dst).ok()?,

@@ -1,16 +1,16 @@
 //! Pure. What a target's profile and policy mean together. Contract 1.7, 3.3; design decision 8.
 
-use super::{Absence, Known, Policy, Profiled};
+use super::{Absence, Known, Place, Policy, Profiled};
 use remora_core::{
     breaker::Accruals,
     policy::ResourceRef,
     profile::Profile,
     route::{
-        Backend, BackendTarget, Distribution, HttpRoute, HttpRule, OutboundPolicy, OutboundProtocol,
-        OutboundRoute, OutboundRule,
+        Backend, BackendTarget, Distribution, HttpRoute, HttpRule, Membership, OutboundPolicy,
+        OutboundProtocol, OutboundRoute, OutboundRule,
     },
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 /// What to do with connections to a target.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,7 @@ pub enum Resolution {
 }
 
 /// Combines what is known.
-pub fn resolve(target: SocketAddr, profile: &Known<Profiled>, policy: &Known<Policy>) -> Resolution {
+pub fn resolve(place: &Place, profile: &Known<Profiled>, policy: &Known<Policy>) -> Resolution {
     let known = match (profile, policy) {
         // Without the profile nobody knows whether the port is opaque, or a pod's endpoint.
         (Known::Pending, _) | (_, Known::Pending) => return Resolution::Wait,
@@ -31,21 +31,45 @@ pub fn resolve(target: SocketAddr, profile: &Known<Profiled>, policy: &Known<Pol
     };
     Resolution::Use(match known {
         (profile, Known::Is(policy)) => match profile {
-            Some(profile) if profile.opaque => opaque(&policy.policy, profile, target),
+            Some(profile) if profile.opaque => opaque(&policy.policy, profile, place),
             Some(_) | None => policy.policy.clone(),
         },
         (_, Known::Absent(Absence::Refused(reason))) => invalid("policy", reason),
         (Some(profile), Known::Absent(Absence::NotFound) | Known::Pending) => match &profile.endpoint {
             Some(endpoint) => forward("endpoint", BackendTarget::Forward(endpoint.clone()), profile.opaque),
-            None => forward("fallback", BackendTarget::Original(target), profile.opaque),
+            None => match (place, &profile.name) {
+                (Place::Addr(addr), _) => forward("fallback", BackendTarget::Original(*addr), profile.opaque),
+                (Place::Name(_), Some(name)) => forward("service", balanced(name, place), profile.opaque),
+                (Place::Name(_), None) => original(place),
+            },
         },
-        (None, Known::Absent(Absence::NotFound) | Known::Pending) => original(target),
+        (None, Known::Absent(Absence::NotFound) | Known::Pending) => original(place),
     })
 }
 
-/// Sends everything where the client meant it to go.
-pub fn original(target: SocketAddr) -> OutboundPolicy {
-    forward("fallback", BackendTarget::Original(target), false)
+/// What to do with connections to a pod by a Service that it belongs to. Whether they are bytes says the pod too.
+pub fn member(place: &Place, profile: &Known<Profiled>, service: &Membership) -> OutboundPolicy {
+    match profile {
+        Known::Is(known) if known.profile.opaque => opaque(&service.policy, &known.profile, place),
+        Known::Is(_) | Known::Pending | Known::Absent(_) => service.policy.clone(),
+    }
+}
+
+/// Sends everything where the client meant it to go. A name that nobody knows is nowhere.
+pub fn original(place: &Place) -> OutboundPolicy {
+    match place {
+        Place::Addr(addr) => forward("fallback", BackendTarget::Original(*addr), false),
+        Place::Name(name) => invalid("override", &format!("no Service is known as {name}").into()),
+    }
+}
+
+/// The endpoints of a Service.
+fn balanced(name: &str, place: &Place) -> BackendTarget {
+    BackendTarget::Balance {
+        authority: format!("{name}:{}", place.port()).into(),
+        default_rtt: remora_core::route::DEFAULT_RTT,
+        decay: remora_core::route::DEFAULT_DECAY,
+    }
 }
 
 fn invalid(name: &str, reason: &Arc<str>) -> OutboundPolicy {
@@ -57,7 +81,7 @@ fn invalid(name: &str, reason: &Arc<str>) -> OutboundPolicy {
 }
 
 /// The opaque part of a policy for a target whose profile says that it is opaque.
-fn opaque(policy: &OutboundPolicy, profile: &Profile, target: SocketAddr) -> OutboundPolicy {
+fn opaque(policy: &OutboundPolicy, profile: &Profile, place: &Place) -> OutboundPolicy {
     let distribution = match &policy.protocol {
         OutboundProtocol::Detect { opaque, .. } | OutboundProtocol::Opaque(opaque) => opaque.clone(),
         OutboundProtocol::Invalid(reason) => return invalid("policy", reason),
@@ -65,14 +89,11 @@ fn opaque(policy: &OutboundPolicy, profile: &Profile, target: SocketAddr) -> Out
         | OutboundProtocol::Http2(_)
         | OutboundProtocol::Grpc(_)
         | OutboundProtocol::Tls(_) => {
-            let backend = match (&profile.endpoint, &profile.name) {
-                (Some(endpoint), _) => BackendTarget::Forward(endpoint.clone()),
-                (None, Some(name)) => BackendTarget::Balance {
-                    authority: format!("{name}:{}", target.port()).into(),
-                    default_rtt: remora_core::route::DEFAULT_RTT,
-                    decay: remora_core::route::DEFAULT_DECAY,
-                },
-                (None, None) => BackendTarget::Original(target),
+            let backend = match (&profile.endpoint, &profile.name, place) {
+                (Some(endpoint), _, _) => BackendTarget::Forward(endpoint.clone()),
+                (None, Some(name), _) => balanced(name, place),
+                (None, None, Place::Addr(addr)) => BackendTarget::Original(*addr),
+                (None, None, Place::Name(_)) => return original(place),
             };
             only(&policy.parent, backend)
         }
@@ -112,9 +133,25 @@ mod tests {
     const TARGET: ([u8; 4], u16) = ([10, 0, 0, 1], 80);
 
     #[test]
+    fn a_name_that_nobody_knows_is_nowhere_and_a_services_is_balanced() {
+        let place = Place::Name("web.shop.svc.cluster.local:8080".into());
+        let Resolution::Use(unknown) = resolve(&place, &absent(), &absent()) else { panic!("waits") };
+        assert!(
+            matches!(&unknown.protocol, OutboundProtocol::Invalid(reason) if reason.contains("web.shop")),
+            "{unknown:?}"
+        );
+        let named = Profile { name: Some("web.shop.svc.cluster.local".into()), ..Profile::default() };
+        let Resolution::Use(known) = resolve(&place, &profile(named), &absent()) else { panic!("waits") };
+        let OutboundProtocol::Detect { opaque, .. } = known.protocol else { panic!("not detect") };
+        let Distribution::FirstAvailable(backends) = &*opaque else { panic!("not first") };
+        let BackendTarget::Balance { authority, .. } = &backends[0].target else { panic!("{backends:?}") };
+        assert_eq!(&**authority, "web.shop.svc.cluster.local:8080");
+    }
+
+    #[test]
     fn nothing_is_decided_before_both_have_answered() {
-        assert_eq!(resolve(TARGET.into(), &Known::Pending, &absent()), Resolution::Wait);
-        assert_eq!(resolve(TARGET.into(), &absent(), &Known::Pending), Resolution::Wait);
+        assert_eq!(resolve(&place(), &Known::Pending, &absent()), Resolution::Wait);
+        assert_eq!(resolve(&place(), &absent(), &Known::Pending), Resolution::Wait);
     }
 
     #[test]
@@ -139,7 +176,7 @@ mod tests {
     #[test]
     fn a_refused_policy_fails_closed() {
         let refused = Known::Absent(Absence::Refused("no such thing".into()));
-        let Resolution::Use(policy) = resolve(TARGET.into(), &absent(), &refused) else { panic!() };
+        let Resolution::Use(policy) = resolve(&place(), &absent(), &refused) else { panic!() };
         assert_eq!(policy.protocol, OutboundProtocol::Invalid("no such thing".into()));
     }
 
@@ -151,7 +188,7 @@ mod tests {
         target: &BackendTarget,
         opaque: bool,
     ) {
-        let Resolution::Use(used) = resolve(TARGET.into(), profile, policy) else { panic!("waits") };
+        let Resolution::Use(used) = resolve(&place(), profile, policy) else { panic!("waits") };
         assert_eq!(&*used.parent.name, parent);
         let distribution = match used.protocol {
             OutboundProtocol::Opaque(distribution) if opaque => distribution,
@@ -160,6 +197,10 @@ mod tests {
         };
         let Distribution::FirstAvailable(backends) = &*distribution else { panic!() };
         assert_eq!(&backends[0].target, target);
+    }
+
+    fn place() -> Place {
+        Place::Addr(TARGET.into())
     }
 
     fn absent<T>() -> Known<T> {

@@ -1,7 +1,7 @@
 //! The control plane's streams → what is known: one function per lookup. What a message means is in `runtime::api`;
 //! that a stream never stops is in `runtime::control`.
 
-use super::{Absence, Cache, Discovery, Known, Policy, Profiled, cache::Lookup};
+use super::{Absence, Cache, Discovery, Known, Place, Policy, Profiled, cache::Lookup};
 use crate::{
     config::Config,
     metrics::profiles::ProfileFamilies,
@@ -17,7 +17,7 @@ use linkerd2_proxy_api::{
         traffic_spec,
     },
 };
-use remora_core::{endpoint::Endpoint, profile::Profile, route};
+use remora_core::{endpoint::Endpoint, profile::Profile};
 use remora_runtime::{
     api::{self, Converted, destination::Update},
     control::{Client, Event, StreamLimits, subscribe},
@@ -72,8 +72,8 @@ impl Sources {
         let refused = self.endpoints_refused.clone();
         let own_api = config.remora_api;
         Discovery {
-            profiles: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                let of = (profile_context.clone(), addr.to_string());
+            profiles: self.cache(idle, max, move |place: &Place, sender| {
+                let of = (profile_context.clone(), place.to_string());
                 Box::pin(profile(profile_channel.clone(), of, limits, sender, |profiled| profiled))
             }),
             names: self.cache(
@@ -86,8 +86,8 @@ impl Sources {
                     Box::pin(profile(name_channel.clone(), of, limits, sender, named))
                 },
             ),
-            policies: self.cache(idle, max, move |addr: &SocketAddr, sender| {
-                let of = (workload.clone(), *addr);
+            policies: self.cache(idle, max, move |place: &Place, sender| {
+                let of = (workload.clone(), place.clone());
                 Box::pin(outbound_policy(policy.clone(), own_api, of, policy_limits, sender))
             }),
             endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
@@ -165,8 +165,8 @@ fn profiled(what: &str, message: DestinationProfile, last: &mut Option<Arc<Profi
 
 /// What the control plane says of a target: in our API, or in Linkerd's.
 enum Said {
-    Own(proto::OutboundPolicy),
-    Linkerds(OutboundPolicy),
+    Own(Box<proto::OutboundPolicy>),
+    Linkerds(Box<OutboundPolicy>),
 }
 
 impl Said {
@@ -177,11 +177,15 @@ impl Said {
         }
     }
 
-    fn read(self) -> Converted<route::OutboundPolicy> {
-        match self {
-            Self::Own(message) => api::own::outbound_policy(message),
-            Self::Linkerds(message) => api::outbound::outbound_policy(message),
-        }
+    fn read(self) -> Policy {
+        let Converted { value: (policy, services), ignored } = match self {
+            Self::Own(message) => api::own::said(*message),
+            Self::Linkerds(message) => {
+                let Converted { value, ignored } = api::outbound::outbound_policy(*message);
+                Converted { value: (value, Vec::new()), ignored }
+            }
+        };
+        Policy { policy, services, ignored }
     }
 }
 
@@ -193,29 +197,30 @@ async fn said(
 ) -> Result<BoxStream<'static, Result<Said, Status>>, Status> {
     if own_api {
         match OwnOutboundPoliciesClient::new(channel.clone()).watch(request.clone()).await {
-            Ok(stream) => return Ok(stream.into_inner().map_ok(Said::Own).boxed()),
+            Ok(stream) => return Ok(stream.into_inner().map_ok(|said| Said::Own(Box::new(said))).boxed()),
             Err(status) if status.code() == Code::Unimplemented => {}
             Err(status) => return Err(status),
         }
     }
     let stream = OutboundPoliciesClient::new(channel).watch(request).await?;
-    Ok(stream.into_inner().map_ok(Said::Linkerds).boxed())
+    Ok(stream.into_inner().map_ok(|said| Said::Linkerds(Box::new(said))).boxed())
 }
 
 async fn outbound_policy(
     channel: Client,
     own_api: bool,
-    (workload, addr): (Arc<str>, SocketAddr),
+    (workload, place): (Arc<str>, Place),
     limits: StreamLimits,
     sender: watch::Sender<Known<Policy>>,
 ) {
-    let request = TrafficSpec {
-        source_workload: workload.to_string(),
-        target: Some(traffic_spec::Target::Addr(addr.into())),
+    let target = match &place {
+        Place::Addr(addr) => traffic_spec::Target::Addr((*addr).into()),
+        Place::Name(name) => traffic_spec::Target::Authority(name.to_string()),
     };
+    let request = TrafficSpec { source_workload: workload.to_string(), target: Some(target) };
     let open = || said(channel.clone(), own_api, request.clone());
     let messages = || subscribe(limits, &open).boxed();
-    let what = format!("the outbound policy of {addr}");
+    let what = format!("the outbound policy of {place}");
     follow(messages, &what, &sender, |message| {
         // A protocol of another version, or none: what this means is not known, and so no reason to fail what is.
         let unknown = message.protocol().is_none_or(|protocol| protocol.kind.is_none());
@@ -223,9 +228,9 @@ async fn outbound_policy(
             warn!(what, "the control plane sent a protocol that is not known here; what was known stays");
             return None;
         }
-        let converted = message.read();
-        noted(&what, &converted.ignored);
-        Some(Policy { policy: converted.value, ignored: converted.ignored })
+        let policy = message.read();
+        noted(&what, &policy.ignored);
+        Some(policy)
     })
     .await;
 }

@@ -2,7 +2,8 @@
 //! connection that has its target looks nothing up any more.
 
 use super::{
-    Full, Known, Policy, Profiled, Watch, backend,
+    Full, Known, Place, Policy, Profiled, Watch, backend,
+    pod::{self, PodPlan},
     profiled::ProfilePlan,
     resolve::{self, Resolution},
     rules::Routes,
@@ -29,7 +30,6 @@ use remora_core::{
 use remora_runtime::clock;
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -37,9 +37,9 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// One original destination.
+/// One original destination, or a Service that requests name.
 pub struct Target {
-    pub addr: SocketAddr,
+    pub place: Place,
     plan: ArcSwapOption<Plan>,
     planned: Notify,
     speculation_denied: AtomicBool,
@@ -54,6 +54,8 @@ pub struct Plan {
     pub protocol: PlanProtocol,
     /// Where HTTP requests go by a ServiceProfile, and not by the routes of `protocol`.
     pub profile: Option<ProfilePlan>,
+    /// Where the target is a pod: the Services by which it goes.
+    pub pod: Option<PodPlan>,
 }
 
 /// By protocol.
@@ -64,6 +66,16 @@ pub enum PlanProtocol {
     Opaque(Arc<Split>),
     Tls(Vec<TlsPlan>),
     Invalid(Arc<str>),
+}
+
+impl PlanProtocol {
+    /// Where bytes go that are nothing else.
+    pub fn opaque(&self) -> Option<&Arc<Split>> {
+        match self {
+            Self::Detect { opaque, .. } | Self::Opaque(opaque) => Some(opaque),
+            Self::Http1(_) | Self::Http2(_) | Self::Tls(_) | Self::Invalid(_) => None,
+        }
+    }
 }
 
 /// A TLS route.
@@ -129,7 +141,7 @@ impl Target {
         if let Some(plan) = self.plan.load_full() {
             return plan;
         }
-        let forward = Arc::new(compile(worker, &resolve::original(self.addr), None, self.addr));
+        let forward = Arc::new(compile(worker, &resolve::original(&self.place), None, self.place.port()));
         // Kept until the control plane answers, unless it just has.
         self.plan.compare_and_swap(&None::<Arc<Plan>>, Some(forward.clone()));
         self.plan.load_full().unwrap_or(forward)
@@ -151,8 +163,12 @@ impl Target {
         if tokio::time::timeout(limit, waiting).await.is_ok() {
             return Ok(());
         }
-        if worker.proxy.in_cluster(self.addr.ip()) {
-            return Err(Fault::FirstLookup { target: self.addr, waited: limit });
+        let in_cluster = match &self.place {
+            Place::Addr(addr) => worker.proxy.in_cluster(addr.ip()),
+            Place::Name(_) => true,
+        };
+        if in_cluster {
+            return Err(Fault::FirstLookup { target: self.place.to_string().into(), waited: limit });
         }
         worker.proxy.metrics.first_lookup_forwarded.inc();
         Ok(())
@@ -177,15 +193,15 @@ impl Target {
 /// The targets that a worker's connections use.
 #[derive(Default)]
 pub struct Targets {
-    targets: Mutex<HashMap<SocketAddr, Arc<Target>>>,
+    targets: Mutex<HashMap<Place, Arc<Target>>>,
     balancers: Mutex<HashMap<Arc<str>, Weak<Balancer>>>,
 }
 
 impl Targets {
-    /// The target of a connection; begins to follow it if nobody else does.
-    pub fn target(&self, worker: &Arc<Worker>, addr: SocketAddr) -> Result<Arc<Target>, Fault> {
+    /// The target of a connection or request; begins to follow it if nobody else does.
+    pub fn target(&self, worker: &Arc<Worker>, place: Place) -> Result<Arc<Target>, Fault> {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(target) = targets.get(&addr) {
+        if let Some(target) = targets.get(&place) {
             target.used.store(true, Ordering::Relaxed);
             return Ok(target.clone());
         }
@@ -195,14 +211,15 @@ impl Targets {
             Fault::Overloaded(format!("a lookup (at most {} targets are followed)", full.max).into())
         };
         // Only these networks are asked about; elsewhere there are no Services. Contract 1.7.
-        let profile = if proxy.has_profiles(addr.ip()) {
-            Some(proxy.discovery.profiles.watch(&addr).map_err(full)?)
-        } else {
-            None
+        let has_profiles = match &place {
+            Place::Addr(addr) => proxy.has_profiles(addr.ip()),
+            Place::Name(_) => true,
         };
-        let policy = proxy.discovery.policies.watch(&addr).map_err(full)?;
+        let profile =
+            if has_profiles { Some(proxy.discovery.profiles.watch(&place).map_err(full)?) } else { None };
+        let policy = proxy.discovery.policies.watch(&place).map_err(full)?;
         let target = Arc::new(Target {
-            addr,
+            place: place.clone(),
             plan: ArcSwapOption::empty(),
             planned: Notify::new(),
             speculation_denied: AtomicBool::new(false),
@@ -212,22 +229,22 @@ impl Targets {
         let following = follow(Arc::downgrade(&target), worker.clone(), profile, policy);
         // Never set before: the target is new.
         let _ = target.following.set(AbortOnDrop(proxy.tasks.spawn("target", following)));
-        targets.insert(addr, target.clone());
+        targets.insert(place, target.clone());
         Ok(target)
     }
 
     /// Forgets what nobody uses. A target survives one call, so that the next connection finds it warm.
-    pub fn sweep(&self, unused: &mut Vec<SocketAddr>) {
+    pub fn sweep(&self, unused: &mut Vec<Place>) {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut still = Vec::new();
-        targets.retain(|addr, target| {
+        targets.retain(|place, target| {
             // Short connections use it too: what was learned of endpoints is not lost between them.
             if target.used.swap(false, Ordering::Relaxed) || Arc::strong_count(target) > 1 {
                 return true;
             }
-            let keep = !unused.contains(addr);
+            let keep = !unused.contains(place);
             if keep {
-                still.push(*addr);
+                still.push(place.clone());
             }
             keep
         });
@@ -273,14 +290,20 @@ async fn follow(
         };
         {
             let Some(target) = target.upgrade() else { return };
-            match resolve::resolve(target.addr, &latest, &policy.latest()) {
+            let said = policy.latest();
+            match resolve::resolve(&target.place, &latest, &said) {
                 Resolution::Wait => {}
                 Resolution::Use(policy) => {
+                    let of_pod = match &said {
+                        Known::Is(said) => pod::plan(&worker, &target.place, &latest, &said.services),
+                        Known::Pending | Known::Absent(_) => None,
+                    };
                     let profile = match &latest {
                         Known::Is(known) => Some(&known.profile).filter(|profile| profile.routes_http()),
                         Known::Pending | Known::Absent(_) => None,
                     };
-                    target.plan.store(Some(Arc::new(compile(&worker, &policy, profile, target.addr))));
+                    let own = || compile(&worker, &policy, profile, target.place.port());
+                    target.plan.store(Some(Arc::new(of_pod.unwrap_or_else(own))));
                     target.planned.notify_waiters();
                 }
             }
@@ -298,14 +321,14 @@ async fn follow(
     }
 }
 
-/// `profile` has routes or a traffic split.
-fn compile(
+/// `profile` has routes or a traffic split; `port` is its Service's.
+pub(super) fn compile(
     worker: &Arc<Worker>,
     policy: &OutboundPolicy,
     profile: Option<&Arc<Profile>>,
-    target: SocketAddr,
+    port: u16,
 ) -> Plan {
-    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, &policy.parent, target));
+    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, &policy.parent, port));
     // A traffic split is one of bytes too.
     let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
     let splits = |distribution: &Arc<Distribution>| match overridden {
@@ -334,7 +357,7 @@ fn compile(
         ),
         OutboundProtocol::Invalid(reason) => PlanProtocol::Invalid(reason.clone()),
     };
-    Plan { parent: policy.parent.clone(), protocol, profile: by_profile }
+    Plan { parent: policy.parent.clone(), protocol, profile: by_profile, pod: None }
 }
 
 pub fn split(

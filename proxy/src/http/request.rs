@@ -13,6 +13,7 @@ use super::{
     dispatch::{self, Sent, To},
     exchange::Exchange,
     headers,
+    ingress::Named,
     respond::{self, Asker},
     retry, ruled, upgrade,
     view::View,
@@ -20,7 +21,10 @@ use super::{
 };
 use crate::{
     Worker,
-    discover::{rules::Rule, target::Target},
+    discover::{
+        rules::Rule,
+        target::{Plan, Target},
+    },
     endpoint,
     fault::Fault,
     inbound::{self, Connection},
@@ -200,12 +204,22 @@ pub struct Outbound {
     worker: Arc<Worker>,
     target: Arc<Target>,
     permit: Arc<OwnedSemaphorePermit>,
+    /// In ingress mode.
+    named: Named,
 }
 
 impl Outbound {
     /// `permit` counts the connection among those served at once, also when it stops being HTTP.
     pub fn new(worker: Arc<Worker>, target: Arc<Target>, permit: Arc<OwnedSemaphorePermit>) -> Self {
-        Self { worker, target, permit }
+        Self { worker, target, permit, named: Named::default() }
+    }
+
+    /// What to do with a request: as its destination says, or the Service that it names instead.
+    async fn plan(&self, named: Option<&HeaderValue>) -> Result<Arc<Plan>, Fault> {
+        match named {
+            None => Ok(self.target.plan(&self.worker)),
+            Some(named) => Box::pin(self.named.plan(&self.worker, named)).await,
+        }
     }
 }
 
@@ -214,7 +228,8 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     let started = clock::now();
     let Outbound { worker, target, .. } = &*context;
     let config = &worker.proxy.config.outbound;
-    let asker = Asker::of(&request, config.informational_headers && !worker.proxy.config.ingress_mode);
+    let ingress = worker.proxy.config.ingress_mode;
+    let asker = Asker::of(&request, config.informational_headers && !ingress);
 
     headers::complete_authority(&mut request);
     let connect = request.method() == Method::CONNECT;
@@ -225,14 +240,17 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     }
     let offered = headers::wants_upgrade(&request).then(|| upgrade::offered(&mut request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
-    let mut required = None;
+    let (mut required, mut asked) = (None, None);
     if headers::has_own(request.headers()) {
+        asked = request.headers_mut().remove(headers::DST_OVERRIDE).filter(|_| ingress);
         headers::strip_outbound(request.headers_mut());
         required = request.headers_mut().remove(headers::REQUIRE_ID);
     }
 
-    let plan = target.plan(worker);
-    let way = worker.proxy.has_room().and_then(|()| route(&plan, &request));
+    let view = View(&request);
+    let plan = context.plan(asked.as_ref()).await.map(|plan| plan.named(|| view.authority()));
+    let room = worker.proxy.has_room();
+    let way = room.and_then(|()| route(plan.as_ref().map_err(Fault::clone)?, &request));
     let (required, keep) = (required.as_ref(), worker.proxy.config.limits.max_retry_body);
     let sent = match way {
         Ok(Way { split, by: By::Rule(chosen) }) => {
@@ -257,6 +275,9 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         Ok(sent) => sent,
         Err(fault) => {
             worker.proxy.metrics.outbound_http_fault(&fault);
+            if let Fault::NoIdentity { .. } = fault {
+                tracing::info!(target = %target.place, %fault, "request refused");
+            }
             return refused_or_reset(fault, asker);
         }
     };

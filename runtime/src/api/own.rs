@@ -1,13 +1,81 @@
 //! `remora.proxy.v1`: what our own control plane says beside Linkerd's API. What the messages mean is in
 //! `proto/remora/proxy/v1/outbound.proto`.
 
-use super::{Converted, Invalid, Reading, filters, outbound, parts::shown};
+use super::{Converted, Invalid, MAX_IGNORED, Reading, filters, outbound, parts::shown, profile};
 use crate::proto as wire;
-use remora_core::route::{
-    Backend, Distribution, Filter, Mirror, OutboundPolicy, OutboundProtocol, OutboundRoute, OutboundRule,
-    Ratio, Replacement, Rewrite,
+use linkerd2_proxy_api::destination::DestinationProfile;
+use remora_core::{
+    profile::Profile,
+    route::{
+        Backend, Distribution, Filter, Membership, Mirror, OutboundPolicy, OutboundProtocol, OutboundRoute,
+        OutboundRule, Ratio, Replacement, Rewrite,
+    },
 };
 use std::sync::Arc;
+
+/// Most Services that a pod is said to belong to.
+const MAX_SERVICES: usize = 64;
+
+/// Reads what is said of a target: its policy; and where it is a pod's own address, the Services that the pod belongs to,
+/// the first of which has that policy. Further ones than [`MAX_SERVICES`] are left out, and named.
+pub fn said(mut wire: wire::OutboundPolicy) -> Converted<(OutboundPolicy, Vec<Membership>)> {
+    let Some(mut membership) = wire.membership.take() else {
+        let Converted { value, ignored } = outbound_policy(wire);
+        return Converted { value: (value, Vec::new()), ignored };
+    };
+    let others = std::mem::take(&mut membership.others);
+    let Converted { value: policy, mut ignored } = outbound_policy(wire);
+    let mut note = |note: String| ignored.push(note.into());
+    let mut services = vec![member(policy.clone(), membership, &mut note)];
+    for (number, mut other) in others.into_iter().enumerate() {
+        let place = format!("membership.others[{number}]");
+        let Some(membership) = other.membership.take().filter(|_| number < MAX_SERVICES) else {
+            note(format!("{place}: no Service, or one of more than {MAX_SERVICES}"));
+            continue;
+        };
+        let Converted { value, ignored } = outbound_policy(other);
+        for what in ignored {
+            note(format!("{place}.{what}"));
+        }
+        services.push(member(value, membership, &mut note));
+    }
+    ignored.truncate(MAX_IGNORED);
+    Converted { value: (policy, services), ignored }
+}
+
+/// A Service without a port cannot be one: what goes by it fails.
+fn member(policy: OutboundPolicy, wire: wire::Membership, note: &mut impl FnMut(String)) -> Membership {
+    let service: Arc<str> = wire.service.into();
+    let profile = wire.profile.and_then(|wire| service_profile(&service, wire, note));
+    let port = service.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).filter(|port| *port > 0);
+    let policy = if port.is_some() {
+        policy
+    } else {
+        let why = format!("membership.service: {:?} has no port", shown(&service)).into();
+        OutboundPolicy { protocol: OutboundProtocol::Invalid(why), ..policy }
+    };
+    Membership { port: port.unwrap_or_default(), service, policy, profile }
+}
+
+/// One that is not understood is left out, and named, as it is of a Service's own address.
+fn service_profile(
+    service: &str,
+    wire: DestinationProfile,
+    note: &mut impl FnMut(String),
+) -> Option<Arc<Profile>> {
+    match profile::profile(wire) {
+        Ok(Converted { value, ignored }) => {
+            for what in ignored {
+                note(format!("the ServiceProfile of {service}: {what}"));
+            }
+            Some(Arc::new(value))
+        }
+        Err(invalid) => {
+            note(format!("the ServiceProfile of {service}: {invalid}"));
+            None
+        }
+    }
+}
 
 /// Reads a policy: that of Linkerd's API, and in their places the filters which that cannot say. A filter that is not
 /// understood, or has no place, makes the whole policy [`OutboundProtocol::Invalid`].
@@ -117,6 +185,22 @@ fn mirror(reading: &mut Reading, wire: wire::RequestMirror) -> Result<Filter, In
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pods_services_are_read_in_their_order_and_what_is_wrong_is_named() {
+        let of = |service: &str, others| wire::OutboundPolicy {
+            membership: Some(wire::Membership { service: service.into(), profile: None, others }),
+            ..wire::OutboundPolicy::default()
+        };
+        let others = vec![of("b.ns.svc:81", vec![]), wire::OutboundPolicy::default(), of("c.ns.svc", vec![])];
+        let Converted { value: (_, services), ignored } = said(of("a.ns.svc:80", others));
+        let ports: Vec<u16> = services.iter().map(|one| one.port).collect();
+        assert_eq!(ports, [80, 81, 0]);
+        let OutboundProtocol::Invalid(why) = &services[2].policy.protocol else { panic!("{services:?}") };
+        assert!(why.contains("c.ns.svc"), "{why}");
+        assert!(ignored.iter().any(|note| note.starts_with("membership.others[1]")), "{ignored:?}");
+        assert_eq!(said(wire::OutboundPolicy::default()).value.1, []);
+    }
 
     #[test]
     fn what_is_not_understood_makes_the_policy_invalid() {

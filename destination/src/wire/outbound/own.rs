@@ -1,29 +1,65 @@
 //! Pure. Outbound policies in `remora.proxy.v1`: Linkerd's message, and beside it the filters that it cannot say.
 
-use super::parts::{self, Api, Sends, Ways};
+use super::{
+    super::{profile::service_profile, weighted_addr},
+    parts::{self, Api, Sends, Ways},
+};
 use crate::{
     resources::{
         RouteKind,
         routes::{Filter as Written, PathModifier, Rewrite, Rule},
     },
-    view::{Family, HeldRule, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings, can_match},
+    view::{
+        Family, HeldRule, Membership, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings, can_match,
+    },
 };
+use linkerd2_proxy_api::destination::DestinationProfile;
 use remora_runtime::proto::{
-    Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, filter::Kind, filters::Routes, url_rewrite,
+    self, Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, filter::Kind, filters::Routes,
+    url_rewrite,
 };
 
 /// A policy.
 pub fn own_policy(outbound: &Outbound, settings: &Settings) -> OutboundPolicy {
-    let filters = match outbound {
-        Outbound::Service(policy) => filters(policy, settings),
-        Outbound::UndefinedPort { .. } | Outbound::External(_) => Vec::new(),
-    };
-    OutboundPolicy { policy: Some(super::said(outbound, settings, Api::Own)), filters }
+    match outbound {
+        Outbound::Service(policy) => of_service(policy, &Ways::of_service(policy, settings, Api::Own)),
+        Outbound::Pod(services) => {
+            let mut all = services.iter().map(|one| of_pod(one, settings));
+            let mut first = all.next().unwrap_or_default();
+            if let Some(membership) = &mut first.membership {
+                membership.others = all.collect();
+            }
+            first
+        }
+        Outbound::UndefinedPort { .. } | Outbound::External(_) => OutboundPolicy {
+            policy: Some(super::said(outbound, settings, Api::Own)),
+            ..OutboundPolicy::default()
+        },
+    }
 }
 
-fn filters(policy: &ServicePolicy, settings: &Settings) -> Vec<Filters> {
-    let itself = parts::balancer(settings, &policy.name, policy.port);
-    let ways = Ways { settings, itself, api: Api::Own };
+fn of_service(policy: &ServicePolicy, ways: &Ways<'_>) -> OutboundPolicy {
+    OutboundPolicy {
+        policy: Some(super::service(policy, ways)),
+        filters: filters(policy, ways),
+        membership: None,
+    }
+}
+
+/// A pod in the place of a Service that it belongs to.
+fn of_pod(member: &Membership, settings: &Settings) -> OutboundPolicy {
+    let Membership { policy: ServicePolicy { name, port, .. }, pod: (addr, pod), profile } = member;
+    let profile = profile.as_ref().map(|chosen| DestinationProfile {
+        endpoint: Some(weighted_addr(*addr, pod)),
+        ..service_profile(name, *port, chosen, settings)
+    });
+    let service = format!("{}:{port}", settings.service_name(name));
+    let membership = proto::Membership { service, profile, others: Vec::new() };
+    let said = of_service(&member.policy, &Ways::of_pod(member, settings, Api::Own));
+    OutboundPolicy { membership: Some(membership), ..said }
+}
+
+fn filters(policy: &ServicePolicy, ways: &Ways<'_>) -> Vec<Filters> {
     let mut found = Vec::new();
     for list in lists(policy) {
         for (route, held) in (0..).zip(&policy.routes) {
@@ -32,7 +68,7 @@ fn filters(policy: &ServicePolicy, settings: &Settings) -> Vec<Filters> {
             let said = said.filter(|(written, _)| written.matches.iter().any(can_match));
             for (rule, (written, held_rule)) in (0..).zip(said) {
                 let place = Filters { routes: (*list).into(), route, rule, ..Filters::default() };
-                found.extend(of_rule(&ways, held.id.kind, (written, held_rule), &place));
+                found.extend(of_rule(ways, held.id.kind, (written, held_rule), &place));
             }
         }
     }

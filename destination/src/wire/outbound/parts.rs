@@ -1,13 +1,13 @@
 //! Pure. What all kinds of routes are made of: references, backends, hosts, timeouts, and how often something is tried.
 
-use super::super::{duration, seconds, service_ref};
+use super::super::{duration, seconds, service_ref, weighted_addr};
 use crate::{
     index::{Accrual, RouteId, Timeouts},
     resources::{
         Name,
         routes::{HeaderEdit, Hostname, ValueMatch},
     },
-    view::{HeldRule, Settings},
+    view::{HeldRule, Membership, ServicePolicy, Settings},
 };
 use linkerd2_proxy_api::{http_route, http_types, meta, outbound as api};
 use std::time::Duration;
@@ -25,7 +25,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from
 #[derive(Debug)]
 pub(super) struct Ways<'a> {
     pub(super) settings: &'a Settings,
-    /// The Service itself, for rules that name no backend.
+    /// The Service whose routes these are, and its port.
+    pub(super) service: (&'a Name, u16),
+    /// Where its traffic goes without a route: to its endpoints, or to the pod that was dialled.
     pub(super) itself: api::Backend,
     /// In whose words.
     pub(super) api: Api,
@@ -51,7 +53,21 @@ pub(super) enum Sends {
     Shares(Vec<(usize, Result<api::Backend, String>, u32)>),
 }
 
-impl Ways<'_> {
+impl<'a> Ways<'a> {
+    /// Of a Service.
+    pub(super) fn of_service(policy: &'a ServicePolicy, settings: &'a Settings, api: Api) -> Self {
+        let itself = balancer(settings, &policy.name, policy.port);
+        Self { settings, service: (&policy.name, policy.port), itself, api }
+    }
+
+    /// Of a pod in a Service's place.
+    pub(super) fn of_pod(member: &'a Membership, settings: &'a Settings, api: Api) -> Self {
+        let Membership { policy: ServicePolicy { name, port, .. }, pod: (addr, pod), .. } = member;
+        let forward = api::backend::Kind::Forward(weighted_addr(*addr, pod));
+        let itself = backend(service_ref(&name.namespace, &name.name, *port), Some(forward));
+        Self { settings, service: (name, *port), itself, api }
+    }
+
     pub(super) fn of(&self, rule: &HeldRule) -> Sends {
         if let Some(failure) = rule.failure.as_ref().or_else(|| self.unsaid(rule.unsaid.as_ref())) {
             return Sends::Nowhere(failure.clone());
@@ -62,6 +78,7 @@ impl Ways<'_> {
         let shares = rule.shares().map(|(at, backend)| {
             let target = match (&backend.target, self.unsaid(backend.unsaid.as_ref())) {
                 (Err(why), _) | (Ok(_), Some(why)) => Err(why.clone()),
+                (Ok((name, port)), None) if (name, *port) == self.service => Ok(self.itself.clone()),
                 (Ok((name, port)), None) => Ok(balancer(self.settings, name, *port)),
             };
             (at, target, backend.weight)
@@ -69,7 +86,7 @@ impl Ways<'_> {
         Sends::Shares(shares.collect())
     }
 
-    fn unsaid<'a>(&self, why: Option<&'a String>) -> Option<&'a String> {
+    fn unsaid<'b>(&self, why: Option<&'b String>) -> Option<&'b String> {
         why.filter(|_| self.api == Api::Linkerds)
     }
 }

@@ -33,12 +33,16 @@ fn in_own_words(routes: &str) -> remora_runtime::proto::OutboundPolicy {
 }
 
 fn seen<T>(services: &str, routes: &str, write: fn(&Outbound, &Settings) -> T) -> T {
+    seen_at("10.96.0.1:80", services, routes, write)
+}
+
+fn seen_at<T>(target: &str, services: &str, routes: &str, write: fn(&Outbound, &Settings) -> T) -> T {
     let mut index = Index::default();
     for document in parse(&format!("{services}{routes}")).unwrap() {
         let Document::Known(resource) = document else { panic!("{document:?}") };
         index.apply(Event::Apply(resource));
     }
-    let target = Target::parse("10.96.0.1:80", "cluster.local").unwrap();
+    let target = Target::parse(target, "cluster.local").unwrap();
     let settings = Settings { heed_request_headers: true, ..settings_for_tests() };
     let seen = outbound(&mut Lens::new(&index), &settings, &target, Some("shop")).unwrap();
     write(&seen, &settings)
@@ -72,6 +76,56 @@ fn weights_and_header_matches() {
     };
     let weights: Vec<u32> = random.backends.iter().map(|backend| backend.weight).collect();
     assert_eq!(weights, [90, 10], "a weight of 0 is never sent");
+}
+
+/// Two Services in front of a pod.
+const POD: &str = "
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: zoo, namespace: shop}, spec: {clusterIP: 10.96.0.3, selector: {app: web}, ports: [{port: 81, targetPort: 8080}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: v2, namespace: shop}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, labels: {app: web}}, spec: {containers: [{name: app}]}, status: {podIP: 10.1.0.9}}
+---
+{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {name: zoo.shop.svc.cluster.local, namespace: shop}, spec: {routes: [{name: all, condition: {pathRegex: '.*'}}]}}
+---
+";
+
+#[test]
+fn a_pod_that_is_dialled_itself_stays_in_its_services_place_and_others_take_their_share() {
+    let rules = "rules: [{matches: [{path: {value: /a}}], backendRefs: [{name: web, port: 80}, {name: v2, port: 80}]}, {}]";
+    let at = "10.1.0.9:8080";
+    let own = seen_at(at, POD, &route("HTTPRoute", rules), own_policy);
+    let linkerds = seen_at(at, POD, &route("HTTPRoute", rules), policy);
+    assert_eq!(own.policy.as_ref(), Some(&linkerds), "Linkerd's API says it of the first one");
+    let Some(Kind::Detect(detect)) = linkerds.protocol.unwrap().kind else { panic!("not detected") };
+    let rules = detect.http1.unwrap().routes.remove(0).rules;
+    let kinds = |rule: &api::http_route::Rule| -> Vec<String> {
+        let backends: Vec<_> = match rule.backends.as_ref().unwrap().kind.as_ref().unwrap() {
+            Distribution::RandomAvailable(random) => {
+                random.backends.iter().filter_map(|one| one.backend.clone()).collect()
+            }
+            Distribution::FirstAvailable(first) => first.backends.clone(),
+            Distribution::Empty(_) => panic!("{rule:?}"),
+        };
+        let kind = |one: api::http_route::RouteBackend| match one.backend.unwrap().kind.unwrap() {
+            api::backend::Kind::Forward(pod) => {
+                std::net::SocketAddr::try_from(pod.addr.unwrap()).unwrap().to_string()
+            }
+            api::backend::Kind::Balancer(_) => "balanced".to_owned(),
+        };
+        backends.into_iter().map(kind).collect()
+    };
+    assert_eq!(kinds(&rules[0]), [at, "balanced"]);
+    assert_eq!(kinds(&rules[1]), [at]);
+
+    let (_, services) = remora_runtime::api::own::said(own).value;
+    let names: Vec<&str> = services.iter().map(|one| &*one.service).collect();
+    assert_eq!(names, ["web.shop.svc.cluster.local:80", "zoo.shop.svc.cluster.local:81"]);
+    assert_eq!(services[0].profile, None);
+    let profile = services[1].profile.as_ref().unwrap();
+    assert!(profile.routes_http() && profile.endpoint.as_ref().unwrap().addr == at.parse().unwrap());
 }
 
 #[test]

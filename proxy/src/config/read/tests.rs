@@ -104,6 +104,12 @@ fn every_kind_of_mistake_is_named() {
             "cluster-authenticated",
             "needs to know the cluster's networks",
         ),
+        ("REMORA_PROXY_OUTBOUND_DEFAULT_POLICY", "deny", "is no outbound default policy"),
+        (
+            "REMORA_PROXY_OUTBOUND_DEFAULT_POLICY",
+            "cluster-authenticated",
+            "needs to know the cluster's networks",
+        ),
         ("LINKERD2_PROXY_POLICY_CLUSTER_NETWORKS", "10.0.0.0/33", "is no network"),
         ("LINKERD2_PROXY_SHUTDOWN_ENDPOINT_ENABLED", "yes", "is neither"),
         ("LINKERD2_PROXY_LOG", "info=loud", "level filter"),
@@ -191,6 +197,9 @@ fn the_control_plane_is_plaintext_on_loopback_and_only_there() {
         ("LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS", ""),
     ];
     assert!(with(&local).unwrap().identity.is_none());
+    let demanding = ("REMORA_PROXY_OUTBOUND_DEFAULT_POLICY", "all-authenticated");
+    let lines = mistakes(&[&local[..], &[demanding]].concat());
+    assert!(lines.len() == 1 && lines[0].contains("has no identity"), "{lines:?}");
 }
 
 #[test]
