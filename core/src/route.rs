@@ -14,7 +14,7 @@ pub use self::filter::{
 };
 pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
-use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
+use crate::{balance::Balancings, breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;
 
@@ -112,6 +112,8 @@ pub struct OutboundPolicy {
     pub protocol: OutboundProtocol,
     /// When the balancers behind its routes leave endpoints out.
     pub accrual: Accruals,
+    /// How the Services that it names, and those of its target's ServiceProfile, want to be balanced.
+    pub balancing: Balancings,
 }
 
 /// Protocol and routes of a target.

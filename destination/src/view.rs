@@ -4,6 +4,7 @@
 
 mod admit;
 mod attach;
+mod balancing;
 mod carried;
 mod endpoints;
 mod inbound;
@@ -16,6 +17,7 @@ mod status;
 mod target;
 
 pub use admit::{Admission, Authority};
+pub use balancing::Balancers;
 pub use carried::Family;
 pub(crate) use carried::can_match;
 pub use endpoints::{Endpoint, Endpoints, endpoints};
@@ -88,6 +90,9 @@ pub struct Context {
     pub node: Option<String>,
     /// Its pod.
     pub pod: Option<String>,
+    /// Does it choose among zones by itself? Then it is told of all endpoints, and which of them are for its zone.
+    #[serde(skip)]
+    pub chooses_zones: bool,
 }
 
 /// Why there is no answer.

@@ -1,8 +1,10 @@
 //! Pure. How a client's proxy should treat traffic to a target. Contract 3.3.
 
 use super::{
-    HeldRoute, Lens, Refusal, Resilience, Settings, Target,
+    Balancers, HeldRoute, Lens, Refusal, Resilience, Settings, Target,
     attach::{Attached, attached},
+    balancing::balancers,
+    profile::chosen,
     rules::{held, resilience},
 };
 use crate::{
@@ -42,6 +44,8 @@ pub struct ServicePolicy {
     pub resilience: Resilience,
     /// When an endpoint counts as failing.
     pub accrual: Option<Accrual>,
+    /// How the Services want to be balanced that requests may go to.
+    pub balancers: Balancers,
 }
 
 /// What is spoken on a Service's port, by declaration.
@@ -103,11 +107,15 @@ fn of_service(
         // Its clients dial pods, which have no routes. Linkerd does not attach routes to such a Service either.
         Addressing::Headless | Addressing::ExternalName => Attached::default(),
     };
-    let routes = attached.holds.into_iter().map(|entry| held(lens, entry, &service.traffic)).collect();
+    let held = |entry| held(lens, entry, &service.traffic);
+    let routes: Vec<_> = attached.holds.into_iter().map(held).collect();
+    let profile = chosen(lens, settings, name, client);
+    let spec = profile.as_ref().map(|chosen| &*chosen.spec);
     Outbound::Service(Box::new(ServicePolicy {
         name: name.clone(),
         port,
         protocol,
+        balancers: balancers(lens, settings, (name, port), &routes, spec),
         routes,
         resilience: resilience(&Traffic::default(), &Rule::default(), &service.traffic),
         accrual: service.accrual,

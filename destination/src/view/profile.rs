@@ -88,7 +88,7 @@ fn of_service(
     port: u16,
     context: &Context,
 ) -> Profile {
-    let profile = chosen(lens, settings, name, context);
+    let profile = chosen(lens, settings, name, context.namespace.as_deref());
     let opaque = lens.service_port_is_opaque(settings, name, service, port)
         || profile.as_ref().is_some_and(|chosen| chosen.spec.opaque_ports.contains(port));
     Profile::Service { name: name.clone(), port, opaque, profile }
@@ -96,9 +96,14 @@ fn of_service(
 
 /// The ServiceProfile of a Service for a client: what the client's own namespace says of the Service's name, else what
 /// the Service's namespace says.
-fn chosen(lens: &mut Lens<'_>, settings: &Settings, service: &Name, context: &Context) -> Option<Chosen> {
+pub(super) fn chosen(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    service: &Name,
+    client: Option<&str>,
+) -> Option<Chosen> {
     let full_name = settings.service_name(service);
-    let namespaces = [context.namespace.as_deref(), Some(service.namespace.as_str())];
+    let namespaces = [client, Some(service.namespace.as_str())];
     namespaces.into_iter().flatten().find_map(|namespace| {
         let name = Name::new(namespace, full_name.as_str());
         let spec = lens.service_profile(&name)?.clone();

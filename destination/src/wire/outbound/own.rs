@@ -6,19 +6,40 @@ use crate::{
         RouteKind,
         routes::{Filter as Written, PathModifier, Rewrite, Rule},
     },
-    view::{Family, HeldRule, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings, can_match},
+    view::{
+        Balancers, Family, HeldRule, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings, can_match,
+    },
 };
+use remora_core::balance::{Balancing, Strategy};
 use remora_runtime::proto::{
-    Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, filter::Kind, filters::Routes, url_rewrite,
+    Balancer, Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, balancer, filter::Kind,
+    filters::Routes, url_rewrite,
 };
+use std::num::NonZeroU32;
 
 /// A policy.
 pub fn own_policy(outbound: &Outbound, settings: &Settings) -> OutboundPolicy {
-    let filters = match outbound {
-        Outbound::Service(policy) => filters(policy, settings),
-        Outbound::UndefinedPort { .. } | Outbound::External(_) => Vec::new(),
+    let (filters, balancers) = match outbound {
+        Outbound::Service(policy) => (filters(policy, settings), balancers(&policy.balancers)),
+        Outbound::UndefinedPort { .. } | Outbound::External(_) => Default::default(),
     };
-    OutboundPolicy { policy: Some(super::said(outbound, settings, Api::Own)), filters }
+    OutboundPolicy { policy: Some(super::said(outbound, settings, Api::Own)), filters, balancers }
+}
+
+fn balancers(wanted: &Balancers) -> Vec<Balancer> {
+    let most = |limit: Option<NonZeroU32>| limit.map_or(0, NonZeroU32::get);
+    let balancer = |(path, balancing): (&String, &Balancing)| Balancer {
+        path: path.clone(),
+        max_connections: most(balancing.limits.connections),
+        max_pending_requests: most(balancing.limits.pending_requests),
+        max_concurrent_streams: most(balancing.limits.concurrent_streams),
+        strategy: match balancing.strategy {
+            Strategy::PeakEwma => balancer::Strategy::Unspecified.into(),
+            Strategy::LeastRequest => balancer::Strategy::LeastRequest.into(),
+            Strategy::RoundRobin => balancer::Strategy::RoundRobin.into(),
+        },
+    };
+    wanted.iter().map(balancer).collect()
 }
 
 fn filters(policy: &ServicePolicy, settings: &Settings) -> Vec<Filters> {
