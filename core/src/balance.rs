@@ -1,11 +1,36 @@
 //! Which endpoint takes the next request: the less loaded of two random ones (power of two choices). And how long a
 //! request may wait while there is none.
+//!
+//! That is the choice among equals; where they have weights or zones, or their Service another strategy, [`Field`] has it.
+
+mod limits;
+mod shares;
+mod strategy;
+
+pub use self::{
+    limits::{Limited, Limits},
+    shares::Shares,
+    strategy::{Draw, Field, LEAST_RTT, SPILL, Standing, Strategy},
+};
 
 use crate::time::Time;
+use alloc::{collections::BTreeMap, sync::Arc};
 use core::time::Duration;
 
 #[cfg(planted)]
 use crate::planted;
+
+/// How a Service wants its endpoints to be balanced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Balancing {
+    /// By what they are told apart.
+    pub strategy: Strategy,
+    /// How much there may be under way to them.
+    pub limits: Limits,
+}
+
+/// The same by the name of the Service's port (`<svc>.<ns>.svc.<domain>:<port>`), of those that do not want the default.
+pub type Balancings = BTreeMap<Arc<str>, Balancing>;
 
 /// An endpoint as the choice sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]

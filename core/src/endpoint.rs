@@ -14,6 +14,8 @@ pub struct Endpoint {
     pub addr: SocketAddr,
     /// Relative share of traffic; 10 000 is an ordinary endpoint's.
     pub weight: u32,
+    /// Meant for clients of other zones: for when those of the client's own are not enough.
+    pub remote: bool,
     /// How to reach it over mTLS; `None` means that it has no identity.
     pub tls: Option<EndpointTls>,
     /// What it understands beyond the application's own protocol.
@@ -109,6 +111,7 @@ impl Endpoint {
         Self {
             addr,
             weight: 10_000,
+            remote: false,
             tls: None,
             hint: ProtocolHint::Unknown,
             opaque_transport: None,

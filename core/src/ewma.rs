@@ -39,7 +39,17 @@ impl PeakEwma {
     /// Estimate decayed to `now`, in nanoseconds, times one more than the requests in flight. Always a positive
     /// number.
     pub fn load(&self, in_flight: u32, now: Time) -> f64 {
-        (self.estimate_ns * self.kept(now)).max(FLOOR_NS) * (f64::from(in_flight) + 1.0)
+        self.estimate(now) * (f64::from(in_flight) + 1.0)
+    }
+
+    /// Estimate decayed to `now`, in nanoseconds. Always a positive number.
+    pub fn estimate(&self, now: Time) -> f64 {
+        (self.estimate_ns * self.kept(now)).max(FLOOR_NS)
+    }
+
+    /// Estimate as it was when it was last measured, in nanoseconds. Always a positive number.
+    pub fn measured(&self) -> f64 {
+        self.estimate_ns.max(FLOOR_NS)
     }
 
     /// The share of the estimate that is left at `now`, 0.0 to 1.0.

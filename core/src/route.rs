@@ -20,7 +20,7 @@ pub use self::path::{Replacement, TwoWays, normal, replace_prefix, select};
 pub use self::table::Table;
 pub use self::terms::{GrpcCodes, RetryPolicy, Timeouts, Wishes};
 pub use self::why::{Criterion, Loss, Unmet, losses};
-use crate::{breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
+use crate::{balance::Balancings, breaker::Accruals, endpoint::Endpoint, policy::ResourceRef};
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::net::SocketAddr;
 
@@ -118,6 +118,8 @@ pub struct OutboundPolicy {
     pub protocol: OutboundProtocol,
     /// When the balancers behind its routes leave endpoints out.
     pub accrual: Accruals,
+    /// How the Services that it names, and those of its target's ServiceProfile, want to be balanced.
+    pub balancing: Balancings,
 }
 
 /// Protocol and routes of a target.

@@ -3,6 +3,8 @@
 //!
 //! Knows nothing of requests or of the wire: `view` answers those from what is kept here.
 
+mod accrual;
+mod balancing;
 mod namespaces;
 mod pods;
 mod policy;
@@ -12,13 +14,14 @@ mod services;
 mod slices;
 mod traffic;
 
+pub use accrual::Accrual;
 pub use namespaces::Namespace;
 pub use pods::{Mesh, Owner, Pod, ProxyPorts};
 pub use policy::{RateLimit, Server, older};
 pub use routes::{Route, RouteId};
 pub use services::{Addressing, Service, ServicePort, TargetPort};
 pub use slices::{Slice, SliceEndpoint, SlicePort};
-pub use traffic::{Accrual, GrpcConditions, HttpConditions, Problem, Retry, Timeouts, Traffic};
+pub use traffic::{GrpcConditions, HttpConditions, Problem, Retry, Timeouts, Traffic};
 
 use crate::{
     resources::{Grant, Kind, Name, ObjectRef, PolicyKind, Resource, Spec},

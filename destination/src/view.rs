@@ -4,6 +4,7 @@
 
 mod admit;
 mod attach;
+mod balancing;
 mod carried;
 mod endpoints;
 mod inbound;
@@ -17,6 +18,7 @@ mod status;
 mod target;
 
 pub use admit::{Admission, Authority};
+pub use balancing::Balancers;
 pub use carried::{Family, can_match};
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{HeldRateLimit, Inbound, ServerRef, Workload, inbound};
@@ -89,6 +91,9 @@ pub struct Context {
     pub node: Option<String>,
     /// Its pod.
     pub pod: Option<String>,
+    /// Does it choose among zones by itself? Then it is told of all endpoints, and which of them are for its zone.
+    #[serde(skip)]
+    pub chooses_zones: bool,
 }
 
 /// Why there is no answer.

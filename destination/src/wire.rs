@@ -13,7 +13,7 @@ use linkerd2_proxy_api::{destination as api, http_types, meta, net};
 use remora_core::{endpoint::ProtocolHint, identity::Kind};
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-/// An ordinary endpoint's weight. Proxies ignore it.
+/// An ordinary endpoint's weight. Linkerd's proxies ignore it.
 const WEIGHT: u32 = 10_000;
 
 /// The message that takes a client from what it knows to what there is: nothing, one update, or two (contract 3.1).
@@ -81,7 +81,7 @@ fn weighted_addr(addr: SocketAddr, endpoint: &Endpoint) -> api::WeightedAddr {
     let keep_alive = KeepAlive { interval: Some(seconds(10)), timeout: Some(seconds(3)), while_idle: true };
     api::WeightedAddr {
         addr: Some(addr.into()),
-        weight: WEIGHT,
+        weight: endpoint.weight.unwrap_or(WEIGHT),
         metric_labels: endpoint.labels.clone().into_iter().collect(),
         tls_identity,
         protocol_hint: endpoint.meshed.then_some(api::ProtocolHint { protocol, opaque_transport }),

@@ -97,6 +97,7 @@ impl Asker {
             namespace: Some(self.account.namespace.clone()),
             node: node.cloned(),
             pod: None,
+            chooses_zones: true,
         };
         nodes.into_iter().map(context).collect()
     }

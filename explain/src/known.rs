@@ -2,7 +2,10 @@
 //! does; and which routes hold nothing there.
 
 use crate::{World, answer::Apart};
-use remora_core::{profile::Profile, route::OutboundPolicy};
+use remora_core::{
+    profile::Profile,
+    route::{self, Membership, OutboundPolicy},
+};
 use remora_destination::{
     index::RouteId,
     resources::routes::RouteSpec,
@@ -10,8 +13,8 @@ use remora_destination::{
     wire,
 };
 use remora_proxy::discover::{
-    Absence, Known, Policy, Profiled,
-    resolve::{Resolution, original, resolve},
+    Absence, Known, Place, Policy, Profiled,
+    resolve::{Resolution, member, original, resolve},
 };
 use remora_runtime::api;
 use std::{net::SocketAddr, sync::Arc};
@@ -26,8 +29,10 @@ pub(crate) struct Discovered {
 }
 
 impl World<'_> {
-    /// What the controller says of an address, put together as a proxy does.
-    pub(crate) fn known(&self, addr: SocketAddr) -> Discovered {
+    /// What the controller says of an address, put together as a proxy does. A pod that is dialled itself goes by one of its
+    /// Services, which `named` may say: a host or a server name.
+    pub(crate) fn known(&self, addr: SocketAddr, named: &str) -> Discovered {
+        let place = Place::Addr(addr);
         let context = self.client.contexts().into_iter().next().unwrap_or_default();
         let (profile, name) = self.profile(addr, &context);
         let mut service = None;
@@ -35,18 +40,23 @@ impl World<'_> {
         let client = self.client.account.namespace.as_str();
         let policy = match view::outbound(&mut lens, self.settings, &Target::Addr(addr), Some(client)) {
             Ok(outbound) => {
-                let read = api::own::outbound_policy(wire::own_policy(&outbound, self.settings));
+                let read = api::own::said(wire::own_policy(&outbound, self.settings));
+                let (policy, services) = read.value;
+                let at = route::named(services.iter().map(|one| &*one.service), named).unwrap_or_default();
+                if let (Outbound::Pod(said), Some(membership)) = (&outbound, services.get(at)) {
+                    return of_member(said.get(at), membership, &place, &profile);
+                }
                 if let Outbound::Service(policy) = outbound {
                     service = Some(policy);
                 }
-                Known::Is(Arc::new(Policy { policy: read.value, ignored: read.ignored }))
+                Known::Is(Arc::new(Policy { policy, services, ignored: read.ignored }))
             }
             Err(refusal) => Known::Absent(absence(&refusal)),
         };
-        let policy = match resolve(addr, &profile, &policy) {
+        let policy = match resolve(&place, &profile, &policy) {
             Resolution::Use(policy) => policy,
             // Both are known.
-            Resolution::Wait => original(addr),
+            Resolution::Wait => original(&place),
         };
         let profile = match profile {
             Known::Is(known) => Some(known.profile.clone()).filter(|profile| profile.routes_http()),
@@ -126,6 +136,22 @@ impl World<'_> {
             }
         };
         lost.into_iter().map(|id| Apart { of: id.to_string(), why: why(id) }).collect()
+    }
+}
+
+/// A pod by one of the Services that it belongs to: what the controller said, and how the proxy reads it.
+fn of_member(
+    said: Option<&view::Membership>,
+    membership: &Membership,
+    place: &Place,
+    profile: &Known<Profiled>,
+) -> Discovered {
+    let name = said.and_then(|said| said.profile.as_ref()).map(|chosen| chosen.name.to_string());
+    let routed = membership.profile.clone().filter(|profile| profile.routes_http());
+    Discovered {
+        policy: member(place, profile, membership),
+        profile: routed.map(|profile| (profile, name.unwrap_or_default())),
+        service: said.map(|said| Box::new(said.policy.clone())),
     }
 }
 

@@ -14,6 +14,7 @@ use remora_core::{
     breaker::Accrual,
     policy::ResourceRef,
     profile::Profile,
+    route::RequestView as _,
     route::{
         self, Chosen, Distribution, Filter, OutboundProtocol, OutboundRoute, OutboundRule, Ratio, TlsRoute,
         Wishes, matched_prefix,
@@ -43,7 +44,9 @@ pub(crate) enum Carried {
 impl World<'_> {
     /// What becomes of it on the way to this address, by the client's proxy.
     pub(crate) fn outbound(&self, addr: SocketAddr, request: &Request<()>) -> Course {
-        let known = self.known(addr);
+        let view = View(request);
+        let named = if let Speaks::Tls(sni) = &self.question.speaks { sni } else { view.authority() };
+        let known = self.known(addr, named);
         let protocol = &known.policy.protocol;
         let speaks = spoken(&self.question.speaks, protocol);
         let mut course = Course {

@@ -211,6 +211,7 @@ fn proxy(runtime: &Runtime) -> Proxy {
         },
         metrics: Metrics::register(&Registry::new(idle), 100, false),
         budgets: remora_proxy::profile::Budgets::default(),
+        limiters: remora_proxy::limits::Limiters::default(),
         inbound_permits: Arc::new(Semaphore::new(16)),
         outbound_permits: Arc::new(Semaphore::new(16)),
         speculative_permits: Arc::new(Semaphore::new(16)),

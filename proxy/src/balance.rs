@@ -6,16 +6,25 @@
 use crate::{
     Worker,
     breaker::{Breaker, Breaking},
-    discover::{Known, Watch},
-    endpoint::LiveEndpoint,
+    discover::{AskAgain, Known, Watch},
+    endpoint::{LiveEndpoint, Place},
     fault::Fault,
+    limits::Limiter,
 };
 use arc_swap::ArcSwap;
-use remora_core::{balance, breaker::Accrual, endpoint::Endpoint, time::Time};
+use remora_core::{
+    balance::{self, Balancing, Candidate, Draw, Field, Limited, Strategy},
+    breaker::Accrual,
+    endpoint::Endpoint,
+    time::Time,
+};
 use remora_runtime::clock;
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{sync::Notify, task::AbortHandle};
@@ -30,16 +39,45 @@ const AT_ONCE: usize = 64;
 pub struct Balancer {
     name: Arc<str>,
     nowhere: bool,
+    strategy: Strategy,
+    /// Turns that round robin has taken.
+    turns: AtomicU64,
     set: ArcSwap<Set>,
     changed: Notify,
     /// Who is left out because requests fail, where that is wanted.
     breaking: Option<Arc<Breaking>>,
+    /// How much there may be under way, where that is limited.
+    limiter: Option<Arc<Limiter>>,
     /// Follows discovery; ends with the balancer.
     following: OnceLock<AbortOnDrop>,
 }
 
+/// How a destination's endpoints are balanced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Manner {
+    /// The first estimate of a round trip, and after how long a measurement counts for 1/e.
+    pub ewma: (Duration, Duration),
+    /// When endpoints are left out; `None`: never.
+    pub accrual: Option<Accrual>,
+    /// What the Service wants.
+    pub balancing: Balancing,
+}
+
+impl Manner {
+    /// By which a worker's balancers are told apart.
+    pub fn key(&self, authority: &Arc<str>) -> Arc<str> {
+        match self {
+            Self { accrual: None, balancing, .. } if *balancing == Balancing::default() => authority.clone(),
+            Self { accrual, balancing, .. } => format!("{authority} {accrual:?} {balancing:?}").into(),
+        }
+    }
+}
+
 struct Set {
+    /// Those of this client's zone first.
     endpoints: Vec<Arc<LiveEndpoint>>,
+    /// Their weights and zones.
+    field: Field,
     /// Since when there is no endpoint, or discovery has said nothing.
     empty_since: Time,
 }
@@ -47,42 +85,60 @@ struct Set {
 impl Balancer {
     /// A destination whose endpoints do not change.
     pub fn fixed(name: Arc<str>, endpoints: Vec<Arc<LiveEndpoint>>) -> Arc<Self> {
-        let set = Set { endpoints, empty_since: clock::now() };
-        Arc::new(Self::with(name, set, None))
+        Arc::new(Self::with(name, Set::of(endpoints, clock::now())))
     }
 
     /// Nobody, for this reason: it counts as there, and whoever is sent there fails at once.
     pub fn nowhere(why: Arc<str>) -> Arc<Self> {
-        let set = Set { endpoints: Vec::new(), empty_since: clock::now() };
-        Arc::new(Self { nowhere: true, ..Self::with(why, set, None) })
+        Arc::new(Self { nowhere: true, ..Self::with(why, Set::of(Vec::new(), clock::now())) })
     }
 
     /// A destination that discovery describes; followed until the balancer is dropped.
     pub fn discovered(
         worker: &Arc<Worker>,
         authority: Arc<str>,
-        ewma: (Duration, Duration),
-        accrual: Option<&Accrual>,
+        manner: Manner,
         watch: Watch<Vec<Endpoint>>,
     ) -> Arc<Self> {
-        let set = Set { endpoints: Vec::new(), empty_since: clock::now() };
         let metrics = &worker.proxy.metrics.breakers;
-        let breaking = accrual.map(|accrual| Breaking::new(&authority, accrual, metrics));
-        let balancer = Arc::new(Self::with(authority, set, breaking));
-        let following = follow(Arc::downgrade(&balancer), worker.clone(), ewma, watch);
+        let breaking = manner.accrual.map(|accrual| Breaking::new(&authority, &accrual, metrics));
+        let (limits, limited) = (manner.balancing.limits, &worker.proxy.metrics.limits);
+        let balancer = Arc::new(Self {
+            breaking,
+            limiter: worker.proxy.limiters.of(&authority, limits, limited),
+            strategy: manner.balancing.strategy,
+            // Not all proxies begin with the same endpoint.
+            turns: AtomicU64::new(clock::random() >> 1),
+            ..Self::with(authority, Set::of(Vec::new(), clock::now()))
+        });
+        let following = follow(Arc::downgrade(&balancer), worker.clone(), manner.ewma, watch);
         // Never set before: the balancer is new.
         let _ = balancer.following.set(AbortOnDrop(worker.proxy.tasks.spawn("balancer", following)));
         balancer
     }
 
-    fn with(name: Arc<str>, set: Set, breaking: Option<Arc<Breaking>>) -> Self {
-        let (set, changed) = (ArcSwap::from_pointee(set), Notify::new());
-        Self { name, nowhere: false, set, changed, breaking, following: OnceLock::new() }
+    fn with(name: Arc<str>, set: Set) -> Self {
+        Self {
+            name,
+            nowhere: false,
+            strategy: Strategy::default(),
+            turns: AtomicU64::new(0),
+            set: ArcSwap::from_pointee(set),
+            changed: Notify::new(),
+            breaking: None,
+            limiter: None,
+            following: OnceLock::new(),
+        }
     }
 
     /// `<svc>.<ns>.svc.<domain>:<port>`, or an address.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// By what its endpoints are told apart.
+    pub fn strategy(&self) -> Strategy {
+        self.strategy
     }
 
     /// Whether discovery says who its endpoints are, and may say that somebody else is there.
@@ -133,11 +189,12 @@ impl Balancer {
         if self.nowhere {
             return Err(Fault::NoEndpoint(self.name.clone()));
         }
+        let mut waits = None;
         loop {
             let changed = self.changed.notified();
             let set = self.set.load();
             let (now, choosy) = (clock::now(), choosy && self.is_discovered());
-            if let Some(picked) = pick(&set.endpoints, except, choosy, now) {
+            if let Some(picked) = self.pick_now(&set, except, choosy, now) {
                 return Ok(picked);
             }
             if self.let_back(&set.endpoints, now) {
@@ -147,9 +204,43 @@ impl Balancer {
             let patience = balance::patience(refusals, set.empty_since, now, FAILFAST);
             drop(set);
             let Some(patience) = patience else { return Err(Fault::NoEndpoint(self.name.clone())) };
+            if let (Some(limiter), None) = (&self.limiter, &waits) {
+                waits = Some(limiter.take(Limited::PendingRequests)?);
+            }
             // Expiry is no error: somebody may be tried again, or it is time to fail.
             let _ = tokio::time::timeout(patience, changed).await;
         }
+    }
+
+    fn pick_now(
+        &self,
+        Set { endpoints, field, .. }: &Set,
+        except: Option<&Arc<LiveEndpoint>>,
+        choosy: bool,
+        now: Time,
+    ) -> Option<Arc<LiveEndpoint>> {
+        let random = clock::random();
+        let except = except.and_then(|except| endpoints.iter().position(|live| Arc::ptr_eq(live, except)));
+        // Without weight is better than none, and so is, where there is no choice, one that refused just now.
+        let standing = |index: usize| {
+            let live = endpoints.get(index)?;
+            let (standing, refuses) = live.standing(now);
+            // Who has just failed is there as the last resort of a second attempt.
+            let admitted = standing.usable || live.admits(now) || (!choosy && Some(index) == except);
+            (admitted && (!choosy || !refuses)).then_some(standing)
+        };
+        let strategy = self.strategy;
+        let picked = if strategy == Strategy::PeakEwma && field.is_even() {
+            let candidate = |index: usize| {
+                let standing = standing(index)?;
+                Some(Candidate { load: strategy.load(&standing, 1.0), usable: standing.usable })
+            };
+            balance::choose(endpoints.len(), except, candidate, random)
+        } else {
+            let turn = || self.turns.fetch_add(1, Ordering::Relaxed);
+            field.choose(Draw { strategy, except, random }, standing, turn)
+        };
+        picked.and_then(|picked| endpoints.get(picked).cloned())
     }
 
     fn let_back(&self, endpoints: &[Arc<LiveEndpoint>], now: Time) -> bool {
@@ -160,7 +251,7 @@ impl Balancer {
 
     /// What did not change keeps its connections and its load. Thousands of new endpoints are made a few at a time, so
     /// that the worker's connections get their turns.
-    async fn update(&self, worker: &Arc<Worker>, ewma: (Duration, Duration), wanted: &[Endpoint]) {
+    async fn update(&self, worker: &Arc<Worker>, (ewma, again): (Ewma, &AskAgain), wanted: &[Endpoint]) {
         let old = self.set.load_full();
         let known: HashMap<_, _> = old.endpoints.iter().map(|live| (live.endpoint().addr, live)).collect();
         let mut endpoints = Vec::with_capacity(wanted.len());
@@ -170,7 +261,9 @@ impl Balancer {
                 same.map_or_else(
                     || {
                         let breaker = self.breaking.as_ref().map(|breaking| breaking.join(endpoint.addr));
-                        LiveEndpoint::new(worker, endpoint.clone(), Some(&self.name), ewma, breaker)
+                        let (authority, again) = (Some(&*self.name), Some(again.clone()));
+                        let place = Place { authority, ewma, breaker, again, limiter: self.limiter.clone() };
+                        LiveEndpoint::new(worker, endpoint.clone(), place)
                     },
                     |live| Arc::clone(live),
                 )
@@ -187,28 +280,21 @@ impl Balancer {
             gone.filter_map(|live| live.breaker()).for_each(Breaker::leave);
             breaking.settle();
         }
-        self.set.store(Arc::new(Set { endpoints, empty_since }));
+        self.set.store(Arc::new(Set::of(endpoints, empty_since)));
         self.changed.notify_waiters();
     }
 }
 
-fn pick(
-    endpoints: &[Arc<LiveEndpoint>],
-    except: Option<&Arc<LiveEndpoint>>,
-    choosy: bool,
-    now: Time,
-) -> Option<Arc<LiveEndpoint>> {
-    let random = clock::random();
-    let except = except.and_then(|except| endpoints.iter().position(|live| Arc::ptr_eq(live, except)));
-    // Without weight is better than none, and so is, where there is no choice, one that refused just now.
-    let candidate = |index: usize| {
-        let live = endpoints.get(index)?;
-        // Who has just failed is there as the last resort of a second attempt.
-        let admitted = live.admits(now) || (!choosy && Some(index) == except);
-        (admitted && (!choosy || live.refusal(now).is_none())).then(|| live.candidate(now))
-    };
-    balance::choose(endpoints.len(), except, candidate, random)
-        .and_then(|picked| endpoints.get(picked).cloned())
+type Ewma = (Duration, Duration);
+
+impl Set {
+    fn of(mut endpoints: Vec<Arc<LiveEndpoint>>, empty_since: Time) -> Self {
+        endpoints.sort_by_key(|live| live.endpoint().remote);
+        let weights: Vec<u32> = endpoints.iter().map(|live| live.endpoint().weight).collect();
+        let own = endpoints.partition_point(|live| !live.endpoint().remote);
+        let (own, others) = weights.split_at(own);
+        Self { field: Field::new(own, others), endpoints, empty_since }
+    }
 }
 
 /// A task that ends with its owner.
@@ -221,18 +307,14 @@ impl Drop for AbortOnDrop {
 }
 
 /// Applies what discovery says for as long as there is a balancer.
-async fn follow(
-    balancer: Weak<Balancer>,
-    worker: Arc<Worker>,
-    ewma: (Duration, Duration),
-    mut watch: Watch<Vec<Endpoint>>,
-) {
+async fn follow(balancer: Weak<Balancer>, worker: Arc<Worker>, ewma: Ewma, mut watch: Watch<Vec<Endpoint>>) {
+    let again = watch.again();
     loop {
         {
             let Some(balancer) = balancer.upgrade() else { return };
             match watch.latest() {
-                Known::Is(endpoints) => balancer.update(&worker, ewma, &endpoints).await,
-                Known::Absent(_) => balancer.update(&worker, ewma, &[]).await,
+                Known::Is(endpoints) => balancer.update(&worker, (ewma, &again), &endpoints).await,
+                Known::Absent(_) => balancer.update(&worker, (ewma, &again), &[]).await,
                 Known::Pending => {}
             }
         }

@@ -1,7 +1,7 @@
 //! What the control plane says of targets: one stream per target and process, shared by all workers, kept while
 //! somebody uses it. The last good state is kept for ever while in use; losing the control plane changes nothing.
 
-mod backend;
+pub mod backend;
 pub mod cache;
 pub mod pod;
 pub mod profiled;
@@ -11,7 +11,7 @@ pub mod source;
 pub mod target;
 
 use crate::profile::Named;
-pub use cache::{Cache, Full, Watch};
+pub use cache::{AskAgain, Cache, Full, Watch};
 use remora_core::{
     endpoint::Endpoint,
     profile::Profile,

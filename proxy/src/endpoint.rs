@@ -5,16 +5,18 @@ use crate::{
     breaker::{Breaker, Trial},
     config::SocketConfig,
     connect,
+    discover::AskAgain,
     fault::Fault,
     http::client::{Client, Dial, PoolLimits},
-    metrics::{RequestMetrics, TcpMetrics},
+    limits::{Limiter, Permit},
+    metrics::{RequestMetrics, TcpMetrics, tcp::Open},
     mux::neighbour::Neighbour,
-    stream::Stream,
+    stream::{Meter, Stream},
     tls,
 };
 use remora_core::{
     backoff::Backoff,
-    balance::{Candidate, Refusal},
+    balance::{Limited, Refusal, Standing},
     endpoint::{DialPlan, Endpoint, EndpointTls, ProtocolHint},
     ewma::PeakEwma,
     header::SessionProtocol,
@@ -23,6 +25,7 @@ use remora_core::{
 use remora_runtime::{clock, tls::Credentials};
 use rustls::ClientConfig;
 use std::{
+    io,
     net::SocketAddr,
     num::NonZeroU16,
     sync::{Arc, Mutex, PoisonError},
@@ -44,8 +47,24 @@ pub struct LiveEndpoint {
     state: Mutex<State>,
     /// Where failures are counted against it.
     breaker: Option<Breaker>,
+    again: Option<AskAgain>,
+    limiter: Option<Arc<Limiter>>,
     pub requests: Arc<RequestMetrics>,
     pub tcp: Arc<TcpMetrics>,
+}
+
+/// What an endpoint has of its balancer.
+pub struct Place<'a> {
+    /// The balancer's destination, if there is one.
+    pub authority: Option<&'a str>,
+    /// The first estimate of a round trip, and after how long a measurement counts for 1/e.
+    pub ewma: (Duration, Duration),
+    /// Where failures are counted against it.
+    pub breaker: Option<Breaker>,
+    /// Whom to ask whether it is there at all, when it refuses connections.
+    pub again: Option<AskAgain>,
+    /// How much there may be under way to its Service.
+    pub limiter: Option<Arc<Limiter>>,
 }
 
 struct State {
@@ -74,14 +93,8 @@ struct Dialer {
 }
 
 impl LiveEndpoint {
-    /// `authority` is the balancer's destination, if there is one.
-    pub fn new(
-        worker: &Arc<Worker>,
-        endpoint: Endpoint,
-        authority: Option<&str>,
-        (rtt, decay): (Duration, Duration),
-        breaker: Option<Breaker>,
-    ) -> Arc<Self> {
+    pub fn new(worker: &Arc<Worker>, endpoint: Endpoint, place: Place<'_>) -> Arc<Self> {
+        let Place { authority, ewma: (rtt, decay), breaker, again, limiter } = place;
         let proxy = &worker.proxy;
         let config = &proxy.config;
         let now = clock::now();
@@ -92,6 +105,16 @@ impl LiveEndpoint {
             DialPlan::Direct { addr, tls, .. } => Some(worker.neighbours.neighbour(worker, *addr, tls)),
             DialPlan::Plain { .. } | DialPlan::Transparent { .. } => None,
         };
+        let client = Client::new(PoolLimits {
+            idle: config.outbound.http1_pool_idle,
+            max_age: config.limits.pool_max_age,
+            max_idle: config.limits.max_idle_per_endpoint,
+            max_header_bytes: config.limits.max_header_bytes,
+            max_headers: config.limits.max_headers,
+        });
+        if let Some(limiter) = &limiter {
+            limiter.join(&client);
+        }
         Arc::new(Self {
             forbidden,
             dialer: Dialer {
@@ -104,13 +127,8 @@ impl LiveEndpoint {
                 opaque: endpoint.hint == ProtocolHint::Opaque,
                 gateway: endpoint.authority_override.clone(),
             },
-            client: Client::new(PoolLimits {
-                idle: config.outbound.http1_pool_idle,
-                max_age: config.limits.pool_max_age,
-                max_idle: config.limits.max_idle_per_endpoint,
-                max_header_bytes: config.limits.max_header_bytes,
-                max_headers: config.limits.max_headers,
-            }),
+            client,
+            limiter,
             state: Mutex::new(State {
                 ewma: PeakEwma::new(rtt, decay, now),
                 in_flight: 0,
@@ -119,6 +137,7 @@ impl LiveEndpoint {
                 not_before: now,
             }),
             breaker,
+            again,
             endpoint,
             requests: metrics.0,
             tcp: metrics.1,
@@ -148,12 +167,20 @@ impl LiveEndpoint {
         self.forbidden.as_ref()
     }
 
-    /// What the balancer compares: usable, unless it refused a connection just now, has no weight, is left out, or must
-    /// not be sent to. The last is better than nobody still: whoever picks it is told why.
-    pub fn candidate(&self, now: Time) -> Candidate {
+    /// What the balancer compares: usable, unless it refused a connection just now (the second result), has no weight, is
+    /// left out, or must not be sent to. The last is better than nobody still: whoever picks it is told why.
+    pub fn standing(&self, now: Time) -> (Standing, bool) {
+        let admitted = self.admits(now);
         let may = self.endpoint.weight > 0 && self.forbidden.is_none();
-        let usable = may && self.state().not_before <= now && self.admits(now);
-        Candidate { load: self.load(now), usable }
+        let state = self.state();
+        let refuses = state.not_before > now;
+        let standing = Standing {
+            usable: may && !refuses && admitted,
+            rtt_ns: state.ewma.estimate(now),
+            kept_rtt_ns: state.ewma.measured(),
+            in_flight: state.in_flight,
+        };
+        (standing, refuses)
     }
 
     /// Since when the endpoint refuses connections, while it is passed over for it.
@@ -183,7 +210,19 @@ impl LiveEndpoint {
         // That policy forbids it says nothing of how it is.
         let breaker = self.breaker.as_ref().filter(|_| self.forbidden.is_none());
         let trial = breaker.and_then(|breaker| breaker.begin(now));
-        InFlight { endpoint: self.clone(), started: now, answered: false, trial }
+        InFlight { endpoint: self.clone(), started: now, answered: false, trial, stream: None }
+    }
+
+    /// The same of a request, of which its Service may want no more.
+    pub fn begin_request(self: &Arc<Self>, now: Time) -> Result<InFlight, Fault> {
+        let stream = self.permit(Limited::ConcurrentStreams)?;
+        let mut in_flight = self.begin(now);
+        in_flight.stream = stream;
+        Ok(in_flight)
+    }
+
+    fn permit(&self, what: Limited) -> Result<Option<Permit>, Fault> {
+        self.limiter.as_ref().map(|limiter| limiter.take(what)).transpose()
     }
 
     /// Opens a connection for bytes that are not HTTP (or that the endpoint must not take for HTTP).
@@ -197,6 +236,10 @@ impl LiveEndpoint {
             // It is not passed over for this, so that whoever comes next is told why as well.
             return Err(fault.clone());
         }
+        let permit = match &self.limiter {
+            Some(limiter) => Some(limiter.connection().await?),
+            None => None,
+        };
         let connected = self.dialer.connect(session).await;
         let mut state = self.state();
         let now = clock::now();
@@ -211,7 +254,17 @@ impl LiveEndpoint {
             state.refusals = state.refusals.saturating_add(1);
         }
         drop(state);
-        connected.map(|stream| stream.metered(Arc::new(self.tcp.open())))
+        // It may be gone, and another in its place.
+        if let (Some(again), Err(fault)) = (&self.again, &connected)
+            && fault.is_connect()
+        {
+            again.ask();
+        }
+        let open = self.tcp.open();
+        connected.map(|stream| match permit {
+            None => stream.metered(Arc::new(open)),
+            Some(permit) => stream.metered(Arc::new(Counted { open, _permit: permit })),
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -222,6 +275,30 @@ impl LiveEndpoint {
 impl Dial for Arc<LiveEndpoint> {
     async fn dial(&self, session: SessionProtocol) -> Result<Stream, Fault> {
         self.connect(Some(session)).await
+    }
+
+    fn wait(&self) -> Result<Option<Permit>, Fault> {
+        self.permit(Limited::PendingRequests)
+    }
+}
+
+/// An open connection of which there may be only so many.
+struct Counted {
+    open: Open,
+    _permit: Permit,
+}
+
+impl Meter for Counted {
+    fn read(&self, bytes: usize) {
+        self.open.read(bytes);
+    }
+
+    fn wrote(&self, bytes: usize) {
+        self.open.wrote(bytes);
+    }
+
+    fn failed(&self, error: &io::Error) {
+        self.open.failed(error);
     }
 }
 
@@ -298,6 +375,8 @@ pub struct InFlight {
     answered: bool,
     /// What of it counts for the endpoint's breaker.
     trial: Option<Trial>,
+    /// One of the requests that its Service wants only so many of.
+    stream: Option<Permit>,
 }
 
 impl InFlight {

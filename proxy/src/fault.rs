@@ -12,6 +12,7 @@ pub use broken::{HttpError, stream_error};
 use crate::{config::HeaderList, http::deadline::Limit, http1, mux::StreamEnded};
 use broken::{Misuse, client_text};
 use remora_core::{
+    balance::Limited,
     header, mux,
     policy::Denial,
     rate::{Quota, Scope},
@@ -113,6 +114,10 @@ pub enum Fault {
     BadTarget(&'static str),
     #[error("too many requests wait for {0}")]
     Overloaded(Arc<str>),
+    #[error(
+        "{service} takes no more than {most} {0} from this proxy (limits.remora.io/{0})", .what.as_str()
+    )]
+    Limited { service: Arc<str>, what: Limited, most: u32 },
     #[error("a connection shared with another proxy ended: {0}")]
     Carrier(mux::Error),
     #[error(
@@ -165,6 +170,7 @@ impl Fault {
             | Self::NoIdentity { .. }
             | Self::Redirected { .. }
             | Self::Injected { .. }
+            | Self::Limited { .. }
             | Self::NoRoute(_) => Blame::Policy,
             Self::NoEndpoint(_)
             | Self::Connect { .. }
@@ -225,6 +231,7 @@ impl Fault {
             Self::NoCredentials => "no credentials",
             Self::BadTarget(_) => "bad target",
             Self::Overloaded(_) | Self::Memory { .. } => "loadshed",
+            Self::Limited { what, .. } => what.as_str(),
             Self::Carrier(_) => "mux",
         }
     }
@@ -235,7 +242,7 @@ impl Fault {
             Self::NoEndpoint(_) => "FAIL_FAST",
             Self::ResponseTimeout { .. } => "RESPONSE_HEADERS_TIMEOUT",
             Self::Late { limit, .. } => limit.route_error(),
-            Self::Overloaded(_) | Self::Memory { .. } => "LOAD_SHED",
+            Self::Overloaded(_) | Self::Memory { .. } | Self::Limited { .. } => "LOAD_SHED",
             Self::Server(error) => stream_error(error),
             Self::Io(_) => "IO",
             _ => "UNKNOWN",
@@ -305,6 +312,7 @@ impl Fault {
             | Self::RequiredIdentity { .. } => (S::BAD_GATEWAY, G::Unavailable, true),
             Self::NoCredentials | Self::Overloaded(_) => (S::SERVICE_UNAVAILABLE, G::Unavailable, true),
             Self::Memory { .. } => (S::SERVICE_UNAVAILABLE, G::ResourceExhausted, true),
+            Self::Limited { .. } => (S::SERVICE_UNAVAILABLE, G::ResourceExhausted, false),
         };
         Answer { status, grpc, close }
     }
@@ -428,6 +436,13 @@ mod tests {
         check(&fault, 429, GrpcCode::ResourceExhausted, false);
         let said = "a asks more often than web allows: 5 requests per second (identity limit)";
         assert_eq!(fault.to_string(), said);
+    }
+
+    #[test]
+    fn what_exceeds_a_services_limit_is_503_with_its_name_and_keeps_the_connection() {
+        let fault = Fault::Limited { service: "web:80".into(), what: Limited::Connections, most: 2 };
+        check(&fault, 503, GrpcCode::ResourceExhausted, false);
+        assert_eq!((fault.label(), fault.tried()), ("connections", Tried::Hopeless));
     }
 
     #[test]

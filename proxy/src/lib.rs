@@ -15,6 +15,7 @@ pub mod http;
 pub mod http1;
 pub mod http2;
 pub mod inbound;
+pub mod limits;
 pub mod listen;
 pub mod metrics;
 pub mod mux;
@@ -55,6 +56,8 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// What retries by ServiceProfiles may cost.
     pub budgets: profile::Budgets,
+    /// How much is under way to Services that limit it.
+    pub limiters: limits::Limiters,
     /// Connections served at once, per direction.
     pub inbound_permits: Arc<Semaphore>,
     pub outbound_permits: Arc<Semaphore>,

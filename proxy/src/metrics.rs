@@ -8,6 +8,7 @@ pub mod errors;
 mod few;
 pub mod inbound;
 pub mod labels;
+pub mod limits;
 mod mux;
 pub mod profiles;
 pub mod requests;
@@ -21,6 +22,7 @@ use errors::Errors;
 use inbound::InboundFamilies;
 pub use inbound::InboundRequests;
 use labels::{Labels, label};
+use limits::LimitMetrics;
 pub use mux::MuxMetrics;
 use profiles::{ProfileFamilies, RetriesSkipped};
 use remora_core::{
@@ -45,6 +47,7 @@ pub struct Metrics {
     pub profiles: ProfileFamilies,
     pub retries_skipped: RetriesSkipped,
     pub breakers: BreakerMetrics,
+    pub limits: LimitMetrics,
     tcp: TcpFamilies,
     routes: RouteFamilies,
     pub(crate) inbound_routes: InboundFamilies,
@@ -72,6 +75,8 @@ pub struct Metrics {
     pub speculation_limited: Counter,
     /// Endpoints of a destination beyond as many as one may have.
     pub endpoints_refused: Counter,
+    /// How often endpoints were asked for anew because one refused a connection.
+    pub asked_again: Counter,
     pub inbound_accepts: Accepts,
     pub outbound_accepts: Accepts,
     /// Upgraded connections being copied.
@@ -121,6 +126,7 @@ impl Metrics {
             profiles: ProfileFamilies::register(registry, budget),
             retries_skipped: RetriesSkipped::register(registry),
             breakers: BreakerMetrics::register(registry),
+            limits: LimitMetrics::register(registry),
             tcp: TcpFamilies::register(registry, budget),
             routes: RouteFamilies::register(registry, budget, hostnames),
             inbound_routes: InboundFamilies::register(registry, budget),
@@ -180,6 +186,10 @@ impl Metrics {
             endpoints_refused: registry.counter(
                 "remora_outbound_endpoints_refused_total",
                 "Endpoints not used because their destination has 10000 already",
+            ),
+            asked_again: registry.counter(
+                "remora_outbound_endpoints_asked_again_total",
+                "Destinations whose endpoints were asked for anew because one refused a connection",
             ),
             inbound_accepts: accepts(registry, "inbound"),
             outbound_accepts: accepts(registry, "outbound"),

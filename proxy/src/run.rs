@@ -297,6 +297,7 @@ fn assemble(
         policy: channel("policy", &config.policy)?,
         runtime: control.clone(),
         endpoints_refused: metrics.endpoints_refused.clone(),
+        asked_again: metrics.asked_again.clone(),
         by_route: metrics.profiles.clone(),
     };
     let policies = crate::policy::Policies::new(
@@ -319,6 +320,7 @@ fn assemble(
         discovery,
         metrics,
         budgets: crate::profile::Budgets::default(),
+        limiters: crate::limits::Limiters::default(),
         inbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         outbound_permits: Arc::new(Semaphore::new(limits.max_connections)),
         speculative_permits: Arc::new(Semaphore::new(limits.max_speculative)),

@@ -149,6 +149,7 @@ fn target(target: &Target) -> Value {
             "protocol": protocol(&plan),
             "routedBy": if plan.profile.is_some() { "ServiceProfile" } else { "policy" },
             "speculation": target.may_speculate(),
+            "strategy": strategies(&plan),
             "backends": backends(&plan),
         }),
     }
@@ -165,8 +166,24 @@ fn protocol(plan: &Plan) -> Value {
     }
 }
 
-fn backends(plan: &Plan) -> BTreeMap<String, Value> {
-    let mut splits: Vec<&Split> = plan.profile.iter().map(|profile| &*profile.split).collect();
+/// By what a target's endpoints are told apart, where it is one strategy for all of its backends; else by backend.
+fn strategies(plan: &Plan) -> Value {
+    let found: BTreeMap<_, _> = splits(plan)
+        .into_iter()
+        .flat_map(Split::backends)
+        .map(|backend| (backend.balancer.name().to_string(), backend.balancer.strategy().as_str()))
+        .collect();
+    let mut each = found.values();
+    match each.next() {
+        Some(first) if each.all(|other| other == first) => json!(first),
+        Some(_) => json!(found),
+        None => Value::Null,
+    }
+}
+
+fn splits(plan: &Plan) -> Vec<&Split> {
+    let by_profile = plan.profile.iter().flat_map(|profile| [&*profile.http1, &*profile.http2]);
+    let mut splits: Vec<&Split> = by_profile.collect();
     match &plan.protocol {
         PlanProtocol::Detect { http1, http2, opaque } => {
             for routes in [http1, http2] {
@@ -181,7 +198,11 @@ fn backends(plan: &Plan) -> BTreeMap<String, Value> {
         PlanProtocol::Tls(plans) => splits.extend(plans.iter().map(|plan| &*plan.split)),
         PlanProtocol::Invalid(_) => {}
     }
-    let backends = splits.into_iter().flat_map(Split::backends);
+    splits
+}
+
+fn backends(plan: &Plan) -> BTreeMap<String, Value> {
+    let backends = splits(plan).into_iter().flat_map(Split::backends);
     let mut shown = BTreeMap::new();
     for backend in backends {
         // Requests and bytes may have a balancer each: the first one is that of requests.
@@ -206,6 +227,7 @@ fn live(live: &LiveEndpoint) -> Value {
         "identity": endpoint::identity(live.plan()).map(|tls| tls.identity.as_str()),
         "forbidden": live.forbidden().map(ToString::to_string),
         "weight": live.endpoint().weight,
+        "remote": live.endpoint().remote,
         "load": live.load(now),
         "inFlight": live.in_flight(),
         "reachable": live.refusal(now).is_none(),

@@ -14,6 +14,10 @@ pub struct OutboundPolicy {
     /// `policy` has the pod.
     #[prost(message, optional, tag = "3")]
     pub membership: ::core::option::Option<Membership>,
+    /// How Services want to be balanced that do not want the default: those that `policy` names, and those that the target's
+    /// ServiceProfile sends to.
+    #[prost(message, repeated, tag = "4")]
+    pub balancers: ::prost::alloc::vec::Vec<Balancer>,
 }
 /// A Service that a pod belongs to by one of its ports.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -29,6 +33,58 @@ pub struct Membership {
     /// a membership of its own, which has no others. A name that is none of these widens nothing.
     #[prost(message, repeated, tag = "3")]
     pub others: ::prost::alloc::vec::Vec<OutboundPolicy>,
+}
+/// The balancers of one port of a Service, whatever leads there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Balancer {
+    /// As in Linkerd's DestinationGet: <service>.<namespace>.svc.<domain>:<port>.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(enumeration = "balancer::Strategy", tag = "2")]
+    pub strategy: i32,
+    /// How much a proxy may have under way to the Service at once; 0 is no limit. What exceeds fails.
+    /// Connections to its endpoints, idle ones too.
+    #[prost(uint32, tag = "3")]
+    pub max_connections: u32,
+    /// Requests that wait for a connection or an endpoint.
+    #[prost(uint32, tag = "4")]
+    pub max_pending_requests: u32,
+    /// Requests under way.
+    #[prost(uint32, tag = "5")]
+    pub max_concurrent_streams: u32,
+}
+/// Nested message and enum types in `Balancer`.
+pub mod balancer {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Strategy {
+        /// Peak EWMA, as is one that the proxy does not know.
+        Unspecified = 0,
+        LeastRequest = 1,
+        RoundRobin = 2,
+    }
+    impl Strategy {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "STRATEGY_UNSPECIFIED",
+                Self::LeastRequest => "STRATEGY_LEAST_REQUEST",
+                Self::RoundRobin => "STRATEGY_ROUND_ROBIN",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "STRATEGY_UNSPECIFIED" => Some(Self::Unspecified),
+                "STRATEGY_LEAST_REQUEST" => Some(Self::LeastRequest),
+                "STRATEGY_ROUND_ROBIN" => Some(Self::RoundRobin),
+                _ => None,
+            }
+        }
+    }
 }
 /// Filters of one rule or backend, applied after those that `policy` has there.
 #[derive(Clone, PartialEq, ::prost::Message)]

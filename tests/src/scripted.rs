@@ -103,7 +103,7 @@ async fn answer(says: Says, request: Request<Incoming>) -> Result<Answer, h2::Er
                     let _first = body.frame().await;
                 }
                 // What else comes is nobody's to read, but its stream must not be reset for it.
-                tokio::spawn(async move { while body.frame().await.is_some() {} });
+                tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
                 let mut trailers = HeaderMap::new();
                 trailers.insert("grpc-status", HeaderValue::from(status));
                 Ok(Frame::trailers(trailers))

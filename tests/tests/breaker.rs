@@ -4,7 +4,10 @@
 
 use bytes::Bytes;
 use http::StatusCode;
-use linkerd2_proxy_api::outbound::{self, failure_accrual, proxy_protocol::Kind};
+use linkerd2_proxy_api::{
+    destination,
+    outbound::{self, failure_accrual, proxy_protocol::Kind},
+};
 use prost::Message as _;
 use remora_tests::controller::{self, Asked, Controller, Reply};
 use remora_tests::shop::{self, PATIENCE, SHOP, curl};
@@ -18,11 +21,14 @@ const WAIT: Duration = Duration::from_secs(6);
 /// Failures after which it shuts.
 const MAX_FAILURES: usize = 3;
 /// The Services with their replicas' ports. One that nobody listens on is refused.
-const SERVICES: [(&str, &[(&str, u16)]); 3] = [
+const SERVICES: [(&str, &[(&str, u16)]); 4] = [
     ("one", &[("first", 8081), ("second", 8081), ("third", 8081)]),
     ("all", &[("first", 8082), ("second", 8082), ("third", 8082)]),
     ("refused", &[("first", 8083), ("second", 8083), ("bare", 8083)]),
+    (PROFILED, &[("first", 8084), ("second", 8084), ("third", 8084)]),
 ];
+/// The one with a ServiceProfile.
+const PROFILED: &str = "profiled";
 /// Ten at once.
 const CROWD: &[&str] = &["--parallel", "--parallel-max", "10"];
 const CHANGES: &str = "remora_outbound_breaker_changes_total";
@@ -109,6 +115,33 @@ fn who_refuses_a_connection_is_left_out_at_once() {
     .unwrap();
     let state = shop::state(&stage.client).unwrap().to_string();
     assert!(state.contains("shutForMs") || state.contains("probation"), "{state}");
+
+    // Whether it is still an endpoint is asked anew, and not as often as it refuses.
+    let get = Asked { method: "Get".into(), about: authority("refused") };
+    let asked = || CONTROLLER.times().remove(&get).unwrap_or_default();
+    let again = || stage.count("remora_outbound_endpoints_asked_again_total", &[]) > 0;
+    MESH.wait_until("its endpoints to be asked for anew", PATIENCE, || again() && asked().len() > 1).unwrap();
+    let asked = asked();
+    let apart = asked.windows(2).map(|two| two[1] - two[0]).min().unwrap();
+    assert!(apart >= Duration::from_secs(1), "{apart:?}");
+}
+
+#[test]
+fn requests_by_a_service_profile_leave_out_who_fails() {
+    if !check::can_run() {
+        return;
+    }
+    let stage = Stage::enter(PROFILED);
+    let state = shop::state(&stage.client).unwrap().to_string();
+    assert!(state.contains(r#""routedBy":"ServiceProfile""#), "{state}");
+    let [sick, ..] = &stage.apps[..] else { panic!("no replicas") };
+    sick.answer(StatusCode::INTERNAL_SERVER_ERROR);
+    stage.until("the sick one to be left out", || {
+        stage.count(CHANGES, &[("change", "shut"), ("reason", "consecutive failures")]) == 1
+    });
+    let before = sick.requests();
+    assert_eq!(stage.send(CROWD, 20), vec!["200"; 20], "{:?}", stage.said());
+    assert_eq!(sick.requests(), before);
 }
 
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
@@ -197,18 +230,18 @@ fn script() -> impl Fn(&Asked) -> Reply + Send + Sync {
     };
     let kind = Some(failure_accrual::Kind::ConsecutiveFailures(row));
     let accrual = outbound::FailureAccrual { kind, ejection: None };
-    let authority = |name: &str| format!("{name}.shop.svc.cluster.local:80");
     let answers = SERVICES.map(|(name, replicas)| {
         let at = |(pod, port): &(&str, u16)| MESH.pod(SHOP, pod).unwrap().at(*port).unwrap();
         let endpoints = controller::add(replicas.iter().map(at)).unwrap();
         let policy = breaking(&controller::balanced(&authority(name)).unwrap(), accrual);
         [("Get", authority(name), endpoints), ("Watch", service(name).to_string(), policy)]
     });
-    let answers: Vec<(&str, String, Bytes)> = answers.into_iter().flatten().collect();
+    let mut answers: Vec<(&str, String, Bytes)> = answers.into_iter().flatten().collect();
+    answers.push(("GetProfile", service(PROFILED).to_string(), profile().unwrap()));
     move |asked| {
         let found =
             answers.iter().find(|(method, about, _)| *method == asked.method && *about == asked.about);
-        // No profiles, and no policies of ports: what the environment says holds.
+        // No other profiles, and no policies of ports: what the environment says holds.
         found.map_or_else(|| Reply::fails(5), |(_, _, message)| Reply::says([message.clone()]))
     }
 }
@@ -221,6 +254,21 @@ fn breaking(policy: &Bytes, accrual: outbound::FailureAccrual) -> Bytes {
         detect.http2.as_mut().unwrap().failure_accrual = Some(accrual);
     }
     controller::encode(&policy).unwrap()
+}
+
+/// A profile with one route, for everything.
+fn profile() -> anyhow::Result<Bytes> {
+    let all = destination::request_match::Match::Path(destination::PathMatch { regex: "/.*".into() });
+    let condition = Some(destination::RequestMatch { r#match: Some(all) });
+    controller::encode(&destination::DestinationProfile {
+        fully_qualified_name: "profiled.shop.svc.cluster.local".into(),
+        routes: vec![destination::Route { condition, ..Default::default() }],
+        ..Default::default()
+    })
+}
+
+fn authority(name: &str) -> String {
+    format!("{name}.shop.svc.cluster.local:80")
 }
 
 fn service(name: &str) -> SocketAddr {

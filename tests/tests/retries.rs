@@ -157,6 +157,21 @@ fn a_grpc_status_in_trailers_behind_a_head_is_a_failure_too() {
 }
 
 #[test]
+fn a_stream_of_grpc_messages_is_not_sent_again_after_its_first() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = by_hand(RETRYABLE);
+    let (client, web) = (mesh.pod(SHOP, "client").unwrap(), mesh.pod(SHOP, "web").unwrap());
+    let app = Scripted::start(&web, 8080, |_| Says::GrpcAfterFirst(14)).unwrap();
+    for nth in 1..=6 {
+        let said = run_kit(&client, &["grpc-client", "http://web:8080", "bidi"]).unwrap();
+        assert!(said.starts_with("status 14"), "{said}");
+        assert_eq!(app.requests(), nth, "{said}");
+    }
+}
+
+#[test]
 fn a_routes_timeout_covers_all_tries() {
     if !check::can_run() {
         return;

@@ -14,7 +14,7 @@ use std::{
 /// Lines of a source file that are not blank, before its tests.
 const LONGEST_FILE: usize = 400;
 /// Longer files, with the reason.
-const LONGER_FILES: [(&str, &str); 0] = [];
+const LONGER_FILES: [(&str, &str); 1] = [("runtime/src/proto.rs", "generated from runtime/proto/")];
 /// The map is read in one sitting.
 const LONGEST_MAP: usize = 250;
 

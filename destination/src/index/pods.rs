@@ -1,7 +1,8 @@
 //! Pure. What of a pod matters to its clients and to its own proxy.
 
 use super::{
-    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, in_namespace, policy_of, ports_of, relate, swap,
+    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, balancing, in_namespace, policy_of, ports_of, relate,
+    swap,
 };
 use crate::{
     ports::PortSet,
@@ -62,6 +63,8 @@ pub struct Pod {
     pub require_identity_ports: PortSet,
     /// `config.linkerd.io/default-inbound-policy`.
     pub default_policy: Option<DefaultPolicy>,
+    /// Its share of its Services' traffic, in ten-thousandths of an ordinary pod's, if it says one.
+    pub weight: Option<u32>,
     /// Its proxy, if it has one.
     pub mesh: Option<Mesh>,
     /// Seconds since 1970 at which it was created.
@@ -133,6 +136,7 @@ impl Pod {
             )
             .unwrap_or_default(),
             default_policy: policy_of(annotations, reasons),
+            weight: balancing::weight(annotations, reasons),
             mesh: mesh(metadata, spec, reasons),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
             labels: metadata.labels.clone().unwrap_or_default(),

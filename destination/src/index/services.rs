@@ -1,11 +1,16 @@
 //! Pure. What of a Service matters to the clients of it.
 
-use super::{Accrual, OPAQUE_PORTS, Traffic, ports_of};
+use super::{
+    Accrual, OPAQUE_PORTS, Traffic,
+    balancing::{balancing, told},
+    ports_of,
+};
 use crate::ports::PortSet;
 use k8s_openapi::{
     api::core::v1::{self as api, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use remora_core::balance::Balancing;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// A Service, distilled.
@@ -31,6 +36,8 @@ pub struct Service {
     pub traffic: Traffic,
     /// When its endpoints count as failing.
     pub accrual: Option<Accrual>,
+    /// How its endpoints are balanced.
+    pub balancing: Balancing,
 }
 
 /// How clients address a Service.
@@ -80,9 +87,8 @@ impl Service {
         let mut problems = Vec::new();
         let traffic = Traffic::read(annotations, &mut problems);
         let accrual = Accrual::read(annotations, &mut problems);
-        reasons.extend(
-            problems.into_iter().map(|(name, reason)| format!("annotation {name}: {reason}; it is ignored")),
-        );
+        let balancing = balancing(annotations, &mut problems);
+        reasons.extend(problems.into_iter().map(told));
         Self {
             selector: spec.selector.clone().unwrap_or_default(),
             families: families(spec, &addressing),
@@ -94,6 +100,7 @@ impl Service {
             opaque_ports,
             traffic,
             accrual,
+            balancing,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Pure. What annotations of Services and routes say of timeouts, retries and failing endpoints. Contract 4.2, 4.3, 4.6;
-//! every one is described in `docs/routes.md`.
+//! Pure. What annotations of Services and routes say of timeouts and retries. Contract 4.2, 4.3; every one is described in
+//! `docs/routes.md`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,8 +7,6 @@ use std::{collections::BTreeMap, time::Duration};
 const TIMEOUT: &str = "timeout.linkerd.io/";
 /// Prefix of the annotations about retries.
 const RETRY: &str = "retry.linkerd.io/";
-/// The annotation that says when an endpoint counts as failing.
-const ACCRUAL: &str = "balancer.linkerd.io/failure-accrual";
 /// The longest time that an annotation may name: a year.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
 /// Most retries of one request, as Linkerd reads them.
@@ -65,23 +63,11 @@ pub struct GrpcConditions {
     pub unavailable: bool,
 }
 
-/// When an endpoint is left alone: after so many failures in a row, for a time that grows.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Accrual {
-    /// So many failures in a row.
-    pub max_failures: u32,
-    /// The shortest time that it is left alone.
-    pub min_penalty: Duration,
-    /// The longest; not shorter than the shortest, and not zero.
-    pub max_penalty: Duration,
-    /// How much of that time may be added at random: 0 to 100.
-    pub jitter: f32,
-}
-
 /// An annotation that cannot be applied, and why.
 pub type Problem = (String, String);
 
-type Annotations = BTreeMap<String, String>;
+/// Annotations by name.
+pub(super) type Annotations = BTreeMap<String, String>;
 
 impl Timeouts {
     /// Does it say anything?
@@ -115,37 +101,6 @@ impl Traffic {
     }
 }
 
-impl Accrual {
-    /// Reads the annotations of a Service.
-    pub(super) fn read(annotations: Option<&Annotations>, problems: &mut Vec<Problem>) -> Option<Self> {
-        let annotations = annotations?;
-        let mode = annotations.get(ACCRUAL)?;
-        if mode != "consecutive" {
-            let reason = format!("{:?} is not applied; consecutive is", shown(mode));
-            problems.push((ACCRUAL.to_owned(), reason));
-            return None;
-        }
-        let before = problems.len();
-        let name = |name: &str| format!("{ACCRUAL}-consecutive-{name}");
-        let max_failures = one(annotations, &name("max-failures"), problems, |text| number(text, u32::MAX));
-        let min = one(annotations, &name("min-penalty"), problems, duration);
-        let max = one(annotations, &name("max-penalty"), problems, duration);
-        let jitter = one(annotations, &name("jitter-ratio"), problems, jitter);
-        let read = Self {
-            max_failures: max_failures.unwrap_or(7),
-            min_penalty: min.unwrap_or(Duration::from_secs(1)),
-            max_penalty: max.unwrap_or(Duration::from_mins(1)),
-            jitter: jitter.unwrap_or(0.5),
-        };
-        if read.max_penalty.is_zero() || read.min_penalty > read.max_penalty {
-            let reason = format!("{:?} is zero, or shorter than min-penalty", read.max_penalty);
-            problems.push((name("max-penalty"), reason));
-        }
-        // Half of what somebody asked for is something else.
-        (problems.len() == before).then_some(read)
-    }
-}
-
 fn retry<C: Default>(
     stated: bool,
     limit: Option<u32>,
@@ -172,7 +127,8 @@ fn unknown(annotations: &Annotations, problems: &mut Vec<Problem>) {
     }
 }
 
-fn one<T>(
+/// Reads one annotation; what is wrong with it goes to `problems`.
+pub(super) fn one<T>(
     annotations: &Annotations,
     name: &str,
     problems: &mut Vec<Problem>,
@@ -188,7 +144,7 @@ fn one<T>(
 }
 
 /// A whole number and its unit, as Linkerd's controller reads times.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong =
         || format!("{:?} is no time such as 10s or 250ms: a whole number, and ms, s, m, h or d", shown(text));
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -207,18 +163,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     read.filter(|read| *read <= LONGEST).ok_or_else(|| format!("{:?} is more than a year", shown(text)))
 }
 
-fn number(text: &str, most: u32) -> Result<u32, String> {
+/// A whole number, and not too large a one.
+pub(super) fn number(text: &str, most: u32) -> Result<u32, String> {
     let read = text.parse().ok().filter(|number| *number <= most);
     read.ok_or_else(|| format!("{:?} is no whole number from 0 to {most}", shown(text)))
 }
 
 fn limit(text: &str) -> Result<u32, String> {
     number(text, MAX_RETRIES)
-}
-
-fn jitter(text: &str) -> Result<f32, String> {
-    let read = text.parse().ok().filter(|ratio: &f32| (0.0..=100.0).contains(ratio));
-    read.ok_or_else(|| format!("{:?} is no number from 0 to 100", shown(text)))
 }
 
 /// A comma-separated list; one entry that means nothing spoils all of it.
@@ -261,7 +213,8 @@ fn grpc_conditions(text: &str) -> Result<GrpcConditions, String> {
     Ok(read)
 }
 
-fn shown(text: &str) -> String {
+/// As much of a text as is shown of it.
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
@@ -367,44 +320,11 @@ mod tests {
         assert_eq!(problems, expected);
     }
 
-    #[test]
-    fn accrual() {
-        let mode = ("balancer.linkerd.io/failure-accrual", "consecutive");
-        let with = |name: &str, value: &str| {
-            let name = format!("balancer.linkerd.io/failure-accrual-consecutive-{name}");
-            let mut problems = Vec::new();
-            let read = Accrual::read(Some(&annotations(&[mode, (&name, value)])), &mut problems);
-            assert_eq!(read.is_none(), !problems.is_empty());
-            read.map(|read| {
-                (read.max_failures, read.min_penalty.as_millis(), read.max_penalty.as_millis(), read.jitter)
-            })
-        };
-        for (name, value, expected) in [
-            ("max-failures", "7", Some((7, 1000, 60_000, 0.5))),
-            ("max-failures", "0", Some((0, 1000, 60_000, 0.5))),
-            ("max-failures", "-1", None),
-            ("min-penalty", "5s", Some((7, 5000, 60_000, 0.5))),
-            ("min-penalty", "2m", None),
-            ("max-penalty", "0", None),
-            ("max-penalty", "1s", Some((7, 1000, 1000, 0.5))),
-            ("jitter-ratio", "0", Some((7, 1000, 60_000, 0.0))),
-            ("jitter-ratio", "100", Some((7, 1000, 60_000, 100.0))),
-            ("jitter-ratio", "100.1", None),
-            ("jitter-ratio", "NaN", None),
-        ] {
-            assert_eq!(with(name, value), expected, "{name} {value}");
-        }
-        let unified = annotations(&[(mode.0, "unified")]);
-        let mut problems = Vec::new();
-        assert_eq!((Accrual::read(Some(&unified), &mut problems), problems.len()), (None, 1));
-        assert_eq!(Accrual::read(Some(&Annotations::new()), &mut problems), None);
-    }
-
     proptest! {
         #[test]
         fn nothing_panics(text in any::<String>(), likely in "[0-9a-z,. -]{0,24}") {
             for text in [text, likely] {
-                let _ = (duration(&text), http_conditions(&text), grpc_conditions(&text), jitter(&text));
+                let _ = (duration(&text), http_conditions(&text), grpc_conditions(&text));
             }
         }
     }

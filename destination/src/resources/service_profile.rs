@@ -64,6 +64,17 @@ pub struct WeightedDst {
     pub weight: u32,
 }
 
+impl WeightedDst {
+    /// Where it leads from a port of the profile's Service: without a port of its own to that one.
+    pub fn authority_at(&self, port: u16) -> String {
+        if self.authority.contains(':') {
+            self.authority.clone()
+        } else {
+            format!("{}:{port}", self.authority)
+        }
+    }
+}
+
 impl ServiceProfile {
     /// Reads one, or says everything that is wrong with it.
     pub(super) fn read(value: &Value) -> Result<Self, Vec<(String, String)>> {

@@ -17,6 +17,7 @@ use linkerd2_proxy_api::{
     inbound::{PortSpec, Server, inbound_server_policies_server::InboundServerPolicies},
     outbound::{OutboundPolicy, TrafficSpec, outbound_policies_server::OutboundPolicies, traffic_spec},
 };
+use remora_runtime::api::destination::ZONES;
 use remora_runtime::proto::{self, outbound_policies_server::OutboundPolicies as OwnOutboundPolicies};
 use std::{net::IpAddr, net::SocketAddr, sync::Arc};
 use tonic::{Request, Response, Status, async_trait};
@@ -86,7 +87,9 @@ impl DestinationApi {
         let caller = Caller::of(request, &self.settings)?;
         let GetDestination { path, context_token, .. } = request.get_ref();
         let target = Target::parse(path, &self.settings.cluster_domain)?;
-        Ok((target, caller.believe(Context::parse(context_token))))
+        let chooses_zones = request.metadata().get(ZONES.0).is_some_and(|zones| zones == ZONES.1);
+        let context = Context { chooses_zones, ..Context::parse(context_token) };
+        Ok((target, caller.believe(context)))
     }
 }
 

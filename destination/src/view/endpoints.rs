@@ -9,6 +9,7 @@ use remora_core::{
     endpoint::ProtocolHint,
     identity::{Identity, workload},
 };
+use remora_runtime::api::destination::{LOCAL, REMOTE, ZONE_LOCALITY};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -28,6 +29,8 @@ pub struct Endpoints {
 pub struct Endpoint {
     /// Labels of its own.
     pub labels: BTreeMap<String, String>,
+    /// Its share of the traffic, in ten-thousandths of an ordinary endpoint's; `None` is that.
+    pub weight: Option<u32>,
     /// Who it must prove to be. `None` is plaintext.
     pub identity: Option<Identity>,
     /// Does it run a proxy at all, of whichever control plane?
@@ -45,6 +48,8 @@ struct Candidate<'a> {
     node: Option<&'a str>,
     zone: Option<&'a str>,
     for_zones: &'a [String],
+    /// Is it meant for clients of this one's zone? `None`: there is no such thing.
+    here: Option<bool>,
 }
 
 /// The endpoints of a Service's port, or of one host of it, as the client should see them. A port that the Service
@@ -75,6 +80,10 @@ pub fn endpoints(
         if let (Some(found), Some(zone)) = (&mut found, zone) {
             found.labels.insert("zone".to_owned(), zone);
         }
+        if let (Some(found), Some(here)) = (&mut found, candidate.here) {
+            let locality = if here { LOCAL } else { REMOTE };
+            found.labels.insert(ZONE_LOCALITY.to_owned(), locality.to_owned());
+        }
         if let Some(found) = found {
             set.entry(candidate.addr).or_insert(found);
         }
@@ -91,7 +100,8 @@ pub(super) fn of_pod(
     (name, pod): (&Name, &Pod),
     port: u16,
 ) -> Option<Endpoint> {
-    let mut endpoint = Endpoint { labels: labels(lens, name, pod), ..Endpoint::default() };
+    let mut endpoint =
+        Endpoint { labels: labels(lens, name, pod), weight: pod.weight, ..Endpoint::default() };
     let Some(mesh) = pod.mesh.as_ref().filter(|_| !pod.skip_inbound_ports.contains(port)) else {
         return Some(endpoint);
     };
@@ -176,6 +186,7 @@ fn candidates<'a>(
                 node: endpoint.node.as_deref().or_else(|| pod.and_then(|(_, pod)| pod.node.as_deref())),
                 zone: endpoint.zone.as_deref(),
                 for_zones: &endpoint.for_zones,
+                here: None,
             }));
         }
     }
@@ -221,6 +232,7 @@ fn selected<'a>(
             node: pod.node.as_deref(),
             zone: None,
             for_zones: &[],
+            here: None,
         }));
     }
     candidates
@@ -247,7 +259,7 @@ fn prefer_ipv6(candidates: &mut Vec<Candidate<'_>>) {
 }
 
 /// `internalTrafficPolicy: Local`, else zone hints by the rule of kube-proxy: they count only if every endpoint has
-/// one, the client's zone is known, and somebody is left.
+/// one, the client's zone is known, and somebody is left. Who chooses among zones is told of the others too.
 fn keep_local(
     lens: &mut Lens<'_>,
     service: &Service,
@@ -264,7 +276,14 @@ fn keep_local(
     }
     let Some(zone) = node.and_then(|node| lens.zone_of_client(node)) else { return };
     let here = |candidate: &Candidate<'_>| candidate.for_zones.iter().any(|hint| hint == zone);
-    if candidates.iter().any(here) {
+    if !candidates.iter().any(here) {
+        return;
+    }
+    if context.chooses_zones {
+        for candidate in candidates.iter_mut() {
+            candidate.here = Some(here(candidate));
+        }
+    } else {
         candidates.retain(here);
     }
 }

@@ -1,9 +1,11 @@
 //! Pure. How a client's proxy should treat traffic to a target. Contract 3.3.
 
 use super::{
-    HeldRoute, Lens, Membership, Refusal, Resilience, Settings, Target,
+    Balancers, HeldRoute, Lens, Membership, Refusal, Resilience, Settings, Target,
     attach::{Attached, attached},
+    balancing::balancers,
     membership::memberships,
+    profile::chosen,
     rules::{held, resilience},
 };
 use crate::{
@@ -46,6 +48,8 @@ pub struct ServicePolicy {
     pub resilience: Resilience,
     /// When an endpoint counts as failing.
     pub accrual: Option<Accrual>,
+    /// How the Services want to be balanced that requests may go to.
+    pub balancers: Balancers,
 }
 
 /// What is spoken on a Service's port, by declaration.
@@ -123,11 +127,15 @@ pub(super) fn service_policy(
         // Its clients dial pods, which have no routes. Linkerd does not attach routes to such a Service either.
         Addressing::Headless | Addressing::ExternalName => Attached::default(),
     };
-    let routes = attached.holds.into_iter().map(|entry| held(lens, entry, &service.traffic)).collect();
+    let held = |entry| held(lens, entry, &service.traffic);
+    let routes: Vec<_> = attached.holds.into_iter().map(held).collect();
+    let profile = chosen(lens, settings, name, client);
+    let spec = profile.as_ref().map(|chosen| &*chosen.spec);
     ServicePolicy {
         name: name.clone(),
         port: defined.port,
         protocol,
+        balancers: balancers(lens, settings, (name, defined.port), &routes, spec),
         routes,
         resilience: resilience(&Traffic::default(), &Rule::default(), &service.traffic),
         accrual: service.accrual,

@@ -108,11 +108,8 @@ fn retry_budget(limits: BudgetLimits) -> api::RetryBudget {
     }
 }
 
-/// A destination without a port has the one that was asked about.
 fn weighted_dst(dst: &WeightedDst, port: u16) -> api::WeightedDst {
-    let authority =
-        if dst.authority.contains(':') { dst.authority.clone() } else { format!("{}:{port}", dst.authority) };
-    api::WeightedDst { authority, weight: dst.weight, backend_ref: None }
+    api::WeightedDst { authority: dst.authority_at(port), weight: dst.weight, backend_ref: None }
 }
 
 fn profile_ref(chosen: &Chosen) -> meta::Metadata {

@@ -13,6 +13,7 @@ use remora_core::identity::Identity;
 
 fn meshed() -> Endpoint {
     Endpoint {
+        weight: None,
         labels: [("pod".to_owned(), "p".to_owned())].into(),
         identity: Some(Identity::parse("sa.ns.serviceaccount.identity.remora.cluster.local").unwrap()),
         meshed: true,
@@ -201,6 +202,7 @@ fn every_backend_has_metadata_a_queue_and_somewhere_to_go() {
             routes: vec![],
             resilience: Resilience::default(),
             accrual: None,
+            balancers: crate::view::Balancers::new(),
         }))
     };
     for (outbound, count) in [

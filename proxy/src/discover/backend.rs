@@ -1,28 +1,43 @@
 //! The balancer behind a backend: one per worker for all targets that name it.
 
-use crate::{Worker, balance::Balancer, endpoint::LiveEndpoint};
+use crate::{
+    Worker,
+    balance::{Balancer, Manner},
+    endpoint::{LiveEndpoint, Place},
+};
 use remora_core::{
+    balance::Balancings,
     breaker::Accrual,
     endpoint::Endpoint,
     route::{BackendTarget, DEFAULT_DECAY, DEFAULT_RTT},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
-/// The worker's balancer of a backend: shared by all targets that name it and say the same of its breakers.
-pub(super) fn balancer(
-    worker: &Arc<Worker>,
-    target: &BackendTarget,
-    accrual: Option<&Accrual>,
-) -> Arc<Balancer> {
+/// What a policy wants of the balancers behind its backends.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub accrual: Option<&'a Accrual>,
+    pub balancing: &'a Balancings,
+}
+
+impl Wanted<'_> {
+    /// The default.
+    pub const NOTHING: Self = Wanted { accrual: None, balancing: &BTreeMap::new() };
+}
+
+/// The worker's balancer of a backend: shared by all targets that name it and want the same of it.
+pub(super) fn balancer(worker: &Arc<Worker>, target: &BackendTarget, wanted: Wanted<'_>) -> Arc<Balancer> {
     let targets = &worker.targets;
     match target {
         BackendTarget::Balance { authority, default_rtt, decay } => {
-            let key = accrual
-                .map_or_else(|| authority.clone(), |accrual| format!("{authority} {accrual:?}").into());
-            let followed = targets.balancer(key, || {
+            let manner = Manner {
+                ewma: (*default_rtt, *decay),
+                accrual: wanted.accrual.copied(),
+                balancing: wanted.balancing.get(authority).copied().unwrap_or_default(),
+            };
+            let followed = targets.balancer(manner.key(authority), || {
                 let watch = worker.proxy.discovery.endpoints.watch(authority).ok()?;
-                let ewma = (*default_rtt, *decay);
-                Some(Balancer::discovered(worker, authority.clone(), ewma, accrual, watch))
+                Some(Balancer::discovered(worker, authority.clone(), manner, watch))
             });
             followed.unwrap_or_else(|| {
                 worker.proxy.metrics.targets_refused.inc();
@@ -40,8 +55,9 @@ pub(super) fn balancer(
 
 fn fixed(worker: &Arc<Worker>, key: String, endpoint: &Endpoint) -> Arc<Balancer> {
     let made = || {
-        let ewma: (Duration, Duration) = (DEFAULT_RTT, DEFAULT_DECAY);
-        let live = LiveEndpoint::new(worker, endpoint.clone(), None, ewma, None);
+        let ewma = (DEFAULT_RTT, DEFAULT_DECAY);
+        let place = Place { authority: None, ewma, breaker: None, again: None, limiter: None };
+        let live = LiveEndpoint::new(worker, endpoint.clone(), place);
         Balancer::fixed(endpoint.addr.to_string().into(), vec![live])
     };
     worker.targets.balancer(key.into(), || Some(made())).unwrap_or_else(made)

@@ -9,11 +9,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+};
 
 /// A running lookup: publishes what it learns until it is dropped.
 pub type Lookup = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Start<K, T> = Box<dyn Fn(&K, watch::Sender<Known<T>>) -> Lookup + Send + Sync>;
+type Start<K, T> = Box<dyn Fn(&K, watch::Sender<Known<T>>, AskAgain) -> Lookup + Send + Sync>;
 
 /// Lookups by key.
 pub struct Cache<K, T> {
@@ -31,7 +34,24 @@ struct Shared<K, T> {
 
 struct Entry<T> {
     latest: watch::Receiver<Known<T>>,
+    again: AskAgain,
     users: Arc<()>,
+}
+
+/// Asks a lookup to ask again: what was said may be old.
+#[derive(Clone, Debug, Default)]
+pub struct AskAgain(Arc<Notify>);
+
+impl AskAgain {
+    /// Has to be done, once, however many say so until it is.
+    pub fn ask(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until somebody has asked for it. Cancel safe.
+    pub async fn asked(&self) {
+        self.0.notified().await;
+    }
 }
 
 /// The cache holds as many keys as it may.
@@ -43,12 +63,13 @@ pub struct Full {
 /// A use of a lookup: while it lives, the lookup does.
 pub struct Watch<T> {
     latest: watch::Receiver<Known<T>>,
+    again: AskAgain,
     user: Arc<()>,
 }
 
 impl<T> Clone for Watch<T> {
     fn clone(&self) -> Self {
-        Self { latest: self.latest.clone(), user: self.user.clone() }
+        Self { latest: self.latest.clone(), again: self.again.clone(), user: self.user.clone() }
     }
 }
 
@@ -64,6 +85,16 @@ where
         max: usize,
         start: impl Fn(&K, watch::Sender<Known<T>>) -> Lookup + Send + Sync + 'static,
     ) -> Self {
+        Self::asking_again(runtime, idle, max, move |key, sender, _| start(key, sender))
+    }
+
+    /// The same of lookups that can be asked to ask again.
+    pub fn asking_again(
+        runtime: Handle,
+        idle: Duration,
+        max: usize,
+        start: impl Fn(&K, watch::Sender<Known<T>>, AskAgain) -> Lookup + Send + Sync + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared { entries: Mutex::default() });
         Self { shared, start: Box::new(start), runtime, idle, max }
     }
@@ -77,18 +108,21 @@ where
     pub fn join(&self, key: &K) -> Result<(Watch<T>, bool), Full> {
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(key) {
-            return Ok((Watch { latest: entry.latest.clone(), user: entry.users.clone() }, false));
+            let Entry { latest, again, users } = entry;
+            let watch = Watch { latest: latest.clone(), again: again.clone(), user: users.clone() };
+            return Ok((watch, false));
         }
         if entries.len() >= self.max {
             return Err(Full { max: self.max });
         }
         let (sender, latest) = watch::channel(Known::Pending);
-        let users = Arc::new(());
-        entries.insert(key.clone(), Entry { latest: latest.clone(), users: users.clone() });
+        let (users, again) = (Arc::new(()), AskAgain::default());
+        let entry = Entry { latest: latest.clone(), again: again.clone(), users: users.clone() };
+        entries.insert(key.clone(), entry);
         drop(entries);
-        let lookup = (self.start)(key, sender);
+        let lookup = (self.start)(key, sender, again.clone());
         self.runtime.spawn(run(lookup, self.shared.clone(), key.clone(), self.idle));
-        Ok((Watch { latest, user: users }, true))
+        Ok((Watch { latest, again, user: users }, true))
     }
 
     /// What is known of a key that somebody watches.
@@ -136,6 +170,11 @@ impl<T> Watch<T> {
     /// What is known now, without taking it as seen.
     pub fn peek(&self) -> Known<T> {
         self.latest.borrow().clone()
+    }
+
+    /// By which the lookup can be asked to ask again.
+    pub fn again(&self) -> AskAgain {
+        self.again.clone()
     }
 
     /// Waits for news. An error: there will be none.

@@ -2,6 +2,7 @@
 
 use super::{Absence, Known, Place, Policy, Profiled};
 use remora_core::{
+    balance::Balancings,
     breaker::Accruals,
     policy::ResourceRef,
     profile::Profile,
@@ -77,6 +78,7 @@ fn invalid(name: &str, reason: &Arc<str>) -> OutboundPolicy {
         parent: Arc::new(ResourceRef::default_kind(name)),
         protocol: OutboundProtocol::Invalid(reason.clone()),
         accrual: Accruals::default(),
+        balancing: Balancings::new(),
     }
 }
 
@@ -99,7 +101,8 @@ fn opaque(policy: &OutboundPolicy, profile: &Profile, place: &Place) -> Outbound
         }
     };
     let protocol = OutboundProtocol::Opaque(distribution);
-    OutboundPolicy { parent: policy.parent.clone(), protocol, accrual: Accruals::default() }
+    let balancing = policy.balancing.clone();
+    OutboundPolicy { parent: policy.parent.clone(), protocol, accrual: Accruals::default(), balancing }
 }
 
 fn forward(name: &str, target: BackendTarget, opaque: bool) -> OutboundPolicy {
@@ -118,7 +121,7 @@ fn forward(name: &str, target: BackendTarget, opaque: bool) -> OutboundPolicy {
         };
         OutboundProtocol::Detect { http1: vec![route.clone()], http2: vec![route], opaque: distribution }
     };
-    OutboundPolicy { parent, protocol, accrual: Accruals::default() }
+    OutboundPolicy { parent, protocol, accrual: Accruals::default(), balancing: Balancings::new() }
 }
 
 fn only(meta: &Arc<ResourceRef>, target: BackendTarget) -> Arc<Distribution> {

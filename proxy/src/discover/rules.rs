@@ -1,6 +1,9 @@
 //! The routes of a policy as one worker uses them: compiled when they arrive, with the handles of their metrics.
 
-use super::target::{Split, split};
+use super::{
+    backend::Wanted,
+    target::{Split, split},
+};
 use crate::{
     Worker,
     fault::Fault,
@@ -11,7 +14,6 @@ use crate::{
     },
 };
 use remora_core::{
-    breaker::Accrual,
     policy::ResourceRef,
     route::{self, OutboundRoute, OutboundRule, RequestView, RetryPolicy, Table, Timeouts, Wishes},
 };
@@ -57,7 +59,7 @@ impl Routes {
         kind: Kind,
         parent: &Arc<ResourceRef>,
         routes: &[OutboundRoute],
-        accrual: Option<&Accrual>,
+        wanted: Wanted<'_>,
     ) -> Self {
         let metrics = &worker.proxy.metrics;
         let rules = routes.iter().map(|outbound| {
@@ -65,10 +67,11 @@ impl Routes {
             let backend = |backend: &ResourceRef| Some(metrics.backend(kind, parent, route, backend));
             let mirrored = || Some(metrics.mirrors(kind, parent, route));
             let rule = |rule: &OutboundRule| Rule {
-                split: split(worker, &rule.distribution, accrual, &backend, &mirrored),
+                split: split(worker, &rule.distribution, wanted, &backend, &mirrored),
                 metrics: metrics.route(kind, parent, route),
                 ruled: {
-                    let mirrors = Mirrors::compile(worker, &rule.filters, mirrored, &backend);
+                    let mirrors =
+                        Mirrors::compile(worker, &rule.filters, wanted.balancing, mirrored, &backend);
                     Ruled::compile(rule, mirrors, || metrics.retries(kind, parent, route))
                 },
             };

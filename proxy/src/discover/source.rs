@@ -1,6 +1,8 @@
 //! The control plane's streams → what is known: one function per lookup. What a message means is in `runtime::api`;
 //! that a stream never stops is in `runtime::control`.
 
+mod endpoints;
+
 use super::{Absence, Cache, Discovery, Known, Place, Policy, Profiled, cache::Lookup};
 use crate::{
     config::Config,
@@ -8,6 +10,7 @@ use crate::{
     policy::Server,
     profile::{MAX_NAMES, Named},
 };
+use endpoints::Endpoints;
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use linkerd2_proxy_api::{
     destination::{DestinationProfile, GetDestination, destination_client::DestinationClient},
@@ -17,32 +20,20 @@ use linkerd2_proxy_api::{
         traffic_spec,
     },
 };
-use remora_core::{endpoint::Endpoint, profile::Profile};
+use remora_core::profile::Profile;
 use remora_runtime::{
-    api::{self, Converted, destination::Update},
+    api::{self, Converted},
     control::{Client, Event, StreamLimits, subscribe},
     metrics::Counter,
     proto::{self, outbound_policies_client::OutboundPoliciesClient as OwnOutboundPoliciesClient},
 };
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 /// Ports of a pod that are watched at once; the default policy holds for further ones.
 const MAX_PORTS: usize = 2048;
-
-/// Endpoints of one destination; further ones are not used until others go. A hundred times what Kubernetes means one
-/// EndpointSlice to hold.
-const MAX_ENDPOINTS: usize = 10_000;
 
 /// After a refusal, until the next attempt.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
@@ -52,8 +43,10 @@ pub struct Sources {
     pub destination: (Client, StreamLimits),
     pub policy: (Client, StreamLimits),
     pub runtime: Handle,
-    /// Counts endpoints beyond `MAX_ENDPOINTS`.
+    /// Counts endpoints beyond those that a destination may have.
     pub endpoints_refused: Counter,
+    /// Counts how often endpoints were asked for anew.
+    pub asked_again: Counter,
     /// Where requests are counted by the routes of ServiceProfiles.
     pub by_route: ProfileFamilies,
 }
@@ -69,8 +62,9 @@ impl Sources {
         let (name_context, name_channel) = (context.clone(), destination.clone());
         let by_route = self.by_route.clone();
         let (policy, policy_limits) = self.policy.clone();
-        let refused = self.endpoints_refused.clone();
         let own_api = config.remora_api;
+        let (refused, asked_again) = (self.endpoints_refused.clone(), self.asked_again.clone());
+        let endpoints = Endpoints { channel: destination, context, own_api, limits, refused, asked_again };
         Discovery {
             profiles: self.cache(idle, max, move |place: &Place, sender| {
                 let of = (profile_context.clone(), place.to_string());
@@ -90,11 +84,14 @@ impl Sources {
                 let of = (workload.clone(), place.clone());
                 Box::pin(outbound_policy(policy.clone(), own_api, of, policy_limits, sender))
             }),
-            endpoints: self.cache(idle, max, move |authority: &Arc<str>, sender| {
-                let refused = refused.clone();
-                let of = (context.clone(), authority.clone());
-                Box::pin(endpoints(destination.clone(), of, limits, refused, sender))
-            }),
+            endpoints: Cache::asking_again(
+                self.runtime.clone(),
+                idle,
+                max,
+                move |authority: &Arc<str>, sender, again| {
+                    Box::pin(endpoints.clone().follow(authority.clone(), sender, again))
+                },
+            ),
         }
     }
 
@@ -257,86 +254,6 @@ async fn server_policy(
     .await;
 }
 
-/// Endpoints come as differences; every new stream begins with the whole state.
-async fn endpoints(
-    channel: Client,
-    (context, authority): (Arc<str>, Arc<str>),
-    limits: StreamLimits,
-    refused: Counter,
-    sender: watch::Sender<Known<Vec<Endpoint>>>,
-) {
-    let request = GetDestination {
-        path: authority.to_string(),
-        context_token: context.to_string(),
-        ..Default::default()
-    };
-    let streams = AtomicU64::new(0);
-    let open = || {
-        let (mut client, request) = (DestinationClient::new(channel.clone()), request.clone());
-        let opened = client_opened(&streams);
-        async move {
-            let stream = client.get(request).await?.into_inner();
-            Ok(stream.map(move |message| message.map(|message| (opened, message))))
-        }
-    };
-    let messages = || subscribe(limits, &open).boxed();
-    let what = format!("the endpoints of {authority}");
-    let mut set = BTreeMap::<SocketAddr, Endpoint>::new();
-    let mut of_stream = 0;
-    follow(messages, &what, &sender, |(stream, message)| match api::destination::update(message) {
-        Ok(converted) => {
-            noted(&what, &converted.ignored);
-            if stream != of_stream {
-                of_stream = stream;
-                set.clear();
-            }
-            let beyond = apply(&mut set, converted.value);
-            if beyond > 0 {
-                refused.inc_by(beyond);
-                warn!(
-                    what,
-                    beyond,
-                    most = MAX_ENDPOINTS,
-                    "more endpoints than one destination may have; they are not used"
-                );
-            }
-            Some(set.values().cloned().collect())
-        }
-        Err(invalid) => {
-            warn!(what, %invalid, "the control plane sent what cannot be understood; what was known stays");
-            None
-        }
-    })
-    .await;
-}
-
-fn client_opened(streams: &AtomicU64) -> u64 {
-    streams.fetch_add(1, Ordering::Relaxed) + 1
-}
-
-/// How many endpoints did not fit.
-fn apply(set: &mut BTreeMap<SocketAddr, Endpoint>, update: Update) -> u64 {
-    let mut beyond = 0;
-    match update {
-        Update::Add(endpoints) => {
-            for endpoint in endpoints {
-                if set.len() < MAX_ENDPOINTS || set.contains_key(&endpoint.addr) {
-                    set.insert(endpoint.addr, endpoint);
-                } else {
-                    beyond += 1;
-                }
-            }
-        }
-        Update::Remove(addrs) => {
-            for addr in addrs {
-                set.remove(&addr);
-            }
-        }
-        Update::NoEndpoints { .. } => set.clear(),
-    }
-    beyond
-}
-
 /// Publishes what `read` makes of the messages for as long as the lookup runs. What is known stays known whatever
 /// happens to the stream: a controller that has lost its memory takes nothing away. A refusal ends a subscription; it is
 /// asked for again after a while.
@@ -433,21 +350,6 @@ mod tests {
         assert_eq!((good.profile.name.as_deref(), good.refused), (Some("b"), None));
         let kept = profiled("it", named("c", vec![Route::default()]), &mut last).unwrap();
         assert!(kept.profile.name.as_deref() == Some("b") && kept.refused.is_some());
-    }
-
-    #[test]
-    fn a_destination_has_no_more_endpoints_than_it_may_and_known_ones_still_change() {
-        let mut set = BTreeMap::new();
-        let at = |n: usize| Endpoint::bare(([10, 0, (n >> 8) as u8, n as u8], 80).into());
-        let many = |from: usize, to: usize| Update::Add((from..to).map(at).collect());
-        assert_eq!(apply(&mut set, many(0, MAX_ENDPOINTS)), 0);
-        assert_eq!(apply(&mut set, many(MAX_ENDPOINTS - 1, MAX_ENDPOINTS + 5)), 5);
-        assert_eq!(set.len(), MAX_ENDPOINTS);
-        let heavier = Endpoint { weight: 7, ..at(0) };
-        assert_eq!(apply(&mut set, Update::Add(vec![heavier])), 0);
-        assert_eq!(set[&at(0).addr].weight, 7);
-        assert_eq!(apply(&mut set, Update::Remove(vec![at(0).addr])), 0);
-        assert_eq!(apply(&mut set, many(MAX_ENDPOINTS, MAX_ENDPOINTS + 1)), 0, "there is room again");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! connection that has its target looks nothing up any more.
 
 use super::{
-    Full, Known, Place, Policy, Profiled, Watch, backend,
+    Full, Known, Place, Policy, Profiled, Watch,
+    backend::{self, Wanted},
     pod::{self, PodPlan},
     profiled::ProfilePlan,
     resolve::{self, Resolution},
@@ -328,15 +329,17 @@ pub(super) fn compile(
     profile: Option<&Arc<Profile>>,
     port: u16,
 ) -> Plan {
-    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, &policy.parent, port));
+    let by_profile = profile.and_then(|profile| ProfilePlan::new(worker, profile, policy, port));
     // A traffic split is one of bytes too.
     let overridden = by_profile.as_ref().filter(|_| profile.is_some_and(|one| !one.overrides.is_empty()));
+    let balancing = &policy.balancing;
     let splits = |distribution: &Arc<Distribution>| match overridden {
-        Some(plan) => plan.split.clone(),
-        None => split(worker, distribution, None, &|_| None, &|| None),
+        Some(plan) => plan.bytes.clone(),
+        None => split(worker, distribution, Wanted { accrual: None, balancing }, &|_| None, &|| None),
     };
     let compiled = |kind, routes: &[OutboundRoute], accrual: &Option<Arc<Accrual>>| {
-        Routes::compile(worker, kind, &policy.parent, routes, accrual.as_deref())
+        let wanted = Wanted { accrual: accrual.as_deref(), balancing };
+        Routes::compile(worker, kind, &policy.parent, routes, wanted)
     };
     let http1 = |routes: &[OutboundRoute]| compiled(Kind::Http, routes, &policy.accrual.http1);
     let http2 = |kind, routes: &[OutboundRoute]| compiled(kind, routes, &policy.accrual.http2);
@@ -363,16 +366,16 @@ pub(super) fn compile(
 pub fn split(
     worker: &Arc<Worker>,
     distribution: &Arc<Distribution>,
-    accrual: Option<&Accrual>,
+    wanted: Wanted<'_>,
     metrics: &dyn Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
     mirrored: &dyn Fn() -> Option<MirrorMetrics>,
 ) -> Arc<Split> {
     let live = |one: &Backend| LiveBackend {
-        balancer: backend::balancer(worker, &one.target, accrual),
+        balancer: backend::balancer(worker, &one.target, wanted),
         meta: one.meta.clone(),
         metrics: metrics(&one.meta),
         filters: Filters::compile(&one.filters),
-        mirrors: Mirrors::compile(worker, &one.filters, mirrored, metrics),
+        mirrors: Mirrors::compile(worker, &one.filters, wanted.balancing, mirrored, metrics),
     };
     let backends = match &**distribution {
         Distribution::Empty | Distribution::Forbidden(_) => Vec::new(),

@@ -12,6 +12,7 @@ use crate::{
         exchange::{Broken, Connection},
     },
     http2,
+    limits::Permit,
     stream::Stream,
 };
 use http::{Request, Response, Version};
@@ -30,6 +31,11 @@ use std::{
 /// Opens connections to the server.
 pub trait Dial: Sync {
     fn dial(&self, session: SessionProtocol) -> impl Future<Output = Result<Stream, Fault>> + Send;
+
+    /// A request begins to wait for a connection: may it, and what it holds while it does.
+    fn wait(&self) -> Result<Option<Permit>, Fault> {
+        Ok(None)
+    }
 }
 
 /// Bounds of a server's connections.
@@ -157,13 +163,15 @@ impl Client {
             // What was closed at the moment of its use is not tried twice: servers close many at once.
             let idle = if may_resend { self.take_idle() } else { None };
             let pooled = idle.is_some();
-            let (connection, born) = match idle {
-                Some(Pooled { connection, born, .. }) => (connection, born),
+            let (connection, born) = if let Some(Pooled { connection, born, .. }) = idle {
+                (connection, born)
+            } else {
+                let _waits = dial.wait().map_err(SendError::Unsent)?;
                 // Boxed: most requests need none.
-                None => match Box::pin(dial.dial(SessionProtocol::Http1)).await {
+                match Box::pin(dial.dial(SessionProtocol::Http1)).await {
                     Ok(stream) => (Connection::new(stream), clock::now()),
                     Err(fault) => return Err(SendError::Unsent(fault)),
-                },
+                }
             };
             let bodyless = request.body().is_absent();
             let home = Home { client: self.clone(), born };
@@ -202,10 +210,12 @@ impl Client {
     ) -> Result<Response<Body>, SendError> {
         loop {
             let open = self.slot().with_room(now, self.limits.max_age);
-            let (connection, fresh) = match open {
-                Some(connection) => (connection, false),
+            let (connection, fresh) = if let Some(connection) = open {
+                (connection, false)
+            } else {
+                let _waits = dial.wait().map_err(SendError::Unsent)?;
                 // Boxed: most requests need none.
-                None => Box::pin(self.dial_http2(dial)).await.map_err(SendError::Unsent)?,
+                Box::pin(self.dial_http2(dial)).await.map_err(SendError::Unsent)?
             };
             match connection.exchange(request).await {
                 Ok(response) => return Ok(response),
@@ -265,6 +275,16 @@ impl Client {
             tokio::spawn(sweep_http2(Arc::downgrade(self)));
         }
         Ok((connection, true))
+    }
+
+    /// Closes a connection that nobody uses, if there is one.
+    pub fn close_idle(&self) -> bool {
+        if self.take_idle().is_some() {
+            return true;
+        }
+        let mut slot = self.slot();
+        let idle = slot.connections.iter().position(|http2| http2.connection.streams() == 0);
+        idle.map(|idle| slot.connections.swap_remove(idle)).is_some()
     }
 
     /// Keeps a connection that nobody uses for the next request.

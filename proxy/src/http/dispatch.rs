@@ -157,7 +157,7 @@ async fn once(
     let LiveBackend { balancer, metrics, filters, .. } = backend;
     let fate = request.body().fate();
     let at = clock::now();
-    let mut in_flight = endpoint.begin(at);
+    let mut in_flight = endpoint.begin_request(at)?;
     endpoint.requests.request();
     if let Some(route) = to.profiled {
         route.tried();
@@ -186,6 +186,8 @@ async fn once(
                 unprocessed,
             });
         }
+        // The limit is the Service's, not this endpoint's: there is no better one.
+        Err(SendError::Unsent(fault @ Fault::Limited { .. })) => (fault, Tried::Hopeless, true),
         Err(SendError::Unsent(fault)) => (fate.or(fault), Tried::Unprocessed, true),
         Err(SendError::Failed(fault)) => {
             let fault = fate.or(fault);

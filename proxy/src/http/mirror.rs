@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     Worker,
-    discover::target::{Split, split},
+    discover::{
+        backend::Wanted,
+        target::{Split, split},
+    },
     metrics::{
         BackendMetrics,
         routes::{MirrorMetrics, Routed},
@@ -18,6 +21,7 @@ use crate::{
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
 use remora_core::{
+    balance::Balancings,
     policy::ResourceRef,
     route::{Distribution, Filter, Ratio},
 };
@@ -44,15 +48,17 @@ impl Mirrors {
     pub fn compile(
         worker: &Arc<Worker>,
         filters: &[Filter],
+        balancing: &Balancings,
         metrics: impl FnOnce() -> Option<MirrorMetrics>,
         backend: &dyn Fn(&ResourceRef) -> Option<Arc<BackendMetrics>>,
     ) -> Option<Box<Self>> {
+        let wanted = Wanted { accrual: None, balancing };
         let to: Vec<_> = filters
             .iter()
             .filter_map(|filter| match filter {
                 Filter::Mirror(mirror) => {
                     let only = Arc::new(Distribution::FirstAvailable(vec![mirror.backend.clone()]));
-                    Some((split(worker, &only, None, backend, &|| None), mirror.share))
+                    Some((split(worker, &only, wanted, backend, &|| None), mirror.share))
                 }
                 _ => None,
             })

@@ -32,7 +32,8 @@ pub(super) fn route<'a>(plan: &'a Plan, request: &Request<Body>) -> Result<Way<'
         (PlanProtocol::Detect { .. } | PlanProtocol::Http1(_) | PlanProtocol::Http2(_), _)
             if let Some(plan) = &plan.profile =>
         {
-            return Ok(Way { split: &plan.split, by: By::Profile(plan, plan.rules.of(&View(request))) });
+            let split = if request.version() == Version::HTTP_2 { &plan.http2 } else { &plan.http1 };
+            return Ok(Way { split, by: By::Profile(plan, plan.rules.of(&View(request))) });
         }
         (PlanProtocol::Detect { http2, .. }, Version::HTTP_2) => http2,
         (PlanProtocol::Detect { http1, .. }, _) => http1,

@@ -69,7 +69,7 @@ impl Balancers {
         let family = found.entry(kind).or_default();
         for backend in split.backends().iter().filter(|backend| backend.balancer.is_discovered()) {
             let endpoints = backend.balancer.endpoints();
-            let ready = endpoints.iter().filter(|one| one.candidate(now).usable).count();
+            let ready = endpoints.iter().filter(|one| one.standing(now).0.usable).count();
             let mut labels = Labels::new();
             labels::parent(&mut labels, parent);
             labels::backend(&mut labels, &backend.meta);

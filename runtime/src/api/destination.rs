@@ -19,6 +19,16 @@ const MAX_LABELS: usize = 32;
 /// Most bytes of a label's value; what is longer is cut.
 const MAX_LABEL_VALUE: usize = 256;
 
+/// The label that says whether an endpoint is meant for clients of the zone of whoever asks. Linkerd's proxies have it in
+/// their metrics; our control plane says it to those who can leave their zone ([`ZONES`]).
+pub const ZONE_LOCALITY: &str = "zone_locality";
+/// Its value for an endpoint that is meant for others.
+pub const REMOTE: &str = "remote";
+/// Its value for the others, where there are such.
+pub const LOCAL: &str = "local";
+/// The field of a request's metadata by which a proxy says that it chooses among zones by itself, and the word for it.
+pub const ZONES: (&str, &str) = ("remora-zones", "all");
+
 /// What a message of `Get` changes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
@@ -83,6 +93,7 @@ pub(super) fn endpoint(
     Ok(Endpoint {
         addr,
         weight: wire.weight,
+        remote: wire.metric_labels.get(ZONE_LOCALITY).is_some_and(|locality| locality == REMOTE),
         tls,
         hint: match hint.protocol {
             None => ProtocolHint::Unknown,

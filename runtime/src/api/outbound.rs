@@ -2,11 +2,11 @@
 
 use super::{Converted, Invalid, Reading, accrual, destination, filters, parts, routes, terms};
 use linkerd2_proxy_api::outbound as wire;
-use remora_core::breaker::Accruals;
 use remora_core::route::{
     Backend, BackendTarget, DEFAULT_DECAY, DEFAULT_RTT, Distribution, Filter, HttpRoute, HttpRule,
     OutboundPolicy, OutboundProtocol, OutboundRoute, OutboundRule, TlsRoute,
 };
+use remora_core::{balance::Balancings, breaker::Accruals};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// Reads a policy. One that cannot be understood becomes [`OutboundProtocol::Invalid`] with the reason.
@@ -21,9 +21,12 @@ pub fn outbound_policy(wire: wire::OutboundPolicy) -> Converted<OutboundPolicy> 
         parent,
         protocol: refusing(invalid),
         accrual: Accruals::default(),
+        balancing: Balancings::new(),
     };
     let policy = match (parent, read) {
-        (Ok(parent), Ok((accrual, protocol))) => OutboundPolicy { parent, protocol, accrual },
+        (Ok(parent), Ok((accrual, protocol))) => {
+            OutboundPolicy { parent, protocol, accrual, balancing: Balancings::new() }
+        }
         (Ok(parent), Err(why)) => invalid(parent, &why),
         (Err(why), _) => invalid(Arc::default(), &why),
     };

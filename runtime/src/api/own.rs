@@ -1,17 +1,18 @@
 //! `remora.proxy.v1`: what our own control plane says beside Linkerd's API. What the messages mean is in
 //! `proto/remora/proxy/v1/outbound.proto`.
 
-use super::{Converted, Invalid, MAX_IGNORED, Reading, filters, outbound, parts::shown, profile};
+use super::{Converted, Invalid, MAX_IGNORED, MAX_ITEMS, Reading, filters, outbound, parts::shown, profile};
 use crate::proto as wire;
 use linkerd2_proxy_api::destination::DestinationProfile;
 use remora_core::{
+    balance::{Balancing, Balancings, Limits, Strategy},
     profile::Profile,
     route::{
         Backend, Distribution, Filter, Membership, Mirror, OutboundPolicy, OutboundProtocol, OutboundRoute,
         OutboundRule, Ratio, Replacement, Rewrite,
     },
 };
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 /// Most Services that a pod is said to belong to.
 const MAX_SERVICES: usize = 64;
@@ -84,13 +85,38 @@ pub fn outbound_policy(wire: wire::OutboundPolicy) -> Converted<OutboundPolicy> 
     if matches!(converted.value.protocol, OutboundProtocol::Invalid(_)) {
         return converted;
     }
+    let mut reading = Reading::new();
     let protocol = &mut converted.value.protocol;
-    let placed =
-        Reading::new().each("filters", wire.filters, |reading, filters| place(reading, protocol, filters));
+    let placed = reading.each("filters", wire.filters, |reading, filters| place(reading, protocol, filters));
     if let Err(invalid) = placed {
         *protocol = OutboundProtocol::Invalid(invalid.to_string().into());
     }
+    converted.value.balancing = balancings(&mut reading, wire.balancers);
+    converted.ignored.extend(reading.finish(()).ignored);
     converted
+}
+
+/// How requests are spread is no question of safety: what is not understood is listed, and the default holds.
+fn balancings(reading: &mut Reading, wire: Vec<wire::Balancer>) -> Balancings {
+    let mut read = Balancings::new();
+    for (nth, one) in wire.into_iter().take(MAX_ITEMS).enumerate() {
+        let strategy = match wire::balancer::Strategy::try_from(one.strategy) {
+            Ok(wire::balancer::Strategy::Unspecified) => Strategy::PeakEwma,
+            Ok(wire::balancer::Strategy::LeastRequest) => Strategy::LeastRequest,
+            Ok(wire::balancer::Strategy::RoundRobin) => Strategy::RoundRobin,
+            Err(_) => {
+                reading.ignore(format!("balancers[{nth}].strategy: {} is not known", one.strategy));
+                Strategy::PeakEwma
+            }
+        };
+        let limits = Limits {
+            connections: NonZeroU32::new(one.max_connections),
+            pending_requests: NonZeroU32::new(one.max_pending_requests),
+            concurrent_streams: NonZeroU32::new(one.max_concurrent_streams),
+        };
+        read.insert(one.path.into(), Balancing { strategy, limits });
+    }
+    read
 }
 
 fn place(reading: &mut Reading, protocol: &mut OutboundProtocol, wire: wire::Filters) -> Result<(), Invalid> {
@@ -225,5 +251,24 @@ mod tests {
         assert_eq!(place(&mut Reading::new(), &mut protocol, nowhere.clone()).unwrap_err().path(), "route");
         let mut other = OutboundProtocol::Http2(Vec::new());
         assert_eq!(place(&mut Reading::new(), &mut other, nowhere).unwrap_err().path(), "routes");
+    }
+
+    #[test]
+    fn how_services_are_balanced() {
+        use Strategy::{LeastRequest, PeakEwma, RoundRobin};
+        let balancer = |path: &str, strategy| wire::Balancer {
+            path: path.into(),
+            strategy,
+            max_connections: 7,
+            ..wire::Balancer::default()
+        };
+        let mut reading = Reading::new();
+        let all = ["a:1", "b:1", "c:1", "d:1"];
+        let read = balancings(&mut reading, (0..).zip(all).map(|(at, path)| balancer(path, at)).collect());
+        let strategies: Vec<_> = read.values().map(|one| one.strategy).collect();
+        assert_eq!(strategies, [PeakEwma, LeastRequest, RoundRobin, PeakEwma]);
+        let limits = Limits { connections: NonZeroU32::new(7), ..Limits::default() };
+        assert!(read.values().all(|one| one.limits == limits));
+        assert_eq!(reading.finish(()).ignored, [Arc::from("balancers[3].strategy: 3 is not known")]);
     }
 }

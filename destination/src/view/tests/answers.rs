@@ -77,6 +77,7 @@ fn outbound_policies() {
             routes: vec![],
             resilience: Resilience::default(),
             accrual: None,
+            balancers: Balancers::new(),
         })))
     };
     for (manifests, target, expected) in [

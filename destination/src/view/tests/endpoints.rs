@@ -180,6 +180,35 @@ fn slices_say_who_the_endpoints_are_and_where() {
 }
 
 #[test]
+fn who_chooses_among_zones_is_told_of_all() {
+    let target = "db.shop.svc.cluster.local:5000";
+    let one_without_hint = SLICES.replace(", hints: {forZones: [{name: east}]}", "");
+    for (what, manifests, node, expected) in [
+        ("client in the west", SLICES, Some("node-a"), [Some("local"), Some("remote")]),
+        ("client of unknown place", SLICES, None, [None, None]),
+        ("an endpoint without a hint", &one_without_hint, Some("node-a"), [None, None]),
+    ] {
+        let node = node.map(str::to_owned);
+        let context = Context { node, chooses_zones: true, ..Context::default() };
+        let found = get_for(manifests, target, &context).unwrap();
+        let localities = found.set.values().map(|one| one.labels.get("zone_locality").map(String::as_str));
+        assert_eq!(localities.collect::<Vec<_>>(), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_pod_may_have_another_share_than_the_others() {
+    let annotated = CLUSTER.replacen(
+        "  namespace: shop\n  labels: {app: web, linkerd.io",
+        "  namespace: shop\n  annotations: {balancer.remora.io/weight: '50'}\n  labels: {app: web, linkerd.io",
+        1,
+    );
+    let found = get(&annotated, "web.shop.svc.cluster.local:80").unwrap();
+    let weights: Vec<_> = found.set.values().map(|endpoint| endpoint.weight).collect();
+    assert_eq!(weights, [Some(5_000), None]);
+}
+
+#[test]
 fn of_two_families_a_pod_is_seen_by_its_ipv6_address() {
     let pod = "
 apiVersion: v1

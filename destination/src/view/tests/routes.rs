@@ -644,6 +644,9 @@ fn what_is_behind_a_service_does_not_concern_its_policy() {
         Key::Routes(name("web")),
         Key::Ip("10.96.0.1".parse().unwrap()),
         Key::Namespace("shop".to_owned()),
+        // The Services that a ServiceProfile splits traffic among may want to be balanced in their own way.
+        Key::Profile(Name::new("bank", "web.shop.svc.cluster.local")),
+        Key::Profile(Name::new("shop", "web.shop.svc.cluster.local")),
     ];
     assert_eq!(lens.into_keys(), expected.into_iter().collect());
 }

@@ -10,14 +10,17 @@ use crate::{
         routes::{Filter as Written, PathModifier, Rewrite, Rule},
     },
     view::{
-        Family, HeldRule, Membership, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings, can_match,
+        Balancers, Family, HeldRule, Membership, Mirrors, Outbound, PortProtocol, ServicePolicy, Settings,
+        can_match,
     },
 };
 use linkerd2_proxy_api::destination::DestinationProfile;
+use remora_core::balance::{Balancing, Strategy};
 use remora_runtime::proto::{
-    self, Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, filter::Kind, filters::Routes,
-    url_rewrite,
+    self, Balancer, Filter, Filters, OutboundPolicy, RequestMirror, UrlRewrite, balancer, filter::Kind,
+    filters::Routes, url_rewrite,
 };
+use std::num::NonZeroU32;
 
 /// A policy.
 pub fn own_policy(outbound: &Outbound, settings: &Settings) -> OutboundPolicy {
@@ -38,10 +41,27 @@ pub fn own_policy(outbound: &Outbound, settings: &Settings) -> OutboundPolicy {
     }
 }
 
+fn balancers(wanted: &Balancers) -> Vec<Balancer> {
+    let most = |limit: Option<NonZeroU32>| limit.map_or(0, NonZeroU32::get);
+    let balancer = |(path, balancing): (&String, &Balancing)| Balancer {
+        path: path.clone(),
+        max_connections: most(balancing.limits.connections),
+        max_pending_requests: most(balancing.limits.pending_requests),
+        max_concurrent_streams: most(balancing.limits.concurrent_streams),
+        strategy: match balancing.strategy {
+            Strategy::PeakEwma => balancer::Strategy::Unspecified.into(),
+            Strategy::LeastRequest => balancer::Strategy::LeastRequest.into(),
+            Strategy::RoundRobin => balancer::Strategy::RoundRobin.into(),
+        },
+    };
+    wanted.iter().map(balancer).collect()
+}
+
 fn of_service(policy: &ServicePolicy, ways: &Ways<'_>) -> OutboundPolicy {
     OutboundPolicy {
         policy: Some(super::service(policy, ways)),
         filters: filters(policy, ways),
+        balancers: balancers(&policy.balancers),
         membership: None,
     }
 }

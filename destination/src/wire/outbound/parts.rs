@@ -186,15 +186,23 @@ pub(super) fn backoff(stated: Option<(Duration, Duration)>) -> api::ExponentialB
 }
 
 pub(super) fn failure_accrual(accrual: Accrual) -> api::FailureAccrual {
-    let backoff = exponential(accrual.min_penalty, accrual.max_penalty, accrual.jitter);
-    let consecutive = api::failure_accrual::ConsecutiveFailures {
-        max_failures: accrual.max_failures,
-        backoff: Some(backoff),
+    use api::failure_accrual::{ConsecutiveFailures, Kind, Unified};
+    let backoff = Some(api::ExponentialBackoff {
+        respect_retry_after_hint: accrual.honor_retry_after,
+        ..exponential(accrual.min_penalty, accrual.max_penalty, accrual.jitter)
+    });
+    let max_failures = accrual.max_failures;
+    let kind = match accrual.rate {
+        None => Kind::ConsecutiveFailures(ConsecutiveFailures { max_failures, backoff }),
+        Some(rate) => Kind::Unified(Unified {
+            success_rate_threshold: rate.threshold,
+            decay: Some(duration(rate.window)),
+            min_requests: rate.min_requests,
+            max_consecutive_failures: max_failures,
+            backoff,
+        }),
     };
-    api::FailureAccrual {
-        kind: Some(api::failure_accrual::Kind::ConsecutiveFailures(consecutive)),
-        ejection: None,
-    }
+    api::FailureAccrual { kind: Some(kind), ejection: None }
 }
 
 fn exponential(min: Duration, max: Duration, jitter_ratio: f32) -> api::ExponentialBackoff {

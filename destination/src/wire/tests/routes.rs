@@ -308,6 +308,36 @@ fn timeouts_retries_and_failing_endpoints() {
     };
     assert_eq!((accrual.max_failures, accrual.backoff.unwrap().max_backoff), (7, time(60, 0)));
     assert_eq!(http2.routes[0].rules[0].timeouts.as_ref().unwrap().idle, time(60, 0));
+    let unified = "failure-accrual: unified, balancer.alpha.linkerd.io/failure-accrual-success-rate-window: 5s, \
+                   balancer.alpha.linkerd.io/failure-accrual-honor-retry-after: 'true'";
+    let annotated = annotated.replace("failure-accrual: consecutive", unified);
+    let Kind::Detect(detect) = served_by(&annotated, "") else { panic!("not detected") };
+    let Some(api::failure_accrual::Kind::Unified(accrual)) =
+        detect.http1.unwrap().failure_accrual.unwrap().kind
+    else {
+        panic!("no accrual")
+    };
+    let rate = (accrual.success_rate_threshold, accrual.decay, accrual.min_requests);
+    assert_eq!((rate, accrual.max_consecutive_failures), ((0.8, time(5, 0), 5), 7));
+    assert!(accrual.backoff.unwrap().respect_retry_after_hint);
+}
+
+#[test]
+fn how_services_are_balanced_is_said_in_our_api() {
+    let round_robin = SERVICES.replacen(
+        "metadata: {name: v2, namespace: shop}",
+        "metadata: {name: v2, namespace: shop, annotations: {balancer.remora.io/strategy: round-robin}}",
+        1,
+    );
+    assert_ne!(round_robin, SERVICES);
+    let rule = "rules: [{backendRefs: [{name: v2, port: 80}, {name: web, port: 80, weight: 9}]}]";
+    for (routes, expected) in [
+        (route("HTTPRoute", rule), vec![("v2.shop.svc.cluster.local:80".to_owned(), 2)]),
+        (String::new(), vec![]),
+    ] {
+        let balancers = seen(&round_robin, &routes, own_policy).balancers.into_iter();
+        assert_eq!(balancers.map(|one| (one.path, one.strategy)).collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]
