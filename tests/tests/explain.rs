@@ -127,10 +127,8 @@ fn explained(manifests: &Path, request: &Request) -> Said {
     let host = format!("host: {}", request.host);
     let arguments =
         ["--from", &from, "--to", "web.shop:8080", "--method", request.method, "--path", &path, "-H", &host];
-    command
-        .args(["explain", "-o", "json", "--speaks", "http1", "--manifests"])
-        .arg(manifests)
-        .args(arguments);
+    let speaks = if request.http2 { "http2" } else { "http1" };
+    command.args(["explain", "-o", "json", "--speaks", speaks, "--manifests"]).arg(manifests).args(arguments);
     for (name, value) in &request.headers {
         command.args(["-H", &format!("{name}: {value}")]);
     }
@@ -184,8 +182,9 @@ fn asked(mesh: &Mesh, request: &Request) -> Seen {
     let host = format!("host: {}", request.host);
     let headers: Vec<String> =
         request.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    let mut arguments =
-        vec!["--path-as-is", "-X", request.method, "-H", &host, "-w", "\n%{http_code} %header{location}"];
+    let version = if request.http2 { "--http2-prior-knowledge" } else { "--http1.1" };
+    let format = "\n%{http_code} %header{location}";
+    let mut arguments = vec![version, "--path-as-is", "-X", request.method, "-H", &host, "-w", format];
     for header in &headers {
         arguments.extend(["-H", header]);
     }

@@ -1,5 +1,5 @@
 //! Why rules do not have a request: what of them it does not meet, or by what another one is better. For people; the choice
-//! itself is [`choose`](super::choose), whose ranks are compared here once more, field by field.
+//! itself is [`choose`](fn@super::choose), whose ranks are compared here once more, field by field.
 
 use super::{
     Chosen, HttpMatch, HttpRoute, RequestView,
@@ -53,7 +53,7 @@ pub enum Criterion {
 }
 
 /// For every rule but the one that has the request, in their order, why it does not. `chosen` is what
-/// [`choose`](super::choose) says of the same routes and request; where nothing has it, no rule matches.
+/// [`choose`](fn@super::choose) says of the same routes and request; where nothing has it, no rule matches.
 #[expect(single_use_lifetimes, reason = "`impl Trait` cannot elide it in stable Rust")]
 pub fn losses<'a, R: RequestView + ?Sized>(
     routes: impl IntoIterator<Item = &'a HttpRoute>,
