@@ -17,26 +17,20 @@ fn a_post_to_a_replica_whose_application_is_down_goes_to_the_other() {
     }
     let mesh = shop::open(&[kit("web", 8080, "http", &[]), replica("down"), client("client", &[])]).unwrap();
     let client = mesh.pod(SHOP, "client").unwrap();
-    // Until both are known there is nobody else to send to.
-    let ips = ["web", "down"].map(|pod| mesh.pod(SHOP, pod).unwrap().ip().unwrap().to_string());
-    mesh.wait_until("both replicas to be known", PATIENCE, || {
-        status(&client, "http://web:8080/").is_ok() && {
-            let state = state(&client).unwrap().to_string();
-            ips.iter().all(|ip| state.contains(ip.as_str()))
-        }
-    })
-    .unwrap();
+    known(&mesh, &["web", "down"], || status(&client, "http://web:8080/").is_ok());
     let body = "a body of some length ".repeat(2000);
     let mut went = 0;
     for version in ["--http1.1", HTTP2] {
         for _ in 0..20 {
-            let sent = ["-i", "--data-binary", &body, version, "http://web:8080/"];
+            let sent = ["-i", "-H", "x-own: kept", "--data-binary", &body, version, "http://web:8080/"];
             let answer = curl(&client, &sent).unwrap();
             let (head, told) = answer.split_once("\r\n\r\n").unwrap();
             assert!(!head.to_ascii_lowercase().contains("remora-"), "{head}");
             let told: Value = serde_json::from_str(told).unwrap();
             assert_eq!(told["body_bytes"], body.len(), "{version}: {head}");
             assert!(told["body"] == body.as_str() && told["server"] == "web", "{version}: {told}");
+            let fields = told["headers"].to_string();
+            assert!(told["method"] == "POST" && fields.contains(r#"["x-own","kept"]"#), "{version}: {told}");
         }
         went += inbound(&mesh, "down");
     }
@@ -46,6 +40,27 @@ fn a_post_to_a_replica_whose_application_is_down_goes_to_the_other() {
     let sent = ["-o", "/dev/null", "-w", "%{http_code}\n", "--data-binary", &long, "http://web:8080/?[1-20]"];
     let codes = curl(&client, &sent).unwrap();
     assert!(codes.lines().all(|code| ["200", "502"].contains(&code)), "{codes}");
+}
+
+#[test]
+fn a_refused_stream_is_sent_to_another_endpoint() {
+    if !check::can_run() {
+        return;
+    }
+    let mesh = two().unwrap();
+    let (client, first, second) = pods(&mesh);
+    let answers = Scripted::start(&second, 8080, |_| Says::Status(200, vec![])).unwrap();
+    let refuses = Scripted::start(&first, 8080, |_| Says::Refused).unwrap();
+    let post = ["-i", HTTP2, "-d", "once", "http://web:8080/"];
+    known(&mesh, &["web", "second"], || curl(&client, &post).is_ok());
+    let before = (answers.requests(), refuses.requests());
+    for nth in 1..=20 {
+        let answer = curl(&client, &post).unwrap();
+        assert!(answer.starts_with("HTTP/2 200"), "request {nth}: {answer}");
+        assert_eq!(answers.requests() - before.0, nth);
+    }
+    // Each try is a turn, so that those who refuse have theirs first from the second request on at the latest.
+    assert!(refuses.requests() - before.1 >= 19, "{} were refused", refuses.requests() - before.1);
 }
 
 #[test]
@@ -68,8 +83,25 @@ fn an_application_cannot_say_that_it_saw_nothing() {
 
 /// Two replicas of `web` in which tests listen, and a client.
 fn two() -> anyhow::Result<Mesh> {
-    let service = shop::service("web", 8080, "8080");
+    // Each in its turn: who refuses is asked as often as the other.
+    let turns =
+        "metadata: {name: web, namespace: shop, annotations: {balancer.remora.io/strategy: round-robin}}";
+    let service = shop::service("web", 8080, "8080").replace("metadata: {name: web, namespace: shop}", turns);
     shop::open(&[shop::idle("web", &[]), replica("second"), service, client("client", &[])])
+}
+
+/// Waits until the client's proxy, which `asks` sometimes, knows all replicas: before that there is nobody else to send to.
+fn known(mesh: &Mesh, replicas: &[&str], asks: impl Fn() -> bool) {
+    let ips: Vec<_> =
+        replicas.iter().map(|pod| mesh.pod(SHOP, pod).unwrap().ip().unwrap().to_string()).collect();
+    let client = mesh.pod(SHOP, "client").unwrap();
+    mesh.wait_until("all replicas to be known", PATIENCE, || {
+        asks() && {
+            let state = state(&client).unwrap().pointer("/outbound/workers").unwrap().to_string();
+            ips.iter().all(|ip| state.contains(ip.as_str()))
+        }
+    })
+    .unwrap();
 }
 
 fn pods(mesh: &Mesh) -> (PodRef<'_>, PodRef<'_>, PodRef<'_>) {

@@ -18,7 +18,7 @@ use crate::{
     },
     profile,
 };
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Version};
 use remora_core::{retry::Tried, time::Time};
 use remora_runtime::clock;
 use std::{sync::Arc, time::Duration};
@@ -112,6 +112,7 @@ pub(super) async fn send_avoiding(
         mirrors.send(request);
     }
     let again = if balancer.has_choice() { Again::of(request, to.keep) } else { Again::Never };
+    let head = again.head(request);
     let endpoint = picked(to, balancer.pick_again(avoid).await)?;
     let refused = match once(backend, to, &endpoint, begun, request).await {
         Err(failed) if failed.tried == Tried::Unprocessed => Err(failed),
@@ -126,6 +127,9 @@ pub(super) async fn send_avoiding(
     let Some(other) = other.ok().filter(|other| !Arc::ptr_eq(other, &endpoint)) else { return refused };
     if !again.rewind(&refused, request) {
         return refused;
+    }
+    if let Some(head) = head {
+        *request = (*head).map(|()| std::mem::replace(request.body_mut(), Body::absent()));
     }
     if let Ok(sent) = refused {
         sent.discard(to);
@@ -255,6 +259,20 @@ impl Again {
             }
             None => Self::Never,
         }
+    }
+
+    /// The head of a request that may be sent again, where sending takes it: HTTP/2 does, even if nothing is processed.
+    fn head(&self, request: &Request<Body>) -> Option<Box<Request<()>>> {
+        if matches!(self, Self::Never) || request.version() != Version::HTTP_2 {
+            return None;
+        }
+        let mut head = Box::new(Request::new(()));
+        head.method_mut().clone_from(request.method());
+        head.uri_mut().clone_from(request.uri());
+        *head.version_mut() = request.version();
+        head.headers_mut().clone_from(request.headers());
+        head.extensions_mut().clone_from(request.extensions());
+        Some(head)
     }
 
     /// Gives the request its body from the beginning; whether there is all of it.
