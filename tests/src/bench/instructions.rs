@@ -17,6 +17,7 @@ use super::generate::Generator;
 use super::loads::{Load, TIMED, Traffic};
 use super::machine::{self, Cores};
 use super::progress::{Progress, write};
+use super::routes;
 use super::stage::{Pair, Stage};
 use super::syscalls::{Calls, Tracer, per_request};
 use super::verdict::Lane;
@@ -58,6 +59,7 @@ pub fn run(loads: &[&'static str], cores: Cores, out: &Path) -> Result<()> {
     fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
     let mut all = Vec::new();
     for load in TIMED.iter().filter(|load| loads.contains(&load.name) && load.traffic != Traffic::Bulk) {
+        let load = &comparable(*load);
         let what = || format!("load {}", load.name);
         progress.at(&format!("{}: system calls", load.name));
         let calls = calls(&stage, load, &files).with_context(what)?;
@@ -177,6 +179,12 @@ fn table(all: &[Counted]) -> String {
 const WITH_ROUTES: [(&str, &str); 2] = [("http1-64", "http1-routes"), ("http2", "http2-routes")];
 /// What the second may have of the first's instructions.
 const ROUTES_FLOOR: f64 = 1.08;
+
+/// A load that is compared with one with routes asks for the same path: it has to be read, and written, in both.
+fn comparable(load: Load) -> Load {
+    let is_compared = WITH_ROUTES.iter().any(|(without, _)| *without == load.name);
+    if is_compared { Load { path: routes::PATH, ..load } } else { load }
+}
 
 /// What routes and authorisations cost, where both of a pair of loads were counted.
 fn with_routes(all: &[Counted]) -> String {
