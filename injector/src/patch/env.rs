@@ -45,6 +45,9 @@ pub(super) fn env(pod: &Pod, settings: &Settings, opaque: &Ports, config: &Injec
     // Linkerd's proxy would only ignore it, but a stranger's image is told nothing that is ours.
     if config.is_ours(&settings.image.name) {
         env.set("REMORA_PROXY_API", "v1");
+        if settings.denial_header {
+            env.set("REMORA_PROXY_DENIAL_HEADER", "true");
+        }
     }
     env.0.extend(settings.additional_env.iter().cloned());
     env.0

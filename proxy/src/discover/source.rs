@@ -5,7 +5,7 @@ use super::{Absence, Cache, Discovery, Known, Policy, Profiled, cache::Lookup};
 use crate::{
     config::Config,
     metrics::profiles::ProfileFamilies,
-    policy::Server,
+    policy::{InForce, Server},
     profile::{MAX_NAMES, Named},
 };
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -247,7 +247,8 @@ async fn server_policy(
     follow(messages, &what, &sender, |message| {
         let converted = api::inbound::server_policy(message);
         noted(&what, &converted.ignored);
-        Some(Server { policy: Arc::new(converted.value), ignored: converted.ignored })
+        let policy = Arc::new(InForce::compile(converted.value));
+        Some(Server { policy, ignored: converted.ignored })
     })
     .await;
 }
