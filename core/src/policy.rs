@@ -1,17 +1,20 @@
 //! May this client do this? Inbound policy of one port, as Linkerd's `WatchPort` states it. Contract 3.4.
 
+mod defaults;
+mod refused;
+
+pub use self::{defaults::DefaultPolicy, refused::Refused};
 use crate::{
     identity::Identity,
     matching::{NetworkMatch, SuffixMatch},
     rate::RateLimits,
-    route::{HttpRoute, HttpRule, RequestView, TwoWays, select},
+    route::{Filter, HttpRoute, RequestView, TwoWays, select},
 };
-use alloc::{boxed::Box, sync::Arc, vec, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use once_cell::race::OnceBox;
 
 mod outbound;
@@ -39,6 +42,11 @@ impl ResourceRef {
     /// A built-in resource: group "", kind `default`.
     pub fn default_kind(name: &str) -> Self {
         Self { kind: "default".into(), name: name.into(), ..Self::default() }
+    }
+
+    /// Is it the built-in one of this name?
+    pub fn is_default(&self, name: &str) -> bool {
+        &*self.kind == "default" && &*self.name == name
     }
 }
 
@@ -93,6 +101,8 @@ pub enum ServerProtocol {
 pub struct InboundRoute {
     /// What it matches.
     pub route: HttpRoute,
+    /// What is done with the requests of each rule (same indices as `route.rules`), in order.
+    pub filters: Vec<Vec<Filter>>,
     /// Who may use it, tried before the server's.
     pub authorizations: Vec<Authorization>,
 }
@@ -299,109 +309,17 @@ pub fn routes(policy: &ServerPolicy) -> &[InboundRoute] {
     }
 }
 
-/// The default policies that an operator may name (contract 1.13 `INBOUND_DEFAULT_POLICY`, 3.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DefaultPolicy {
-    /// Everybody.
-    AllUnauthenticated,
-    /// Everybody with a mesh identity.
-    AllAuthenticated,
-    /// Everybody from the cluster's networks.
-    ClusterUnauthenticated,
-    /// Everybody from the cluster's networks with a mesh identity.
-    ClusterAuthenticated,
-    /// Everybody, but what no other rule allows is named `audit`.
-    Audit,
-    /// Nobody (the port is opaque and without authorizations).
-    Deny,
-}
-
-impl DefaultPolicy {
-    /// Every one, in the order of their definition.
-    pub const ALL: [Self; 6] = [
-        Self::AllUnauthenticated,
-        Self::AllAuthenticated,
-        Self::ClusterUnauthenticated,
-        Self::ClusterAuthenticated,
-        Self::Audit,
-        Self::Deny,
-    ];
-
-    /// Reads a name such as `all-unauthenticated`.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|policy| policy.as_str() == name)
-    }
-
-    /// The name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AllUnauthenticated => "all-unauthenticated",
-            Self::AllAuthenticated => "all-authenticated",
-            Self::ClusterUnauthenticated => "cluster-unauthenticated",
-            Self::ClusterAuthenticated => "cluster-authenticated",
-            Self::Audit => "audit",
-            Self::Deny => "deny",
-        }
-    }
-
-    /// The policy of a port under this default: one catch-all route named `default`, `Opaque` if `opaque` (or for
-    /// `Deny`), else `Detect`. The server and its authorization carry the policy's name. Contract 3.4.
-    pub fn server_policy(
-        self,
-        cluster_networks: &[IpNet],
-        detect_timeout: Duration,
-        opaque: bool,
-    ) -> ServerPolicy {
-        let meta = Arc::new(ResourceRef::default_kind(self.as_str()));
-        let protocol = if opaque || self == Self::Deny {
-            ServerProtocol::Opaque
-        } else {
-            ServerProtocol::Detect { timeout: detect_timeout, routes: vec![catch_all()] }
-        };
-        let authorizations = self
-            .admitted(cluster_networks)
-            .map(|(networks, authentication)| Authorization { meta: meta.clone(), networks, authentication })
-            .into_iter()
-            .collect();
-        ServerPolicy { meta, protocol, authorizations, rate_limits: None }
-    }
-
-    /// Whom it admits from where.
-    fn admitted(self, cluster_networks: &[IpNet]) -> Option<(Vec<NetworkMatch>, Authentication)> {
-        let any_identity = || Authentication::TlsAuthenticated {
-            identities: Vec::new(),
-            suffixes: vec![SuffixMatch { labels: Vec::new() }],
-        };
-        let cluster =
-            || cluster_networks.iter().map(|net| NetworkMatch { net: *net, except: Vec::new() }).collect();
-        match self {
-            Self::AllUnauthenticated | Self::Audit => Some((everywhere(), Authentication::Unauthenticated)),
-            Self::AllAuthenticated => Some((everywhere(), any_identity())),
-            Self::ClusterUnauthenticated => Some((cluster(), Authentication::Unauthenticated)),
-            Self::ClusterAuthenticated => Some((cluster(), any_identity())),
-            Self::Deny => None,
-        }
-    }
-}
-
-/// 0.0.0.0/0 and ::/0.
-fn everywhere() -> Vec<NetworkMatch> {
-    let net = |net| NetworkMatch { net, except: Vec::new() };
-    vec![net(IpNet::V4(Ipv4Net::default())), net(IpNet::V6(Ipv6Net::default()))]
-}
-
-/// A route named `default` that every request matches, also those without a path such as `OPTIONS *`.
-fn catch_all() -> InboundRoute {
-    let meta = Arc::new(ResourceRef::default_kind("default"));
-    let rules = vec![HttpRule { matches: Vec::new() }];
-    InboundRoute { route: HttpRoute { meta, hosts: Vec::new(), rules }, authorizations: Vec::new() }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::route::{HttpMatch, PathMatch};
-    use alloc::string::ToString;
+    use super::{
+        defaults::{catch_all, everywhere},
+        *,
+    };
+    use crate::route::{HostMatch, HttpMatch, HttpRule, PathMatch, normal};
+    use alloc::{
+        string::{String, ToString},
+        vec,
+    };
     use proptest::prelude::*;
 
     const WEB: &str = "web.prod.serviceaccount.identity.remora.cluster.local";
@@ -733,6 +651,67 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// Design, "Paths": who may not do it by the one reading may not do it by the other.
+        #[test]
+        fn a_request_is_authorised_for_both_readings_of_its_path_and_host(
+            path in "(/(a|b|A|\\.|\\.\\.|%2e|%2E%2e|%61|%41|a;v|;|a%2fb|a%2Fb|a%5Cb|a\\\\b|#|a#b|))*/?",
+            upper in any::<[bool; 7]>(),
+            port in proptest::option::of(any::<u16>()),
+            of_other_host in any::<bool>(),
+            patterns in proptest::collection::vec(("/(a|b|A)?(/(a|b))?/?", any::<[bool; 3]>()), 0..5),
+            server in any::<bool>(),
+        ) {
+            let who = |named: bool| named.then(|| allow("w", identities(&[WEB], &[]))).into_iter().collect();
+            let routes = patterns.iter().map(|(pattern, [exact, hosted, named])| {
+                let pattern = pattern.clone();
+                let path = if *exact { PathMatch::Exact(pattern) } else { PathMatch::Prefix(pattern) };
+                let mut route = matching("r", HttpMatch { path: Some(path), ..HttpMatch::default() }, who(*named));
+                route.route.hosts = hosted.then(|| HostMatch::Exact("web.org".into())).into_iter().collect();
+                route
+            });
+            let policy = ServerPolicy { authorizations: who(server), ..detect(routes.collect()) };
+            let name = if of_other_host { "api.org" } else { "web.org" };
+            let host: String = name.chars().zip(upper)
+                .map(|(letter, upper)| if upper { letter.to_ascii_uppercase() } else { letter }).collect();
+            let host = port.map_or_else(|| host.clone(), |port| alloc::format!("{host}:{port}"));
+            let asked = |path: &str, authority: &str| {
+                let asked = Asked { path: path.into(), authority: authority.into() };
+                authorize_http(&policy, INSIDE.parse().unwrap(), &meshed(WEB), &asked)
+            };
+            let verdict = asked(&path, &host);
+            prop_assert_eq!(&verdict, &asked(&path, name), "case and port of {} say nothing", host);
+            let Some(read) = normal(&path) else { return Ok(()) };
+            // What the other reading alone would be told.
+            let other = asked(&read, name);
+            let two = Err(Refusal { route: None, denial: Denial::TwoPaths });
+            prop_assert!(verdict == other || verdict == two, "{path} {verdict:?}, {read} {other:?}");
+        }
+    }
+
+    struct Asked {
+        path: String,
+        authority: String,
+    }
+
+    impl RequestView for Asked {
+        fn method(&self) -> &'static str {
+            "GET"
+        }
+        fn authority(&self) -> &str {
+            &self.authority
+        }
+        fn path(&self) -> &str {
+            &self.path
+        }
+        fn query(&self) -> Option<&str> {
+            None
+        }
+        fn header(&self, _name: &str) -> impl Iterator<Item = &[u8]> {
+            core::iter::empty()
+        }
+    }
+
     struct Get<'a>(&'a str);
 
     impl RequestView for Get<'_> {
@@ -791,7 +770,8 @@ mod tests {
     fn matching(name: &str, conditions: HttpMatch, authorizations: Vec<Authorization>) -> InboundRoute {
         let meta = Arc::new(ResourceRef::default_kind(name));
         let rules = vec![HttpRule { matches: vec![conditions] }];
-        InboundRoute { route: HttpRoute { meta, hosts: vec![], rules }, authorizations }
+        let route = HttpRoute { meta, hosts: vec![], rules };
+        InboundRoute { route, filters: vec![vec![]], authorizations }
     }
 
     #[track_caller]

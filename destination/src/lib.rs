@@ -6,6 +6,7 @@
 //! process.
 #![warn(missing_docs)]
 
+pub mod annotations;
 pub mod check;
 pub mod config;
 pub mod index;

@@ -8,7 +8,7 @@ use linkerd2_proxy_api::{
     meta::{Metadata, metadata},
 };
 use prost::Message as _;
-use remora_core::policy::ServerProtocol;
+use remora_core::policy::{ServerPolicy, ServerProtocol, routes};
 use remora_destination::{
     index::Index,
     resources::{Document, Name, parse},
@@ -103,31 +103,50 @@ fn served(index: &Index, settings: &Settings, port: u16) -> Option<wire::Server>
     };
     assert_eq!(message, answer);
     assert!(answer.encoded_len() < 4 << 20, "{} bytes", answer.encoded_len());
-    if let ServerProtocol::Invalid(reason) = read(message).value.protocol {
-        assert!(not_read_yet(&reason), "{reason}: {answer:?}");
+    let policy = read(message).value;
+    if let ServerProtocol::Invalid(reason) = &policy.protocol {
+        panic!("{reason}: {answer:?}");
     }
+    filters_arrive(&policy, &answer);
     probes_pass(&seen.probes, &answer);
     Some(answer)
 }
 
-/// What this proxy's reader of policies refuses until its own half of them is there. The only place that says so: as that
-/// half lands, this goes.
-fn not_read_yet(reason: &str) -> bool {
-    reason.contains("filters are not supported yet")
+/// No rule loses a filter on its way, nor gets one.
+fn filters_arrive(policy: &ServerPolicy, answer: &wire::Server) {
+    let kind = answer.protocol.as_ref().and_then(|protocol| protocol.kind.as_ref());
+    let said: Vec<Vec<bool>> = if let Some(Kind::Grpc(grpc)) = kind {
+        let rules = grpc.routes.iter().map(|route| route.rules.iter());
+        rules.map(|rules| rules.map(|rule| rule.filters.is_empty()).collect()).collect()
+    } else {
+        let rules = http_routes(answer).iter().map(|route| route.rules.iter());
+        rules.map(|rules| rules.map(|rule| rule.filters.is_empty()).collect()).collect()
+    };
+    let read = routes(policy).iter().map(|route| route.filters.iter().map(Vec::is_empty).collect());
+    let read: Vec<Vec<bool>> = read.collect();
+    assert_eq!(read, said, "{answer:?}");
 }
 
 /// Where HTTP is spoken, a probe of the pod has a route of its own, before all others.
 fn probes_pass(probes: &BTreeSet<String>, answer: &wire::Server) {
-    let routes = match answer.protocol.as_ref().and_then(|protocol| protocol.kind.as_ref()) {
-        Some(Kind::Detect(detect)) => &detect.http_routes,
-        Some(Kind::Http1(http)) => &http.routes,
-        Some(Kind::Http2(http)) => &http.routes,
-        _ => return,
-    };
-    assert!(!routes.is_empty());
+    let routes = http_routes(answer);
+    if routes.is_empty() {
+        let kind = answer.protocol.as_ref().and_then(|protocol| protocol.kind.as_ref());
+        assert!(matches!(kind, Some(Kind::Grpc(_) | Kind::Opaque(_) | Kind::Tls(_))), "{answer:?}");
+        return;
+    }
     if !probes.is_empty() {
         assert_eq!(named(routes[0].metadata.as_ref()), "probe", "{routes:?}");
         assert!(!routes[0].authorizations.is_empty());
+    }
+}
+
+fn http_routes(answer: &wire::Server) -> &[wire::HttpRoute] {
+    match answer.protocol.as_ref().and_then(|protocol| protocol.kind.as_ref()) {
+        Some(Kind::Detect(detect)) => &detect.http_routes,
+        Some(Kind::Http1(http)) => &http.routes,
+        Some(Kind::Http2(http)) => &http.routes,
+        _ => &[],
     }
 }
 

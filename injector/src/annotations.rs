@@ -126,6 +126,8 @@ pub struct Settings {
     pub default_outbound_policy: String,
     /// `apache` or `json`.
     pub access_log: Option<String>,
+    /// Meshed clients that policy refuses are told by what.
+    pub denial_header: bool,
     /// How long open connections may take to finish after SIGTERM.
     pub shutdown_grace: Option<Duration>,
     /// Environment added to the proxy, as Kubernetes EnvVar objects, the last of a name winning.
@@ -189,6 +191,7 @@ impl Settings {
             default_inbound_policy: config.default_inbound_policy.clone(),
             default_outbound_policy: config.default_outbound_policy.clone(),
             access_log: None,
+            denial_header: false,
             shutdown_grace: None,
             additional_env: Vec::new(),
         }
@@ -284,7 +287,8 @@ fn unheeded(settings: &Settings, config: &InjectorConfig) -> Option<String> {
 
 /// Warnings for annotations that look like ours and do nothing: a misspelt name must not pass for a setting.
 fn unknown(annotations: &Annotations, place: &str) -> Vec<String> {
-    const PREFIXES: [&str; 3] = ["config.linkerd.io/", "config.alpha.linkerd.io/", "config.beta.linkerd.io/"];
+    const PREFIXES: [&str; 4] =
+        ["config.linkerd.io/", "config.alpha.linkerd.io/", "config.beta.linkerd.io/", "config.remora.io/"];
     let ours = |name: &&String| PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     let known = |name: &&String| ANNOTATIONS.iter().any(|annotation| annotation.name == name.as_str());
     annotations

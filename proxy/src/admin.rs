@@ -122,7 +122,8 @@ async fn respond(
     let ip = connection.client.ip();
     match policy::authorize_http(&server, ip, &connection.peer, &view) {
         Err(refusal) if !probe => {
-            let fault = crate::inbound::denied(connection, &server, refusal.denial);
+            let refused = policy::Refused::of(&server, &refusal);
+            let fault = crate::inbound::denied(connection, refused, refusal.denial);
             proxy.metrics.errors.inbound_http(&fault, connection.target, &server);
             let mut refused = Response::new(Full::from(format!("{fault}\n")));
             *refused.status_mut() = fault.answer().status;

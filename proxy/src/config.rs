@@ -103,6 +103,8 @@ pub struct InboundConfig {
     pub http2: Http2Config,
     /// Label requests with the authority that clients send. They choose it, so it costs series.
     pub metrics_authority: bool,
+    /// `remora-denied-by` to meshed clients that policy refuses (`REMORA_PROXY_DENIAL_HEADER`, false).
+    pub denial_header: bool,
 }
 
 /// From the application.

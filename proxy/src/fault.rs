@@ -5,16 +5,19 @@
 
 mod answer;
 mod broken;
+mod denied;
 
 pub use answer::{Answer, GrpcCode};
 pub use broken::{HttpError, stream_error};
+#[cfg(test)]
+pub(crate) use denied::tests as tests_of_denials;
 
 use crate::{config::HeaderList, http::deadline::Limit, http1, mux::StreamEnded};
 use broken::{Misuse, client_text};
 use remora_core::{
     balance::Limited,
     header, mux,
-    policy::Denial,
+    policy::{Denial, Refused},
     rate::{Quota, Scope},
     retry::Tried,
     route::FailWith,
@@ -64,10 +67,13 @@ pub enum Fault {
     Loop(SocketAddr),
     #[error("{0} is not an address of this pod")]
     NotOurAddress(SocketAddr),
-    #[error("{} may not use {server}: {}", .client, denial_text(.denial))]
-    Denied { client: Arc<str>, server: Arc<str>, denial: Denial },
-    #[error("{client} asks more often than {policy} allows: {} requests per second ({} limit)", .quota.burst, .scope.as_str())]
-    RateLimited { client: Arc<str>, policy: Arc<str>, scope: Scope, quota: Quota },
+    #[error("{client} {}", denied::text(.refused, .denial))]
+    Denied { client: Arc<str>, refused: Arc<Refused>, denial: Denial },
+    #[error(
+        "{client} asks {} more often than {} allows: {} requests per second ({} limit)",
+        .refused.server, .refused.policies, .quota.burst, .scope.as_str()
+    )]
+    RateLimited { client: Arc<str>, refused: Arc<Refused>, scope: Scope, quota: Quota },
     #[error("the policy changed and no longer admits this connection to {0}")]
     Revoked(Arc<str>),
     #[error("nothing is known of {target} after {waited:?}: the control plane does not answer")]
@@ -402,19 +408,9 @@ impl Fault {
     }
 }
 
-fn denial_text(denial: &Denial) -> String {
-    match denial {
-        Denial::Unauthorized => "no authorization admits it".into(),
-        Denial::NoRoute => "no route matches the request".into(),
-        Denial::TwoPaths => "its path can be read in two ways that take different routes".into(),
-        Denial::WrongProtocol => "the declared protocol of the port does not carry this".into(),
-        Denial::Invalid(reason) => format!("the policy is invalid: {reason}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{tests_of_denials as denied, *};
 
     #[test]
     fn a_refused_connection_is_502_and_closes() {
@@ -424,17 +420,20 @@ mod tests {
 
     #[test]
     fn an_unauthorized_request_is_403_and_keeps_the_connection() {
-        let fault = Fault::Denied { client: "x".into(), server: "s".into(), denial: Denial::Unauthorized };
-        check(&fault, 403, GrpcCode::PermissionDenied, false);
+        check(&denied::fault("server", &["till", "owner"]), 403, GrpcCode::PermissionDenied, false);
     }
 
     #[test]
     fn who_asks_too_often_is_429_told_the_limit_and_keeps_the_connection() {
         let quota = Quota { burst: 5, interval: Duration::from_millis(200) };
-        let fault =
-            Fault::RateLimited { client: "a".into(), policy: "web".into(), scope: Scope::Identity, quota };
+        let refused = Arc::new(Refused::by_rate(
+            &denied::resource("server", "web"),
+            &denied::resource("Limit", "slow"),
+        ));
+        let fault = Fault::RateLimited { client: "a".into(), refused, scope: Scope::Identity, quota };
         check(&fault, 429, GrpcCode::ResourceExhausted, false);
-        let said = "a asks more often than web allows: 5 requests per second (identity limit)";
+        let said =
+            "a asks server/web more often than limit/slow allows: 5 requests per second (identity limit)";
         assert_eq!(fault.to_string(), said);
     }
 

@@ -26,7 +26,7 @@ use remora_core::{
     detect::Protocol,
     endpoint::NoTlsReason,
     header::SessionProtocol,
-    policy::{self, Peer, ResourceRef, ServerPolicy, ServerProtocol},
+    policy::{Denial, Peer, Refused, ResourceRef, ServerPolicy, ServerProtocol},
 };
 use remora_runtime::clock;
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
@@ -293,7 +293,7 @@ fn detect_limit(worker: &Worker, server: &ServerPolicy) -> Duration {
 /// requests over HTTP/2.
 async fn detect(
     worker: &Arc<Worker>,
-    server: &Arc<ServerPolicy>,
+    server: &ServerPolicy,
     connection: &Connection,
     stream: &mut Stream,
 ) -> Result<Detected<AppConnection>, Fault> {
@@ -340,8 +340,8 @@ fn requests(
 }
 
 /// The fault of a refused client.
-pub fn denied(connection: &Connection, server: &ServerPolicy, denial: policy::Denial) -> Fault {
-    Fault::Denied { client: named(connection), server: server.meta.name.clone(), denial }
+pub fn denied(connection: &Connection, refused: Refused, denial: Denial) -> Fault {
+    Fault::Denied { client: named(connection), refused: Arc::new(refused), denial }
 }
 
 /// A client by what it proved, or by its address.

@@ -28,7 +28,7 @@ use profiles::{ProfileFamilies, RetriesSkipped};
 use remora_core::{
     endpoint::{DialPlan, Endpoint},
     header::{SessionProtocol, TransportHeader},
-    policy::{Denial, Peer, Permit, Refusal, ResourceRef, ServerPolicy},
+    policy::{Denial, Peer, Permit, Refusal, Refused, ResourceRef, ServerPolicy},
     rate::{RateLimits, Scope},
 };
 use remora_runtime::metrics::{Budgeted, Counter, Gauge, Registry};
@@ -292,11 +292,18 @@ impl Metrics {
     }
 
     /// The counter of a request's authorization: allowed, denied, or without a route.
-    pub fn http_authorized(&self, labels: Labels, permit: Result<&Permit, &Refusal>) -> Counter {
+    pub fn http_authorized(
+        &self,
+        mut labels: Labels,
+        permit: Result<&Permit, &(Refusal, Refused)>,
+    ) -> Counter {
         match permit {
             Ok(_) => self.authz.http_allow.get(labels),
-            Err(Refusal { denial: Denial::NoRoute, .. }) => self.authz.route_not_found.get(labels),
-            Err(_) => self.authz.http_deny.get(labels),
+            Err((Refusal { denial: Denial::NoRoute, .. }, _)) => self.authz.route_not_found.get(labels),
+            Err((_, refused)) => {
+                labels::refused(&mut labels, refused);
+                self.authz.http_deny.get(labels)
+            }
         }
     }
 
@@ -305,15 +312,18 @@ impl Metrics {
         &self,
         connection: &Connection,
         server: &ServerPolicy,
-        authorization: Option<&Arc<ResourceRef>>,
+        authorization: Result<&ResourceRef, &Refused>,
     ) {
         let mut labels = self.authz_labels(connection, server);
         match authorization {
-            Some(authorization) => {
+            Ok(authorization) => {
                 labels::resource(&mut labels, labels::AUTHZ, authorization);
                 self.authz.tcp_allow.get(labels).inc();
             }
-            None => self.authz.tcp_deny.get(labels).inc(),
+            Err(refused) => {
+                labels::refused(&mut labels, refused);
+                self.authz.tcp_deny.get(labels).inc();
+            }
         }
     }
 

@@ -3,23 +3,75 @@
 use crate::{
     config::InboundConfig,
     discover::{Cache, Full, Known, Watch},
+    http::filters::Filters,
 };
 use remora_core::{
     identity::Identity,
-    policy::ServerPolicy,
+    policy::{self, Permit, ServerPolicy},
     rate::{Limiter, Quota, RateLimits, Scope},
+    route::{RequestView, matched_prefix},
 };
 use remora_runtime::clock;
 use std::{
     collections::HashMap,
+    fmt,
+    ops::Deref,
     sync::{Arc, Mutex, PoisonError},
 };
 
 /// A server policy, and what of it is not applied by this proxy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Server {
-    pub policy: Arc<ServerPolicy>,
+    pub policy: Arc<InForce>,
     pub ignored: Vec<Arc<str>>,
+}
+
+/// A server policy as requests meet it: compiled when it arrives.
+pub struct InForce {
+    policy: ServerPolicy,
+    /// By route and rule.
+    filters: Vec<Vec<Option<Box<Filters>>>>,
+}
+
+impl InForce {
+    pub fn compile(policy: ServerPolicy) -> Self {
+        let compiled = |route: &policy::InboundRoute| {
+            route.filters.iter().map(|filters| Filters::compile(filters)).collect()
+        };
+        Self { filters: policy::routes(&policy).iter().map(compiled).collect(), policy }
+    }
+
+    /// What is done with a request that was permitted, if anything; and how much of its path the rule's prefix covers,
+    /// where a filter needs to know.
+    pub fn filters<R: RequestView>(&self, permit: &Permit, request: &R) -> Option<(&Filters, Option<usize>)> {
+        let filters = self.filters.get(permit.route)?.get(permit.rule)?.as_deref()?;
+        let covered = || {
+            let route = &policy::routes(&self.policy).get(permit.route)?.route;
+            matched_prefix(route.rules.get(permit.rule)?, request)
+        };
+        Some((filters, filters.replace_prefix.then(covered).flatten()))
+    }
+}
+
+impl Deref for InForce {
+    type Target = ServerPolicy;
+
+    fn deref(&self) -> &ServerPolicy {
+        &self.policy
+    }
+}
+
+/// What is compiled follows from the policy.
+impl PartialEq for InForce {
+    fn eq(&self, other: &Self) -> bool {
+        self.policy == other.policy
+    }
+}
+
+impl fmt::Debug for InForce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.policy.fmt(f)
+    }
 }
 
 /// The policies of this pod's ports.
@@ -27,8 +79,8 @@ pub struct Policies {
     cache: Cache<u16, Server>,
     /// Kept from start to end: the ports that the pod names.
     _named: Vec<Watch<Server>>,
-    default: Arc<ServerPolicy>,
-    default_opaque: Arc<ServerPolicy>,
+    default: Arc<InForce>,
+    default_opaque: Arc<InForce>,
     opaque_ports: std::collections::BTreeSet<u16>,
     limiters: Arc<Limiters>,
 }
@@ -37,7 +89,7 @@ pub struct Policies {
 #[derive(Clone)]
 pub struct PortPolicy {
     watch: Option<Watch<Server>>,
-    default: Arc<ServerPolicy>,
+    default: Arc<InForce>,
     port: u16,
     limiters: Arc<Limiters>,
 }
@@ -60,7 +112,7 @@ impl Policies {
         let default = |opaque| {
             let policy =
                 inbound.default_policy.server_policy(cluster_networks, inbound.detect_timeout, opaque);
-            Arc::new(policy)
+            Arc::new(InForce::compile(policy))
         };
         Self {
             _named: named,
@@ -79,19 +131,19 @@ impl Policies {
     }
 
     /// What holds for a port now, for labels: a port that nobody watches is not watched for this.
-    pub fn known(&self, port: u16) -> Arc<ServerPolicy> {
+    pub fn known(&self, port: u16) -> Arc<InForce> {
         self.in_force(port, &self.cache.peek(&port).unwrap_or(Known::Pending))
     }
 
     /// What holds for a port of which so much is known.
-    pub fn in_force(&self, port: u16, known: &Known<Server>) -> Arc<ServerPolicy> {
+    pub fn in_force(&self, port: u16, known: &Known<Server>) -> Arc<InForce> {
         match known {
             Known::Is(server) => server.policy.clone(),
             Known::Pending | Known::Absent(_) => self.default(port).clone(),
         }
     }
 
-    fn default(&self, port: u16) -> &Arc<ServerPolicy> {
+    fn default(&self, port: u16) -> &Arc<InForce> {
         if self.opaque_ports.contains(&port) { &self.default_opaque } else { &self.default }
     }
 
@@ -103,7 +155,7 @@ impl Policies {
 
 impl PortPolicy {
     /// What holds now.
-    pub fn latest(&mut self) -> Arc<ServerPolicy> {
+    pub fn latest(&mut self) -> Arc<InForce> {
         if let Some(watch) = &mut self.watch {
             watch.latest();
         }
@@ -111,7 +163,7 @@ impl PortPolicy {
     }
 
     /// What holds now, without taking it as seen.
-    pub fn current(&self) -> Arc<ServerPolicy> {
+    pub fn current(&self) -> Arc<InForce> {
         match self.watch.as_ref().map(Watch::peek) {
             Some(Known::Is(server)) => server.policy.clone(),
             // NotFound and Unavailable alike: the default, until the controller knows better. Contract 3.4.

@@ -26,10 +26,10 @@ fn every_claim_of_the_story_holds_and_nothing_stays() {
     assert!(told.contains(" claims held"), "{told}");
     let measured: Vec<&str> =
         told.lines().filter_map(|line| line.trim().strip_prefix("memory of ")).collect();
-    for pod in ["client's", "gateway's", "greeter's", "grpc-", "redis's", "web-"] {
+    for pod in ["client's", "gateway's", "greeter's", "grpc-", "kitchen-", "redis's", "web-"] {
         assert!(measured.iter().any(|line| line.starts_with(pod)), "no memory of {pod} proxy: {told}");
     }
-    assert_eq!(measured.len(), 7, "the memory of each proxy: {told}");
+    assert_eq!(measured.len(), 9, "the memory of each proxy: {told}");
     assert!(!told.contains('\u{1b}'), "escape sequences where there is no terminal: {told}");
     demo.left_nothing();
 }

@@ -72,7 +72,9 @@ fn who_asks_too_often_is_told_so_and_others_are_served() {
     let labels =
         [("ratelimit_name", "limits"), ("ratelimit_scope", "identity"), ("srv_name", "server-first")];
     assert!(metrics.count(REFUSED, &labels) >= 20, "{}", metrics.count(REFUSED, &labels));
-    assert!(mesh.logs(&web, "linkerd-proxy").contains("asks more often than limits allows"));
+    assert!(
+        mesh.logs(&web, "linkerd-proxy").contains("more often than httplocalratelimitpolicy/limits allows")
+    );
 
     // Together they are more than all may, and each has enough of his own.
     let refused = runtime.block_on(async {
@@ -137,7 +139,8 @@ impl Client {
         };
         let error = refused.headers()["l5d-proxy-error"].to_str().unwrap();
         let who = shop::identity("greedy");
-        assert!(error.starts_with(&format!("{who} asks more often than limits allows")), "{error}");
+        assert!(error.starts_with(&format!("{who} asks ")), "{error}");
+        assert!(error.contains(" more often than httplocalratelimitpolicy/limits allows"), "{error}");
         assert!(error.contains("5 requests per second (identity limit)"), "{error}");
         assert!(!refused.headers().contains_key("l5d-proxy-connection"), "the connection goes on");
         loop {

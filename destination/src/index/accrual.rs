@@ -84,7 +84,8 @@ fn rate(annotations: &Annotations, problems: &mut Vec<Problem>) -> SuccessRate {
     }
 }
 
-/// Annotations that change nothing: there is no such one, or the mode makes no use of it.
+/// Annotations that change nothing: there is no such one, or the mode makes no use of it. Unknown ones that are not alpha are
+/// told with those about timeouts and retries.
 fn aimless(annotations: &Annotations, mode: Option<&str>, problems: &mut Vec<Problem>) {
     let consecutive = ["max-failures", "min-penalty", "max-penalty", "jitter-ratio"];
     let rates = ["threshold", "window", "min-requests"];
@@ -92,7 +93,7 @@ fn aimless(annotations: &Annotations, mode: Option<&str>, problems: &mut Vec<Pro
         let after = |prefix: &str| name.strip_prefix(prefix);
         let reason = if let Some(rest) = after(ACCRUAL) {
             let known = rest.strip_prefix("-consecutive-").is_some_and(|rest| consecutive.contains(&rest));
-            if known { needs(mode.is_some(), "consecutive or unified") } else { Some(UNKNOWN.to_owned()) }
+            if known { needs(mode.is_some(), "consecutive or unified") } else { None }
         } else if let Some(rest) = after(ALPHA) {
             match rest.strip_prefix("failure-accrual-success-rate-") {
                 Some(rest) if rates.contains(&rest) => needs(mode == Some("unified"), "unified"),

@@ -1,6 +1,7 @@
-//! Pure. What annotations of Services and routes say of timeouts and retries. Contract 4.2, 4.3; every one is described in
-//! `docs/routes.md`.
+//! Pure. What annotations of Services and routes say of timeouts and retries. Contract 4.2, 4.3; every one has a row in
+//! [`crate::annotations`].
 
+use crate::annotations;
 use std::{collections::BTreeMap, time::Duration};
 
 /// Prefix of the annotations about timeouts.
@@ -113,16 +114,9 @@ fn retry<C: Default>(
 
 /// An annotation of ours that is none is a slip of the pen.
 fn unknown(annotations: &Annotations, problems: &mut Vec<Problem>) {
-    let known = ["request", "response", "idle", "http", "grpc", "limit", "timeout"];
-    let (timeouts, retries) = known.split_at(3);
-    for (prefix, known) in [(TIMEOUT, timeouts), (RETRY, retries)] {
-        for name in annotations.keys() {
-            if name.strip_prefix(prefix).is_some_and(|name| !known.contains(&name)) {
-                problems.push((
-                    name.clone(),
-                    format!("there is no such annotation; known are {}", known.join(", ")),
-                ));
-            }
+    for name in annotations.keys() {
+        if let Some(known) = annotations::unknown(name) {
+            problems.push((name.clone(), format!("there is no such annotation; known are {known}")));
         }
     }
 }

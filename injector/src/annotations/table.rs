@@ -39,7 +39,7 @@ macro_rules! row {
 /// Every annotation that does something, in the order in which they are read: of several names for one setting the
 /// later one wins.
 #[rustfmt::skip]
-pub static ANNOTATIONS: [Annotation; 46] = [
+pub static ANNOTATIONS: [Annotation; 47] = [
     row!(INJECT, Namespace, "enabled | disabled | ingress", "disabled",
         "Whether the pod gets a proxy. `ingress`: for a gateway whose requests say in `l5d-dst-override` (`name:port`) which \
          Service they are for; without it they go where they are addressed (docs/gateways.md).",
@@ -168,6 +168,9 @@ pub static ANNOTATIONS: [Annotation; 46] = [
         |r, v| one_of(v, &INBOUND_POLICIES).map(|v| r.settings.default_inbound_policy = v)),
     row!("config.linkerd.io/access-log", Namespace, "apache | json", "none", "Log every request, and how.",
         |r, v| one_of(v, &["apache", "json"]).map(|v| r.settings.access_log = Some(v))),
+    row!("config.remora.io/denial-header", Namespace, "enabled | disabled", "disabled",
+        "Whether meshed clients that policy refuses are told server, route and policies in `remora-denied-by`.",
+        |r, v| switch(v).map(|v| r.settings.denial_header = v)),
     row!("config.linkerd.io/shutdown-grace-period", Namespace, "duration", "the proxy's",
         "How long open connections may take to finish when the pod stops.",
         |r, v| positive(v).map(|v| r.settings.shutdown_grace = Some(v))),

@@ -49,6 +49,9 @@ pub(super) fn env(pod: &Pod, settings: &Settings, opaque: &Ports, config: &Injec
         if settings.default_outbound_policy != PLAINTEXT {
             env.set("REMORA_PROXY_OUTBOUND_DEFAULT_POLICY", &settings.default_outbound_policy);
         }
+        if settings.denial_header {
+            env.set("REMORA_PROXY_DENIAL_HEADER", "true");
+        }
     }
     env.0.extend(settings.additional_env.iter().cloned());
     env.0

@@ -120,6 +120,7 @@ fn inbound(env: &mut Env, admin_port: u16) -> InboundConfig {
         socket: socket(env, "INBOUND"),
         http2: http2(env, "INBOUND_SERVER_HTTP2"),
         metrics_authority: env.or(&l5d("INBOUND_METRICS_AUTHORITY_LABELS"), false, authority),
+        denial_header: env.or("REMORA_PROXY_DENIAL_HEADER", false, parse::boolean),
     }
 }
 

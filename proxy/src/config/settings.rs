@@ -114,6 +114,7 @@ pub const GROUPS: &[Group] = &[
             "LINKERD2_PROXY_INBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT" | "3s" | "How long an idle HTTP/1 connection to the application is kept"
             "LINKERD2_PROXY_OUTBOUND_HTTP1_CONNECTION_POOL_IDLE_TIMEOUT" | "3s" | "How long an idle HTTP/1 connection to an endpoint is kept"
             "LINKERD2_PROXY_OUTBOUND_DISABLE_INFORMATIONAL_HEADERS" | "false" | "Leave out l5d-proxy-error and l5d-proxy-connection; `true` in ingress mode"
+            "REMORA_PROXY_DENIAL_HEADER" | "false" | "Name server, route and policies in remora-denied-by to meshed clients that inbound policy refuses"
             "REMORA_PROXY_MAX_IDLE_PER_ENDPOINT" | "128" | "Idle HTTP/1 connections kept per endpoint"
             "REMORA_PROXY_POOL_MAX_AGE" | "10m" | "Age at which a pooled connection is retired"
             "REMORA_PROXY_MAX_HEADER_BYTES" | "65536" | "Bytes of header accepted per message"

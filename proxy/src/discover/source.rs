@@ -7,7 +7,7 @@ use super::{Absence, Cache, Discovery, Known, Place, Policy, Profiled, cache::Lo
 use crate::{
     config::Config,
     metrics::profiles::ProfileFamilies,
-    policy::Server,
+    policy::{InForce, Server},
     profile::{MAX_NAMES, Named},
 };
 use endpoints::Endpoints;
@@ -249,7 +249,8 @@ async fn server_policy(
     follow(messages, &what, &sender, |message| {
         let converted = api::inbound::server_policy(message);
         noted(&what, &converted.ignored);
-        Some(Server { policy: Arc::new(converted.value), ignored: converted.ignored })
+        let policy = Arc::new(InForce::compile(converted.value));
+        Some(Server { policy, ignored: converted.ignored })
     })
     .await;
 }

@@ -17,6 +17,9 @@ pub const DST_CANONICAL: HeaderName = HeaderName::from_static("l5d-dst-canonical
 pub const DST_OVERRIDE: HeaderName = HeaderName::from_static("l5d-dst-override");
 /// Ours alone: the server's proxy says that its application saw nothing of the request.
 pub const UNPROCESSED: HeaderName = HeaderName::from_static("remora-unprocessed");
+/// Ours alone: which server, route and policies refuse the client. Sent only where its owner asks for it, and passed on to
+/// the application that asked.
+pub const DENIED_BY: HeaderName = HeaderName::from_static("remora-denied-by");
 const PROXY_AUTH_LEGACY: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -131,9 +134,12 @@ pub fn strip_outbound(headers: &mut HeaderMap) {
     strip(headers, &[DST_OVERRIDE, DST_CANONICAL, ORIG_PROTO, CLIENT_ID, UNPROCESSED]);
 }
 
-/// Takes off an answer what the other proxy remarks for this one.
-pub fn strip_remarks(headers: &mut HeaderMap) {
+/// Takes off an answer what the other proxy remarks for this one, and what nobody but another proxy may say.
+pub fn strip_remarks(headers: &mut HeaderMap, meshed: bool) {
     strip(headers, &[PROXY_ERROR, PROXY_CONNECTION, UNPROCESSED]);
+    if !meshed {
+        headers.remove(DENIED_BY);
+    }
 }
 
 fn strip(headers: &mut HeaderMap, names: &[HeaderName]) {
@@ -148,9 +154,9 @@ pub fn mark_unprocessed(headers: &mut HeaderMap) {
 }
 
 /// Takes off an application's answer what only this proxy says.
-pub fn strip_unprocessed(headers: &mut HeaderMap) {
+pub fn strip_said(headers: &mut HeaderMap) {
     if has_own(headers) {
-        headers.remove(UNPROCESSED);
+        strip(headers, &[UNPROCESSED, DENIED_BY]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! THE LIFE OF A REQUEST, top to bottom.
 //!
 //! ```text
-//! inbound:   restore what a proxy changed → authorise, and not too often → name the client → send to the application → answer
+//! inbound:   restore what a proxy changed → authorise → filters → not too often → name the client → send to the application → answer
 //! outbound:  strip what is not for others → route → filters → backend → endpoint → send (elsewhere, if it was not sent;
 //!            again, if its route says so) → answer
 //! ```
@@ -12,6 +12,7 @@ use super::{
     client::SendError,
     dispatch::{self, Sent, To},
     exchange::Exchange,
+    filters::Filters,
     headers,
     ingress::Named,
     respond::{self, Asker},
@@ -32,12 +33,12 @@ use crate::{
         InboundRequests, RequestMetrics,
         routes::{RouteSeries, Routed},
     },
-    policy::PortPolicy,
+    policy::{InForce, PortPolicy},
     profile::Names,
 };
 use http::{HeaderValue, Method, Request, Response, Version};
 use remora_core::{
-    policy::{self, Peer, ServerPolicy},
+    policy::{self, Peer, Permit, Refusal, Refused, ServerPolicy},
     route::RequestView,
     time::Time,
 };
@@ -90,9 +91,10 @@ async fn authorized(
     let Inbound { worker, connection, policy, app, .. } = &**context;
     let metrics = &worker.proxy.metrics;
     let meshed = matches!(connection.peer, Peer::Tls { .. });
-    let asker = Asker::of(request, meshed);
-
     let config = &worker.proxy.config;
+    let denied_by = meshed && config.inbound.denial_header;
+    let asker = Asker { denied_by, ..Asker::of(request, meshed) };
+
     // What came is judged, not what is made of it.
     let sound = headers::check(request, config.header_list(&config.inbound.http2));
     let own = headers::has_own(request.headers());
@@ -104,18 +106,24 @@ async fn authorized(
     headers::complete_authority(request);
     let server = policy.current();
     let view = View(request);
-    let permit = policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view);
+    let permit = permitted(&server, connection, &view);
     let counted = context.requests.of(metrics, &server, permit.as_ref(), view.authority());
     counted.request();
-    match permit {
-        Ok(permit) => inbound::audit(connection, &permit.authorization),
-        Err(refusal) => {
-            let fault = inbound::denied(connection, &server, refusal.denial);
-            tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
-            return Ok(answer(&fault, asker, &counted, started));
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err((refusal, refused)) => {
+            let fault = inbound::denied(connection, refused, refusal.denial);
+            return Ok(refused_by(connection, &fault, asker, &counted, started));
         }
-    }
+    };
+    inbound::audit(connection, &permit.authorization);
+    // As it was authorised: it is authorised again when the policy changes.
+    let offered = headers::wants_upgrade(request).then(|| upgrade::offered(request)).flatten();
 
+    let filters = match filter(&server, permit, request, sound.is_ok()) {
+        Ok(filters) => filters,
+        Err(fault) => return Ok(answer(&fault, asker, &counted, started)),
+    };
     // Contract 3.4: the rate is asked about after authorisation and the route's filters.
     if let Err(fault) = within_rate(context, &server) {
         return Ok(answer(&fault, asker, &counted, started));
@@ -125,10 +133,8 @@ async fn authorized(
     }
     let connect = request.method() == Method::CONNECT;
     if let Err(fault) = sound {
-        tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
-        return Ok(answer(&fault, asker, &counted, started));
+        return Ok(refused_by(connection, &fault, asker, &counted, started));
     }
-    let offered = headers::wants_upgrade(request).then(|| upgrade::offered(request)).flatten();
     headers::strip_hop_by_hop(request.headers_mut(), offered.is_some());
     if let Some(client_id) = &context.client_id {
         request.headers_mut().insert(headers::CLIENT_ID, client_id.clone());
@@ -154,22 +160,63 @@ async fn authorized(
         }
     };
     fate.answered();
-    headers::strip_unprocessed(response.headers_mut());
+    headers::strip_said(response.headers_mut());
+    if let Some(filters) = filters {
+        filters.response(&mut response);
+    }
     let exchange = Exchange::of(&response, counted, started).of_route(profiled, started);
     let mut response = respond_with(response, exchange);
-    match offered {
-        Some(mut offered) if headers::is_upgrade(&response, connect) => {
-            headers::strip_framing(response.headers_mut());
-            let revoked = revoked(context.clone(), offered.request());
-            offered.join(&mut response, &worker.proxy, connection.permit.clone(), revoked);
-        }
-        Some(_) | None => headers::strip_response(response.headers_mut()),
-    }
+    upgraded(context, offered, connect, &mut response);
     match orig_proto {
         Some(orig) => headers::redo_orig_proto(&mut response, orig),
         None => headers::own_version(&mut response),
     }
     Ok(response)
+}
+
+/// Joins both halves of a connection that stops being HTTP, where the application agreed; else its answer goes on as it is.
+fn upgraded(
+    context: &Arc<Inbound>,
+    offered: Option<upgrade::Offered>,
+    connect: bool,
+    response: &mut Response<Body>,
+) {
+    match offered {
+        Some(mut offered) if headers::is_upgrade(response, connect) => {
+            headers::strip_framing(response.headers_mut());
+            let revoked = revoked(context.clone(), offered.request());
+            offered.join(response, &context.worker.proxy, context.connection.permit.clone(), revoked);
+        }
+        Some(_) | None => headers::strip_response(response.headers_mut()),
+    }
+}
+
+/// May this client ask for this? If not, why not, and by what.
+fn permitted(
+    server: &ServerPolicy,
+    connection: &Connection,
+    view: &View<'_, Body>,
+) -> Result<Permit, (Refusal, Refused)> {
+    let permit = policy::authorize_http(server, connection.client.ip(), &connection.peer, view);
+    permit.map_err(|refusal| {
+        let refused = Refused::of(server, &refusal);
+        (refusal, refused)
+    })
+}
+
+/// Does what the rule of a permitted request says, or answers in the server's place. What is not sound is refused later,
+/// and not before its rate was asked about.
+fn filter<'a>(
+    server: &'a InForce,
+    permit: Permit,
+    request: &mut Request<Body>,
+    sound: bool,
+) -> Result<Option<&'a Filters>, Fault> {
+    let filters = server.filters(&permit, &View(request)).filter(|_| sound);
+    let Some((filters, mut prefix)) = filters else { return Ok(None) };
+    drop(permit);
+    filters.request(request, &mut prefix)?;
+    Ok(Some(filters))
 }
 
 /// Whether the client does not ask too often.
@@ -178,8 +225,8 @@ fn within_rate(context: &Inbound, server: &ServerPolicy) -> Result<(), Fault> {
     let Inbound { worker, connection, policy, .. } = context;
     let Err((scope, quota)) = policy.take(limits, connection.peer.identity()) else { return Ok(()) };
     worker.proxy.metrics.rate_limited(connection, server, limits, scope);
-    let (client, policy) = (inbound::named(connection), limits.meta.name.clone());
-    let fault = Fault::RateLimited { client, policy, scope, quota };
+    let refused = Arc::new(Refused::by_rate(&server.meta, &limits.meta));
+    let fault = Fault::RateLimited { client: inbound::named(connection), refused, scope, quota };
     tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
     Err(fault)
 }
@@ -298,7 +345,7 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
         // The other proxy's remarks are for this one; the application sees only ours.
         let meshed = endpoint::identity(endpoint.plan()).is_some();
         close = meshed && !balanced && headers::proxy_closes(response.headers());
-        headers::strip_remarks(response.headers_mut());
+        headers::strip_remarks(response.headers_mut(), meshed);
     }
     headers::own_version(&mut response);
     if close {
@@ -343,10 +390,24 @@ pub fn refuse(fault: &Fault, request: &Request<Body>, informational: bool) -> Re
     response
 }
 
+/// An answer to a client that is refused, which the log tells.
+fn refused_by(
+    connection: &Connection,
+    fault: &Fault,
+    asker: Asker,
+    metrics: &RequestMetrics,
+    started: Time,
+) -> Response<Body> {
+    tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
+    answer(fault, asker, metrics, started)
+}
+
 /// An answer that this proxy makes up, counted like any other.
 fn answer(fault: &Fault, asker: Asker, metrics: &RequestMetrics, started: Time) -> Response<Body> {
     let response = respond::respond(fault, asker);
-    metrics.fault(fault);
+    if !fault.is_wanted() {
+        metrics.fault(fault);
+    }
     metrics.failed_with(fault, asker.grpc, None, clock::now().since(started));
     response
 }

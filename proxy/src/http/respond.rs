@@ -12,6 +12,8 @@ pub struct Asker {
     pub grpc: bool,
     /// Whether the client may see the reason: the application of this pod, or a meshed peer.
     pub informational: bool,
+    /// Whether a refused client may see by what.
+    pub denied_by: bool,
 }
 
 impl Asker {
@@ -22,6 +24,7 @@ impl Asker {
             version,
             grpc: version == Version::HTTP_2 && exchange::is_grpc(request.headers()),
             informational,
+            denied_by: false,
         }
     }
 }
@@ -50,6 +53,12 @@ pub fn respond(fault: &Fault, asker: Asker) -> Response<Body> {
         && let Ok(reason) = HeaderValue::from_str(&reason)
     {
         head.insert(headers::PROXY_ERROR, reason);
+    }
+    if asker.denied_by
+        && let Some(refused) = fault.refused()
+        && let Ok(refused) = HeaderValue::from_str(&printable(&refused.to_string()))
+    {
+        head.insert(headers::DENIED_BY, refused);
     }
     if answer.close {
         if asker.informational {
@@ -124,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_keeps_the_connection_does_not_end_it() {
-        let asker = Asker { version: Version::HTTP_2, grpc: false, informational: true };
+        let asker = Asker { version: Version::HTTP_2, grpc: false, informational: true, denied_by: false };
         let response = respond(&Fault::NoRoute("web".into()), asker);
         assert!(!is_closing(&response) && !response.headers().contains_key("l5d-proxy-connection"));
     }
@@ -144,6 +153,17 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_client_sees_by_what_where_it_may() {
+        let fault = crate::fault::tests_of_denials::fault("server", &["till"]);
+        for denied_by in [false, true] {
+            let asker = Asker { version: Version::HTTP_11, grpc: false, informational: true, denied_by };
+            let response = respond(&fault, asker);
+            let said = response.headers().get("remora-denied-by").map(|value| value.to_str().unwrap());
+            assert_eq!(said, denied_by.then_some("server=server/web; policies=policy/till"));
+        }
+    }
+
+    #[test]
     fn a_head_that_never_was_whole_gets_an_answer_in_bytes() {
         let fault = Fault::HeadTimeout(std::time::Duration::from_secs(10));
         let stranger = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -157,6 +177,6 @@ mod tests {
     }
 
     fn answer(version: Version, grpc: bool, informational: bool) -> Response<Body> {
-        respond(&Fault::NoEndpoint("web".into()), Asker { version, grpc, informational })
+        respond(&Fault::NoEndpoint("web".into()), Asker { version, grpc, informational, denied_by: false })
     }
 }

@@ -6,7 +6,7 @@ use super::{
     audit, denied,
 };
 use crate::{Worker, fault::Fault, metrics::detect::Served, policy::PortPolicy, stream::Stream, tcp};
-use remora_core::policy;
+use remora_core::policy::{self, Refusal, Refused};
 use std::{future::Future, sync::Arc};
 
 /// Bytes: may this client connect? What is left then is to copy, for as long as it may.
@@ -23,9 +23,18 @@ pub(super) async fn opaque(
     let server = policy.latest();
     let stream = stream.metered(Arc::new(metrics.inbound_tcp(&connection, &server).open()));
     let authorized = policy::authorize_tcp(&server, connection.client.ip(), &connection.peer);
-    metrics.tcp_authorized(&connection, &server, authorized.as_ref().ok());
-    let authorization = authorized.map_err(|denial| denied(&connection, &server, denial))?;
-    audit(&connection, &authorization);
+    match authorized {
+        Ok(authorization) => {
+            metrics.tcp_authorized(&connection, &server, Ok(&authorization));
+            audit(&connection, &authorization);
+        }
+        Err(denial) => {
+            let refusal = Refusal { route: None, denial };
+            let refused = Refused::of(&server, &refusal);
+            metrics.tcp_authorized(&connection, &server, Err(&refused));
+            return Err(denied(&connection, refused, refusal.denial));
+        }
+    }
     let open = metrics.inbound.serve(Served::Opaque);
 
     let app = match spare {

@@ -7,7 +7,7 @@ use super::{
     routes::{End, Kind, optional},
 };
 use crate::inbound::Connection;
-use remora_core::policy::{self, Permit, Refusal, ResourceRef, ServerPolicy, ServerProtocol};
+use remora_core::policy::{self, Permit, Refusal, Refused, ResourceRef, ServerPolicy, ServerProtocol};
 use remora_runtime::metrics::{Buckets, Budgeted, Counter, Histogram, Registry};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,6 +26,8 @@ struct Known {
     server: Arc<ResourceRef>,
     route: Option<Arc<ResourceRef>>,
     authorization: Option<Arc<ResourceRef>>,
+    /// Of a refused request.
+    policies: Option<Arc<str>>,
     authority: Option<Box<str>>,
     metrics: Arc<RequestMetrics>,
     authorized: Counter,
@@ -43,22 +45,24 @@ impl InboundRequests {
         &self,
         metrics: &super::Metrics,
         server: &ServerPolicy,
-        permit: Result<&Permit, &Refusal>,
+        permit: Result<&Permit, &(Refusal, Refused)>,
         authority: &str,
     ) -> Arc<RequestMetrics> {
         // No host has a longer name, and no port more digits.
         let authority = (self.authority && (1..=260).contains(&authority.len())).then_some(authority);
         let (route, authorization) = match permit {
             Ok(permit) => (Some(permit.route), Some(&permit.authorization)),
-            Err(refusal) => (refusal.route, None),
+            Err((refusal, _)) => (refusal.route, None),
         };
         let route = route.and_then(|i| policy::routes(server).get(i)).map(|route| &route.route.meta);
+        let policies = permit.err().map(|(_, refused)| &refused.policies);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // The policy may have changed under the connection: another server with a route of the same name.
         let same = |one: &&Known| {
             same(Some(&one.server), Some(&server.meta))
                 && same(one.route.as_ref(), route)
                 && same(one.authorization.as_ref(), authorization)
+                && one.policies.as_ref() == policies
                 && one.authority.as_deref() == authority
         };
         if let Some(one) = known.iter().find(same) {
@@ -88,6 +92,7 @@ impl InboundRequests {
             server: server.meta.clone(),
             route: route.cloned(),
             authorization: authorization.cloned(),
+            policies: policies.cloned(),
             authority: authority.map(Into::into),
             metrics: Arc::new(requests),
             authorized,

@@ -3,7 +3,7 @@
 use crate::inbound::Connection;
 use remora_core::{
     endpoint::{DialPlan, Endpoint},
-    policy::{Peer, ResourceRef, ServerPolicy},
+    policy::{Peer, Refused, ResourceRef, ServerPolicy},
 };
 use std::{borrow::Cow, net::SocketAddr};
 
@@ -83,6 +83,11 @@ pub fn resource(labels: &mut Labels, names: [&'static str; 3], resource: &Resour
     labels.push(label(group, &resource.group));
     labels.push(label(kind, &resource.kind));
     labels.push(label(name, &resource.name));
+}
+
+/// The policies that were asked about a refused client.
+pub fn refused(labels: &mut Labels, refused: &Refused) {
+    labels.push(label("policies", &refused.policies));
 }
 
 /// The names of [`resource`] for a route.

@@ -1,7 +1,7 @@
 //! Filters of routes and of their backends. Contract 4.1.
 
 use super::{Invalid, Reading, parts::shown};
-use linkerd2_proxy_api::{grpc_route as wire_grpc, http_route as wire, http_types, outbound};
+use linkerd2_proxy_api::{grpc_route as wire_grpc, http_route as wire, http_types, inbound, outbound};
 use remora_core::route::{
     FailWith, Failure, Filter, HeaderModifier, Ratio, Redirect, Replacement, Rewrite, Scheme, Untouchable,
     may_modify,
@@ -45,6 +45,39 @@ pub(super) fn grpc(
         None => Err(unknown()),
     };
     Ok(reading.each("filters", wire, read)?.into_iter().flatten().collect())
+}
+
+/// The filters of an HTTP route's rule at a Server: the outbound ones but for what an answer's headers become.
+pub(super) fn inbound_http(
+    reading: &mut Reading,
+    wire: Vec<inbound::http_route::Filter>,
+) -> Result<Vec<Filter>, Invalid> {
+    use inbound::http_route::filter::Kind as Said;
+    use outbound::http_route::filter::Kind;
+    let same = |filter: inbound::http_route::Filter| outbound::http_route::Filter {
+        kind: filter.kind.map(|kind| match kind {
+            Said::FailureInjector(failure) => Kind::FailureInjector(failure),
+            Said::RequestHeaderModifier(modifier) => Kind::RequestHeaderModifier(modifier),
+            Said::Redirect(redirect) => Kind::Redirect(redirect),
+        }),
+    };
+    http(reading, wire.into_iter().map(same).collect())
+}
+
+/// The filters of a gRPC route's rule at a Server.
+pub(super) fn inbound_grpc(
+    reading: &mut Reading,
+    wire: Vec<inbound::grpc_route::Filter>,
+) -> Result<Vec<Filter>, Invalid> {
+    use inbound::grpc_route::filter::Kind as Said;
+    use outbound::grpc_route::filter::Kind;
+    let same = |filter: inbound::grpc_route::Filter| outbound::grpc_route::Filter {
+        kind: filter.kind.map(|kind| match kind {
+            Said::FailureInjector(failure) => Kind::FailureInjector(failure),
+            Said::RequestHeaderModifier(modifier) => Kind::RequestHeaderModifier(modifier),
+        }),
+    };
+    grpc(reading, wire.into_iter().map(same).collect())
 }
 
 fn one(filter: Filter) -> Vec<Filter> {

@@ -1,6 +1,6 @@
 //! `InboundServerPolicies.WatchPort`: the policy of one port. Contract 3.4.
 
-use super::{Converted, Invalid, Reading, parts, rate, routes};
+use super::{Converted, Invalid, Reading, filters, parts, rate, routes};
 use linkerd2_proxy_api::inbound as wire;
 use remora_core::{
     matching::SuffixMatch,
@@ -10,9 +10,8 @@ use remora_core::{
 };
 use std::{collections::HashMap, sync::Arc};
 
-/// Reads a policy. One that cannot be understood, or that asks for what this proxy cannot do yet (filters),
-/// becomes [`ServerProtocol::Invalid`] with the reason, which admits nobody: a rule that is not understood
-/// must not be a rule that is not there.
+/// Reads a policy. One that cannot be understood becomes [`ServerProtocol::Invalid`] with the reason, which admits nobody:
+/// a rule that is not understood must not be a rule that is not there.
 pub fn server_policy(wire: wire::Server) -> Converted<ServerPolicy> {
     let mut reading = Reading::new();
     let meta = Arc::new(from_labels(&wire.labels));
@@ -78,39 +77,22 @@ fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<InboundRou
     let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
     let authorizations = reading.each("authorizations", wire.authorizations, authorization)?;
     let rules = reading.each("rules", wire.rules, |reading, rule| {
-        reading.each("filters", rule.filters, |_, filter| -> Result<(), Invalid> {
-            use wire::http_route::filter::Kind;
-            Err(unsupported(match filter.kind {
-                Some(Kind::FailureInjector(_)) => "failure injector",
-                Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
-                Some(Kind::Redirect(_)) => "redirect",
-                None => "unknown",
-            }))
-        })?;
-        Ok(HttpRule { matches: reading.each("matches", rule.matches, routes::http_match)? })
+        let matches = reading.each("matches", rule.matches, routes::http_match)?;
+        Ok((HttpRule { matches }, filters::inbound_http(reading, rule.filters)?))
     })?;
-    Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, authorizations })
+    let (rules, filters) = rules.into_iter().unzip();
+    Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, filters, authorizations })
 }
 
 fn grpc_route(reading: &mut Reading, wire: wire::GrpcRoute) -> Result<InboundRoute, Invalid> {
     let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
     let authorizations = reading.each("authorizations", wire.authorizations, authorization)?;
     let rules = reading.each("rules", wire.rules, |reading, rule| {
-        reading.each("filters", rule.filters, |_, filter| -> Result<(), Invalid> {
-            use wire::grpc_route::filter::Kind;
-            Err(unsupported(match filter.kind {
-                Some(Kind::FailureInjector(_)) => "failure injector",
-                Some(Kind::RequestHeaderModifier(_)) => "request header modifier",
-                None => "unknown",
-            }))
-        })?;
-        Ok(HttpRule { matches: reading.each("matches", rule.matches, routes::grpc_match)? })
+        let matches = reading.each("matches", rule.matches, routes::grpc_match)?;
+        Ok((HttpRule { matches }, filters::inbound_grpc(reading, rule.filters)?))
     })?;
-    Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, authorizations })
-}
-
-fn unsupported(filter: &str) -> Invalid {
-    Invalid::new(format!("filters are not supported yet ({filter})"))
+    let (rules, filters) = rules.into_iter().unzip();
+    Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, filters, authorizations })
 }
 
 fn authorization(reading: &mut Reading, wire: wire::Authz) -> Result<Authorization, Invalid> {

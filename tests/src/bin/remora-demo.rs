@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use remora_tests::{check, demo};
 
-/// Shows the mesh at work in this machine's namespaces, in under a minute, and removes everything afterwards.
+/// Shows the mesh at work in this machine's namespaces, in about a minute, and removes everything afterwards.
 #[derive(Parser)]
 #[command(name = "remora-demo", version)]
 struct Args {

@@ -1,4 +1,4 @@
-//! Part 5: what a request costs through two proxies, beside the same request without any.
+//! Part 9: what a request costs through two proxies, beside the same request without any.
 
 use std::time::Duration;
 
@@ -35,11 +35,10 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
     let used: Vec<Duration> =
         after.iter().zip(&before).map(|(after, before)| after.saturating_sub(*before)).collect();
 
-    say(
-        "                                      requests/s        p50        p99   CPU of the proxies per request",
-    );
-    row("without proxies (stranger → bare)", &bare, None);
-    row("through two proxies (client → web)", &meshed, Some(&used));
+    say("                                           requests/s        p50        p99");
+    row("without proxies (stranger → bare)", &bare);
+    row("through two proxies (client → web)", &meshed);
+    teller.line("CPU of the proxies per request", per_request(&meshed, &used));
     for pod in stage.mesh.all_pods().iter().filter(|pod| is_meshed(pod)) {
         teller
             .line(&format!("memory of {}'s proxy", pod.name.name), format_args!("{:>6.1} MiB", memory(pod)?));
@@ -69,24 +68,23 @@ fn is_meshed(pod: &PodRef<'_>) -> bool {
     containers.any(|container| container.name == PROXY)
 }
 
-fn row(what: &str, report: &Report, cpu: Option<&[Duration]>) {
-    let cpu = cpu.map_or_else(
-        || "       —".to_owned(),
-        |used| {
-            let answered = report.latencies.len().max(1) as f64;
-            let micros = |time: Duration| time.as_secs_f64() * 1e6 / answered;
-            let (client, servers) = used
-                .split_first()
-                .map_or((0.0, 0.0), |(client, servers)| (micros(*client), micros(servers.iter().sum())));
-            format!("{:>5.0} µs (client's {client:.0}, servers' {servers:.0})", client + servers)
-        },
-    );
+fn row(what: &str, report: &Report) {
     say(format_args!(
-        "   {what:<36}{:>9.0} {:>10} {:>10}   {cpu}",
+        "   {what:<39} {:>10.0} {:>10} {:>10}",
         report.rate(),
         millis(report.percentile(0.5)),
         millis(report.percentile(0.99)),
     ));
+}
+
+/// `used`: what the client's proxy used, and then what those of the servers did.
+fn per_request(report: &Report, used: &[Duration]) -> String {
+    let answered = report.latencies.len().max(1) as f64;
+    let micros = |time: Duration| time.as_secs_f64() * 1e6 / answered;
+    let (client, servers) = used
+        .split_first()
+        .map_or((0.0, 0.0), |(client, servers)| (micros(*client), micros(servers.iter().sum())));
+    format!("{:.0} µs (client's {client:.0}, servers' {servers:.0})", client + servers)
 }
 
 /// What the proxy has run on a processor so far (`/proc/PID/task/*/schedstat`, proc(5): the first number, nanoseconds).

@@ -3,18 +3,19 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::tell::Teller;
 use crate::metrics::Samples;
 use crate::{Mesh, Options, PodRef, shop};
 
 /// The manifests, in the order in which they are applied and told.
-pub const FILES: [(&str, &str); 9] = [
+pub const FILES: [(&str, &str); 10] = [
     ("demo/namespace.yaml", include_str!("../../../demo/namespace.yaml")),
     ("demo/web.yaml", include_str!("../../../demo/web.yaml")),
     ("demo/grpc.yaml", include_str!("../../../demo/grpc.yaml")),
     ("demo/redis.yaml", include_str!("../../../demo/redis.yaml")),
+    ("demo/kitchen.yaml", include_str!("../../../demo/kitchen.yaml")),
     ("demo/greeter.yaml", include_str!("../../../demo/greeter.yaml")),
     ("demo/gateway.yaml", include_str!("../../../demo/gateway.yaml")),
     ("demo/client.yaml", include_str!("../../../demo/client.yaml")),
@@ -28,6 +29,8 @@ const LIFETIME: &str = "--issuance-lifetime=30s";
 const SKEW: &str = "--clock-skew-allowance=1s";
 /// How long the pods may take to be ready.
 const READY: Duration = Duration::from_secs(40);
+/// How long a new manifest may take until every proxy goes by it.
+const HELD: Duration = Duration::from_secs(15);
 /// How long what has happened may take to be counted.
 const COUNTED: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
@@ -65,6 +68,27 @@ impl Stage {
     /// The pods of a Deployment of the shop.
     pub fn replicas(&self, app: &str) -> Vec<PodRef<'_>> {
         self.mesh.pods(shop::SHOP, "app", app)
+    }
+
+    /// Waits until what was applied is seen to hold.
+    ///
+    /// # Errors
+    /// It does not within [`HELD`], or looking failed all the time.
+    pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        let mut failed = None;
+        let waited = self.mesh.wait_until(what, HELD, || match holds() {
+            Ok(holds) => holds,
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        });
+        match (waited, failed) {
+            (Ok(()), _) => Ok(()),
+            // Not with what every process said last: the story goes on.
+            (Err(_), None) => bail!("waited {HELD:?} in vain until {what}"),
+            (Err(_), Some(error)) => Err(error.context(format!("waiting until {what}"))),
+        }
     }
 
     /// Where a Service of the shop is reached.

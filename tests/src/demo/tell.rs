@@ -14,7 +14,8 @@ use anyhow::Result;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between signs of life.
 const TICK: Duration = Duration::from_millis(250);
-/// Columns of the line that is a sign of life: it is wiped by blanks, which also works without escape sequences.
+/// Columns that a line may have. A sign of life has all of them: it is wiped by blanks, which also works without escape
+/// sequences.
 const WIDTH: usize = 79;
 /// Where the evidence of a claim begins.
 const COLUMN: usize = 38;
@@ -49,20 +50,19 @@ impl Teller {
 
     /// A line of what is, without a claim.
     pub fn line(&self, what: &str, detail: impl Display) {
-        say(format_args!("   {} {FAINT}{detail}{FAINT:#}", padded(what, COLUMN + 1)));
+        told(format_args!("   "), what, FAINT, &detail.to_string());
     }
 
     /// A claim with its evidence, or with what was seen instead.
     pub fn claim(&mut self, what: &str, seen: Result<String, String>) {
-        let what = padded(what, COLUMN);
         match seen {
             Ok(evidence) => {
                 self.proved += 1;
-                say(format_args!(" {GOOD}✓{GOOD:#} {what}  {FAINT}{evidence}{FAINT:#}"));
+                told(format_args!(" {GOOD}✓{GOOD:#} "), what, FAINT, &evidence);
             }
             Err(instead) => {
                 self.broken += 1;
-                say(format_args!(" {BAD}✗{BAD:#} {what}  {BAD}{instead}{BAD:#}"));
+                told(format_args!(" {BAD}✗{BAD:#} "), what, BAD, &instead);
             }
         }
     }
@@ -140,9 +140,46 @@ fn sign_of_life(what: &str, elapsed: Duration, terminal: bool) {
     }
 }
 
-/// Padded by what is seen: `{:<n}` counts characters, and each of ours takes one column.
-fn padded(text: &str, width: usize) -> String {
-    format!("{text:<width$}")
+/// A line of three parts, of which the last goes below where it would end beyond the last column.
+fn told(mark: impl Display, what: &str, style: Style, detail: &str) {
+    let below = below(what, detail);
+    match below.as_slice() {
+        // `{:<n}` counts characters, and each of ours takes one column.
+        [] => say(format_args!("{mark}{what:<COLUMN$}  {style}{detail}{style:#}")),
+        lines => {
+            let lines: Vec<String> =
+                lines.iter().map(|line| format!("\n      {style}{line}{style:#}")).collect();
+            let first = if what.is_empty() { String::new() } else { format!("{mark}{what}") };
+            say(format_args!("{first}{}", lines.concat()).to_string().trim_start_matches('\n'));
+        }
+    }
+}
+
+/// The lines of a detail that does not fit beside what it is about; nothing where it fits.
+fn below(what: &str, detail: &str) -> Vec<String> {
+    const INDENT: usize = 6;
+    let column = what.chars().count().max(COLUMN) + 5;
+    if !detail.contains('\n') && column + detail.chars().count() <= WIDTH {
+        return Vec::new();
+    }
+    let mut lines = Vec::new();
+    for line in detail.trim_end().lines() {
+        if line.chars().count() + INDENT <= WIDTH {
+            lines.push(line.to_owned());
+            continue;
+        }
+        // Columns within it stay as they are.
+        let mut rest = line;
+        while let Some((end, _)) = rest.char_indices().nth(WIDTH - INDENT) {
+            let (fits, _) = rest.split_at(end);
+            let Some(space) = fits.rfind(' ').or_else(|| rest.find(' ')) else { break };
+            let (filled, left) = rest.split_at(space);
+            lines.push(filled.trim_end().to_owned());
+            rest = left.trim_start();
+        }
+        lines.push(rest.to_owned());
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -177,6 +214,17 @@ mod tests {
             Ok(())
         });
         assert!(told && !teller.end());
+    }
+
+    #[test]
+    fn a_detail_that_is_too_long_goes_below_its_claim_in_lines_that_fit() {
+        assert_eq!(below("a claim", "short"), [""; 0]);
+        assert_eq!(below("a claim", "two\nlines"), ["two", "lines"]);
+        let long = "word ".repeat(30);
+        let lines = below("a claim", &long);
+        assert!(lines.len() == 3 && lines.iter().all(|line| line.len() <= 73), "{lines:?}");
+        assert_eq!(lines.join(" "), long.trim());
+        assert_eq!(below("a claim", "kept   as it is, because it fits alone").len(), 1);
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use super::*;
 use linkerd2_proxy_api::{grpc_route as wire_grpc, http_route as wire_http, meta, net};
-use remora_core::route::{HttpMatch, PathMatch};
+use remora_core::{
+    policy,
+    route::{Filter, HttpMatch, PathMatch},
+};
 use std::time::Duration;
 use wire::proxy_protocol::{Detect, Grpc, Http1, Http2, Kind, Opaque, Tls};
 
@@ -135,14 +138,15 @@ fn what_is_not_understood_admits_nobody_and_says_why() {
             "authorizations[0].authentication.mesh_tls.clients.suffixes[0]: ",
         ),
         (
-            with_filter(Some(
-                wire::http_route::filter::Kind::Redirect(wire_http::RequestRedirect::default()),
-            )),
-            "protocol.http1.routes[0].rules[0].filters[0]: filters are not supported yet (redirect)",
+            with_filter(Some(wire::http_route::filter::Kind::Redirect(wire_http::RequestRedirect {
+                status: 200,
+                ..wire_http::RequestRedirect::default()
+            }))),
+            "protocol.http1.routes[0].rules[0].filters[0].redirect.status: 200 is no redirect",
         ),
         (
             with_filter(None),
-            "protocol.http1.routes[0].rules[0].filters[0]: filters are not supported yet (unknown)",
+            "protocol.http1.routes[0].rules[0].filters[0]: a filter of a kind that this proxy does not know",
         ),
         (
             server(Kind::Http2(Http2 { routes: Vec::new(), local_rate_limit: Some(limit) })),
@@ -155,6 +159,35 @@ fn what_is_not_understood_admits_nobody_and_says_why() {
         assert_eq!(policy.authorizations, [], "{reason}");
         assert_eq!(&*policy.meta.name, "all-unauthenticated", "metrics still name the server");
     }
+}
+
+#[test]
+fn the_filters_of_a_rule_are_kept_in_its_place() {
+    let failure = wire_http::HttpFailureInjector { status: 500, message: "no".to_owned(), ratio: None };
+    let http = [
+        wire::http_route::filter::Kind::RequestHeaderModifier(wire_http::RequestHeaderModifier::default()),
+        wire::http_route::filter::Kind::Redirect(wire_http::RequestRedirect::default()),
+        wire::http_route::filter::Kind::FailureInjector(failure),
+    ];
+    let filters = http.map(|kind| wire::http_route::Filter { kind: Some(kind) });
+    let filtered = wire::http_route::Rule { matches: Vec::new(), filters: filters.to_vec() };
+    let rules = vec![wire::http_route::Rule::default(), filtered];
+    let routes = vec![wire::HttpRoute { rules, ..empty_route() }];
+    let policy = server_policy(server(Kind::Http1(Http1 { routes, local_rate_limit: None }))).value;
+    let [first, second] = &policy::routes(&policy)[0].filters[..] else { panic!("{policy:?}") };
+    assert!(first.is_empty());
+    assert!(matches!(second[..], [Filter::Request(_), Filter::Redirect(_), Filter::Fail(_)]), "{second:?}");
+
+    let failure = wire_grpc::GrpcFailureInjector { code: 12, message: "no".to_owned(), ratio: None };
+    let grpc = [
+        wire::grpc_route::filter::Kind::RequestHeaderModifier(wire_http::RequestHeaderModifier::default()),
+        wire::grpc_route::filter::Kind::FailureInjector(failure),
+    ];
+    let mut route = grpc_route_of("Svc", "Get");
+    route.rules[0].filters = grpc.map(|kind| wire::grpc_route::Filter { kind: Some(kind) }).to_vec();
+    let policy = server_policy(server(Kind::Grpc(Grpc { routes: vec![route] }))).value;
+    let filters = &policy::routes(&policy)[0].filters[0];
+    assert!(matches!(filters[..], [Filter::Request(_), Filter::Fail(_)]), "{filters:?}");
 }
 
 #[test]
