@@ -1,11 +1,11 @@
 //! Pure. How a client's proxy should treat traffic to a target. Contract 3.3.
 
 use super::{
-    Balancers, HeldRoute, Lens, Membership, Refusal, Resilience, Settings, Target,
+    Balancers, Endpoint, HeldRoute, Lens, Membership, Refusal, Resilience, Settings, Target,
     attach::{Attached, attached},
     balancing::balancers,
     membership::memberships,
-    profile::chosen,
+    profile::{chosen, pod_at},
     rules::{held, resilience},
 };
 use crate::{
@@ -29,6 +29,9 @@ pub enum Outbound {
     /// To a pod itself: by what is said of the first of these Services, of which there is at least one, unless a
     /// request or connection names another of them.
     Pod(Vec<Membership>),
+    /// To a pod that belongs to no Service by this port: forward. It is said, because proxies that were told of Services
+    /// keep those when they are told that nothing is known.
+    Endpoint(SocketAddr, Endpoint),
     /// To somewhere outside the cluster: forward.
     External(SocketAddr),
 }
@@ -75,13 +78,7 @@ pub fn outbound(
     match target {
         Target::Addr(addr) => match lens.declared_at(addr.ip()) {
             Some((name, service)) => Ok(of_service(lens, settings, (name, service), addr.port(), client)),
-            None if settings.in_cluster(*addr) => match memberships(lens, settings, *addr, client) {
-                services if services.is_empty() => Err(Refusal::NotFound(format!(
-                    "{addr} is in the cluster's networks, but no Service's address, nor that of a pod which belongs to \
-                     a Service by this port"
-                ))),
-                services => Ok(Outbound::Pod(services)),
-            },
+            None if settings.in_cluster(*addr) => pod(lens, settings, *addr, client),
             None => Ok(Outbound::External(*addr)),
         },
         Target::Service { name, port, .. } => {
@@ -96,6 +93,22 @@ pub fn outbound(
             Ok(of_service(lens, settings, (name, service), *port, client))
         }
     }
+}
+
+/// To a pod's own address.
+fn pod(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    addr: SocketAddr,
+    client: Option<&str>,
+) -> Result<Outbound, Refusal> {
+    let services = memberships(lens, settings, addr, client);
+    if !services.is_empty() {
+        return Ok(Outbound::Pod(services));
+    }
+    let pod = pod_at(lens, settings, addr)?.map(|(endpoint, _)| Outbound::Endpoint(addr, endpoint));
+    let nobody = || format!("{} is in the cluster's networks, but no Service's or pod's address", addr.ip());
+    pod.ok_or_else(|| Refusal::NotFound(nobody()))
 }
 
 fn of_service(

@@ -175,16 +175,25 @@ impl Spec {
 }
 
 fn of_address(lens: &mut Lens<'_>, settings: &Settings, addr: SocketAddr) -> Result<Profile, Refusal> {
-    let Some((name, pod)) = lens.pod_at(addr.ip()) else {
+    let Some((endpoint, opaque)) = pod_at(lens, settings, addr)? else {
         let opaque = settings.default_opaque_ports.contains(addr.port());
         return Ok(Profile::Endpoint { addr, endpoint: Endpoint::default(), opaque });
     };
+    Ok(Profile::Endpoint { addr, endpoint, opaque })
+}
+
+/// How to speak to the pod that has an address, and whether its port is opaque. `None`: no pod has it.
+pub(super) fn pod_at(
+    lens: &mut Lens<'_>,
+    settings: &Settings,
+    addr: SocketAddr,
+) -> Result<Option<(Endpoint, bool)>, Refusal> {
+    let Some((name, pod)) = lens.pod_at(addr.ip()) else { return Ok(None) };
     let mut endpoint = endpoints::of_pod(lens, settings, (name, pod), addr.port()).ok_or_else(|| {
         Refusal::NotFound(format!(
             "pod {name} claims a proxy, but none can be found in it: how to speak to it is unknown"
         ))
     })?;
     endpoint.labels.insert("namespace".to_owned(), name.namespace.clone());
-    let opaque = lens.pod_port_is_opaque(settings, name, pod, addr.port());
-    Ok(Profile::Endpoint { addr, endpoint, opaque })
+    Ok(Some((endpoint, lens.pod_port_is_opaque(settings, name, pod, addr.port()))))
 }

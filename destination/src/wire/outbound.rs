@@ -11,7 +11,7 @@ pub(super) mod parts;
 
 pub use own::own_policy;
 
-use super::{WEIGHT, default_ref, duration, seconds, service_ref};
+use super::{WEIGHT, default_ref, duration, seconds, service_ref, weighted_addr};
 use crate::view::{Family, Outbound, PortProtocol, Resilience, ServicePolicy, Settings};
 use linkerd2_proxy_api::{destination, meta, opaque_route, outbound as api};
 use parts::{Api, Ways};
@@ -40,18 +40,24 @@ fn said(outbound: &Outbound, settings: &Settings, api: Api) -> api::OutboundPoli
             policy_of(service_ref(&name.namespace, &name.name, *port), opaque(route))
         }
         Outbound::External(addr) => {
-            let metadata = default_ref("egress-fallback");
-            let forward = destination::WeightedAddr {
+            let to = destination::WeightedAddr {
                 addr: Some((*addr).into()),
                 weight: WEIGHT,
                 ..destination::WeightedAddr::default()
             };
-            let backend = parts::backend(metadata.clone(), Some(api::backend::Kind::Forward(forward)));
-            let http = vec![http::everything(metadata.clone(), backend.clone(), &Resilience::default())];
-            let opaque = bytes::everything(metadata.clone(), backend);
-            policy_of(metadata, by_protocol(PortProtocol::Detect, http, opaque, None))
+            forward("egress-fallback", to)
         }
+        Outbound::Endpoint(addr, endpoint) => forward("endpoint", weighted_addr(*addr, endpoint)),
     }
+}
+
+/// Everything to one address, whatever it is.
+fn forward(name: &str, to: destination::WeightedAddr) -> api::OutboundPolicy {
+    let metadata = default_ref(name);
+    let backend = parts::backend(metadata.clone(), Some(api::backend::Kind::Forward(to)));
+    let http = vec![http::everything(metadata.clone(), backend.clone(), &Resilience::default())];
+    let opaque = bytes::everything(metadata.clone(), backend);
+    policy_of(metadata, by_protocol(PortProtocol::Detect, http, opaque, None))
 }
 
 fn policy_of(metadata: meta::Metadata, kind: api::proxy_protocol::Kind) -> api::OutboundPolicy {

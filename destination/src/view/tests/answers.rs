@@ -108,7 +108,7 @@ fn outbound_policies() {
             "[2001:db8::1]:443",
             Ok(Outbound::External("[2001:db8::1]:443".parse().unwrap())),
         ),
-        (CLUSTER.to_owned(), "10.1.0.1:8081", Err(())),
+        (CLUSTER.to_owned(), "10.1.0.9:8081", Err(())),
         (CLUSTER.to_owned(), "[::ffff:10.1.0.1]:8080", Err(())),
         (CLUSTER.to_owned(), "none.shop.svc.cluster.local:80", Err(())),
     ] {

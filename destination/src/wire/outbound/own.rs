@@ -34,7 +34,7 @@ pub fn own_policy(outbound: &Outbound, settings: &Settings) -> OutboundPolicy {
             }
             first
         }
-        Outbound::UndefinedPort { .. } | Outbound::External(_) => OutboundPolicy {
+        Outbound::UndefinedPort { .. } | Outbound::Endpoint(..) | Outbound::External(_) => OutboundPolicy {
             policy: Some(super::said(outbound, settings, Api::Own)),
             ..OutboundPolicy::default()
         },
