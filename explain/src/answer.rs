@@ -245,7 +245,10 @@ pub struct Served {
     pub by: Option<String>,
     /// What was asked before and does not admit it, and why.
     pub refusing: Vec<Apart>,
-    /// What it is answered, if it may not pass.
+    /// What is done with it besides, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<String>,
+    /// What it is answered, if it may not pass, or a filter answers in the application's place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,
     /// How often such a client may ask; it is not counted here.
@@ -290,7 +293,14 @@ impl Backend {
             return reply.location.is_some();
         }
         let mut served = self.endpoints.iter().flat_map(|endpoint| &endpoint.served).peekable();
-        served.peek().is_some() && served.all(|served| served.admitted)
+        served.peek().is_some() && served.all(Served::passes)
+    }
+}
+
+impl Served {
+    /// Is it admitted, and does no filter refuse it?
+    fn passes(&self) -> bool {
+        self.admitted && self.reply.as_ref().is_none_or(|reply| reply.location.is_some())
     }
 }
 

@@ -4,13 +4,16 @@ use crate::{
     World,
     answer::{Apart, Endpoint, Lost, Reply, Rule, Served},
     backends::peer,
-    outbound::Carried,
+    outbound::{Carried, apply},
     words,
 };
-use http::Version;
+use http::{Request, Version};
 use remora_core::{
     endpoint::{self, DialPlan, ProtocolHint},
-    policy::{self, Authorization, Denial, Peer, ResourceRef, ServerPolicy, ServerProtocol},
+    policy::{
+        self, Authorization, Denial, Peer, Permit, Refusal, Refused, ResourceRef, ServerPolicy,
+        ServerProtocol,
+    },
     rate::RateLimits,
     route::{self, Chosen, RequestView},
 };
@@ -106,6 +109,7 @@ impl World<'_> {
             admitted: true,
             by: None,
             refusing: Vec::new(),
+            filters: Vec::new(),
             reply: None,
             rate_limits: Vec::new(),
             notes: vec![note.to_owned()],
@@ -129,6 +133,7 @@ impl World<'_> {
             admitted: false,
             by: None,
             refusing: Vec::new(),
+            filters: Vec::new(),
             reply: None,
             rate_limits: Vec::new(),
             notes: Vec::new(),
@@ -146,23 +151,24 @@ impl World<'_> {
                 };
                 let own = route.and_then(|at| policy::routes(policy).get(at));
                 asked.extend(own.into_iter().flat_map(|route| &route.authorizations));
-                if permit.is_ok() {
+                if let Ok(permit) = &permit {
                     let limits = policy.rate_limits.as_deref();
                     served.rate_limits = limits.map_or_else(Vec::new, |limits| limited(limits, peer));
+                    self.filtered(&mut served, policy, permit, request);
                 }
-                permit.map(|permit| permit.authorization).map_err(|refusal| refusal.denial)
+                permit.map(|permit| permit.authorization)
             }
-            Carried::Bytes | Carried::Tls(_) => policy::authorize_tcp(policy, from, peer),
+            Carried::Bytes | Carried::Tls(_) => {
+                policy::authorize_tcp(policy, from, peer).map_err(|denial| Refusal { route: None, denial })
+            }
         };
         asked.extend(&policy.authorizations);
         match decision {
             Ok(by) => Self::admitted(&mut served, &by),
-            Err(denial) => {
-                let fault = Fault::Denied {
-                    client: client.into(),
-                    server: policy.meta.name.clone(),
-                    denial: denial.clone(),
-                };
+            Err(refusal) => {
+                let refused = Arc::new(Refused::of(policy, &refusal));
+                let Refusal { denial, .. } = refusal;
+                let fault = Fault::Denied { client: client.into(), refused, denial: denial.clone() };
                 served.reply = Some(match carried {
                     Carried::Request(request) => Reply::of(&fault, Asker::of(request, true).grpc),
                     Carried::Bytes | Carried::Tls(_) => Reply::ended(fault.to_string()),
@@ -181,6 +187,20 @@ impl World<'_> {
             })
             .collect();
         served
+    }
+
+    /// What the rule of a permitted request does besides.
+    fn filtered(&self, served: &mut Served, policy: &ServerPolicy, permit: &Permit, request: &Request<()>) {
+        let route = policy::routes(policy).get(permit.route);
+        let filters = route.and_then(|route| route.filters.get(permit.rule)).map_or(&[][..], |all| all);
+        served.filters =
+            filters.iter().map(|one| words::filter(one, &self.settings.cluster_domain)).collect();
+        let rule = route.and_then(|route| route.route.rules.get(permit.rule));
+        let mut prefix = rule.and_then(|rule| route::matched_prefix(rule, &View(request)));
+        let mut request = request.clone();
+        if let Err(fault) = apply(filters, &mut request, &mut prefix) {
+            served.reply = Some(Reply::of(&fault, Asker::of(&request, true).grpc));
+        }
     }
 
     /// Which route has a request, and why the others do not.

@@ -183,8 +183,15 @@ fn served(lines: &mut Lines, served: &Served) {
     if let Some(by) = &served.by {
         lines.row("admitted", &format!("{GOOD}by {by}{GOOD:#}"));
     }
+    for filter in &served.filters {
+        lines.row("filter", filter);
+    }
     if let Some(reply) = &served.reply {
-        lines.row("refused", &format!("{BAD}{}{BAD:#}", replied(reply)));
+        if served.admitted {
+            lines.row("answered", &replied(reply));
+        } else {
+            lines.row("refused", &format!("{BAD}{}{BAD:#}", replied(reply)));
+        }
     }
     for Apart { of, why } in &served.refusing {
         lines.faint("not by", &format!("{of}: {why}"));
