@@ -107,13 +107,15 @@ impl World<'_> {
         course
     }
 
-    /// What is at an address: what its policy is about, else the pod, else nothing that is known.
+    /// What is at an address: a pod, and the Service by which it goes; else what its policy is about, or nothing that is known.
     fn target(&self, parent: &ResourceRef, addr: SocketAddr) -> String {
-        if &*parent.kind != "default" {
-            return words::resource(parent);
-        }
         let pod = self.index.pod_at(addr.ip()).map(|(name, _)| format!("pod {name}"));
-        pod.unwrap_or_else(|| "nothing that is known here".to_owned())
+        match (pod, &*parent.kind != "default") {
+            (Some(pod), true) => format!("{pod}, by {}", words::resource(parent)),
+            (Some(pod), false) => pod,
+            (None, true) => words::resource(parent),
+            (None, false) => "nothing that is known here".to_owned(),
+        }
     }
 
     /// Bytes go where the target's bytes go; a ServiceProfile that splits traffic splits them too.

@@ -228,7 +228,7 @@ fn a_server_admits_by_what_the_client_proves_and_where_it_is() {
     );
     assert_eq!(
         served.reply.as_ref().unwrap().why,
-        "v2.shop.serviceaccount.identity.remora.cluster.local may not use web: no authorization admits it"
+        "v2.shop.serviceaccount.identity.remora.cluster.local may not use server/web: not admitted by authorizationpolicy/p"
     );
 }
 
@@ -312,7 +312,7 @@ fn a_headless_service_is_dialled_pod_by_pod() {
         answer.courses.iter().map(|course| course.address.unwrap().to_string()).collect();
     assert_eq!(addresses, ["10.1.0.1:8080", "10.1.0.2:8080"]);
     assert_eq!(answer.courses[0].backends[0].endpoints[0].dialled, "direct");
-    assert_eq!(answer.courses[0].target, "pod shop/web-1");
+    assert_eq!(answer.courses[0].target, "pod shop/web-1, by Service shop/web:80");
 }
 
 #[test]
@@ -321,7 +321,10 @@ fn an_address_is_what_is_there() {
     let course = |to: &str| at(to).courses[0].clone();
     assert_eq!(course("10.96.0.1:80").target, "Service shop/web:80");
     let pod = course("10.1.0.1:8080");
-    assert_eq!((pod.target.as_str(), pod.backends[0].endpoints[0].dialled), ("pod shop/web-1", "direct"));
+    assert_eq!(
+        (pod.target.as_str(), pod.backends[0].endpoints[0].dialled),
+        ("pod shop/web-1, by Service shop/web:80", "direct")
+    );
     // Itself, past its own proxy's TLS.
     let own = course("10.1.0.9:8080");
     assert_eq!(own.backends[0].endpoints[0].no_tls, Some("loopback"));

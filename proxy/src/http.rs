@@ -1,6 +1,7 @@
 //! Serves HTTP/1 and HTTP/2 on a stream; what happens to a request is [`request`].
 
 pub mod access_log;
+mod admit;
 pub mod body;
 pub mod client;
 mod copies;

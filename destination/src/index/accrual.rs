@@ -211,7 +211,6 @@ mod tests {
         for name in [
             honor,
             "balancer.linkerd.io/failure-accrual-consecutive-max-failures",
-            "balancer.linkerd.io/failure-accrual-max-failures",
             "balancer.alpha.linkerd.io/load-biaser-penalty",
         ] {
             assert_eq!(read(&[(name, "1")]), (None, vec![name.to_owned()]));

@@ -8,11 +8,11 @@
 
 use super::{
     access_log,
+    admit::{filter, permitted, within_rate},
     body::Body,
     client::SendError,
     dispatch::{self, Sent, To},
     exchange::Exchange,
-    filters::Filters,
     headers,
     ingress::Named,
     respond::{self, Asker},
@@ -33,12 +33,12 @@ use crate::{
         InboundRequests, RequestMetrics,
         routes::{RouteSeries, Routed},
     },
-    policy::{InForce, PortPolicy},
+    policy::PortPolicy,
     profile::Names,
 };
 use http::{HeaderValue, Method, Request, Response, Version};
 use remora_core::{
-    policy::{self, Peer, Permit, Refusal, Refused, ServerPolicy},
+    policy::{self, Peer},
     route::RequestView,
     time::Time,
 };
@@ -125,7 +125,7 @@ async fn authorized(
         Err(fault) => return Ok(answer(&fault, asker, &counted, started)),
     };
     // Contract 3.4: the rate is asked about after authorisation and the route's filters.
-    if let Err(fault) = within_rate(context, &server) {
+    if let Err(fault) = within_rate(connection, policy, &server, metrics) {
         return Ok(answer(&fault, asker, &counted, started));
     }
     if let Err(fault) = worker.proxy.has_room() {
@@ -189,46 +189,6 @@ fn upgraded(
         }
         Some(_) | None => headers::strip_response(response.headers_mut()),
     }
-}
-
-/// May this client ask for this? If not, why not, and by what.
-fn permitted(
-    server: &ServerPolicy,
-    connection: &Connection,
-    view: &View<'_, Body>,
-) -> Result<Permit, (Refusal, Refused)> {
-    let permit = policy::authorize_http(server, connection.client.ip(), &connection.peer, view);
-    permit.map_err(|refusal| {
-        let refused = Refused::of(server, &refusal);
-        (refusal, refused)
-    })
-}
-
-/// Does what the rule of a permitted request says, or answers in the server's place. What is not sound is refused later,
-/// and not before its rate was asked about.
-fn filter<'a>(
-    server: &'a InForce,
-    permit: Permit,
-    request: &mut Request<Body>,
-    sound: bool,
-) -> Result<Option<&'a Filters>, Fault> {
-    let filters = server.filters(&permit, &View(request)).filter(|_| sound);
-    let Some((filters, mut prefix)) = filters else { return Ok(None) };
-    drop(permit);
-    filters.request(request, &mut prefix)?;
-    Ok(Some(filters))
-}
-
-/// Whether the client does not ask too often.
-fn within_rate(context: &Inbound, server: &ServerPolicy) -> Result<(), Fault> {
-    let Some(limits) = &server.rate_limits else { return Ok(()) };
-    let Inbound { worker, connection, policy, .. } = context;
-    let Err((scope, quota)) = policy.take(limits, connection.peer.identity()) else { return Ok(()) };
-    worker.proxy.metrics.rate_limited(connection, server, limits, scope);
-    let refused = Arc::new(Refused::by_rate(&server.meta, &limits.meta));
-    let fault = Fault::RateLimited { client: inbound::named(connection), refused, scope, quota };
-    tracing::info!(client = %connection.client, target = %connection.target, %fault, "request refused");
-    Err(fault)
 }
 
 /// Ends when a changed policy does not admit the request any more whose connection was upgraded.
