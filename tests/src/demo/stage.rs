@@ -73,7 +73,7 @@ impl Stage {
     /// Waits until what was applied is seen to hold.
     ///
     /// # Errors
-    /// It does not within [`HELD`], or looking failed all the time.
+    /// It does not within 15 seconds, or looking failed all the time.
     pub fn until(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
         let mut failed = None;
         let waited = self.mesh.wait_until(what, HELD, || match holds() {
