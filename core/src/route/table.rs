@@ -121,7 +121,7 @@ impl Table {
         &self.routes
     }
 
-    /// The best match, as [`choose`](super::choose) says, if it is the same for both readings of the path.
+    /// The best match, as [`choose`](super::choose()) says, if it is the same for both readings of the path.
     ///
     /// # Errors
     /// [`TwoWays`], where it is not: design, "Paths".
@@ -129,7 +129,7 @@ impl Table {
         if self.by_path { both_ways(request, |read| self.choose(read)) } else { Ok(self.choose(request)) }
     }
 
-    /// The best match, as [`choose`](super::choose) says.
+    /// The best match, as [`choose`](super::choose()) says.
     pub fn choose<R: RequestView + ?Sized>(&self, request: &R) -> Option<Chosen> {
         let path = request.path();
         let mut search = Search {
