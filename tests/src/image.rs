@@ -73,9 +73,11 @@ pub struct Layers {
 /// `remora-await` as the injector names it (contract 6.3).
 const AWAIT: &str = "/usr/lib/linkerd/linkerd-await";
 
-/// Where callgrind writes when the proxy ends: the one directory of its container that can be written to. By the name
-/// that is no symbolic link, which whoever reads it from outside would follow out of the container.
-pub const CALLGRIND_OUT: &str = "/run/linkerd/identity/end-entity/callgrind.out";
+/// Where callgrind writes when the proxy ends, in a file of each life: the one directory of its container that can be
+/// written to. By the name that is no symbolic link, which whoever reads it from outside would follow out of the container.
+pub const CALLGRIND_OUT: &str = "/run/linkerd/identity/end-entity";
+/// How the names of these files begin. The next life makes its own while the last one's is read.
+pub const CALLGRIND_FILE: &str = "callgrind.out.";
 
 /// Capabilities of `remora-init` and the xtables binaries in our image's layer (design "Init").
 const INIT_FILE_CAPABILITIES: &str = "cap_net_raw,cap_net_admin+eip";
@@ -194,14 +196,14 @@ impl Layers {
             bail!("the program valgrind is not installed: apt-get install valgrind");
         }
         let mut image = self.proxy()?;
-        let out = format!("--callgrind-out-file={CALLGRIND_OUT}");
         // The container's root is read-only, and so is /tmp: its debugger's server stays off, its own files go elsewhere.
-        let writable = Path::new(CALLGRIND_OUT).parent().unwrap_or_else(|| Path::new("/"));
-        image.env.push(("TMPDIR".into(), writable.display().to_string()));
+        image.env.push(("TMPDIR".into(), CALLGRIND_OUT.into()));
         // It runs one thread at a time. Without fair turns the proxy's admin port does not answer probes under load.
-        let valgrind =
-            ["valgrind", "--tool=callgrind", "--fair-sched=yes", "--vgdb=no", &out].map(str::to_owned);
-        image.entrypoint.splice(0..0, valgrind);
+        let script = format!(
+            "exec valgrind --tool=callgrind --fair-sched=yes --vgdb=no \
+             --callgrind-out-file={CALLGRIND_OUT}/{CALLGRIND_FILE}$(date +%s%N) \"$0\" \"$@\""
+        );
+        image.entrypoint.splice(0..0, ["sh".to_owned(), "-c".to_owned(), script]);
         Ok(image)
     }
 

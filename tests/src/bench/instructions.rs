@@ -145,12 +145,25 @@ fn end(stage: &Stage, pod: &PodRef<'_>, keep: &Path) -> Result<u64> {
         pod.restarts(PROXY) > before && pod.pid(PROXY).is_some()
     })?;
     let root = PathBuf::from(format!("/proc/{}/root", pod.pid(PROXY).context("the proxy does not run")?));
-    let written = root.join(image::CALLGRIND_OUT.trim_start_matches('/'));
-    fs::copy(&written, keep).with_context(|| {
-        format!("callgrind left nothing to copy at {}\n{}", written.display(), stage.describe())
-    })?;
+    let directory = root.join(image::CALLGRIND_OUT.trim_start_matches('/'));
+    let written = written(&directory)
+        .with_context(|| format!("what callgrind left in {}\n{}", directory.display(), stage.describe()))?;
+    fs::copy(&written, keep).with_context(|| format!("copying {}", written.display()))?;
+    fs::remove_file(&written)?;
     let text = fs::read_to_string(keep)?;
     total(&text).with_context(|| format!("{} has no total", keep.display()))
+}
+
+/// The file of the life that ended: that of the one which has begun is still empty.
+fn written(directory: &Path) -> Result<PathBuf> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let is_one = entry.file_name().to_str().is_some_and(|name| name.starts_with(image::CALLGRIND_FILE));
+        if is_one && entry.metadata()?.len() > 0 {
+            return Ok(entry.path());
+        }
+    }
+    bail!("no file of callgrind's has anything in it")
 }
 
 /// The instructions of a whole run, as callgrind's format has them.
