@@ -37,7 +37,7 @@ pub struct Membership {
 /// The balancers of one port of a Service, whatever leads there.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Balancer {
-    /// As in Linkerd's DestinationGet: <service>.<namespace>.svc.<domain>:<port>.
+    /// As in Linkerd's DestinationGet: `<service>.<namespace>.svc.<domain>:<port>`.
     #[prost(string, tag = "1")]
     pub path: ::prost::alloc::string::String,
     #[prost(enumeration = "balancer::Strategy", tag = "2")]

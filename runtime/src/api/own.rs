@@ -18,7 +18,7 @@ use std::{num::NonZeroU32, sync::Arc};
 const MAX_SERVICES: usize = 64;
 
 /// Reads what is said of a target: its policy; and where it is a pod's own address, the Services that the pod belongs to,
-/// the first of which has that policy. Further ones than [`MAX_SERVICES`] are left out, and named.
+/// the first of which has that policy. Further ones than 64 are left out, and named.
 pub fn said(mut wire: wire::OutboundPolicy) -> Converted<(OutboundPolicy, Vec<Membership>)> {
     let Some(mut membership) = wire.membership.take() else {
         let Converted { value, ignored } = outbound_policy(wire);
