@@ -19,6 +19,8 @@ const ROUTES: usize = 1000;
 /// Each of the two times that are compared. The change is made in the middle of the second one.
 const TIME: Duration = Duration::from_secs(10);
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Until all of the first routes are there: with a part of them, a request of none of these is 404, as it has to be.
+const SETTLE: Duration = Duration::from_secs(3);
 const ANSWERS: Duration = Duration::from_secs(30);
 const LOAD: Load = Load {
     name: CHANGE,
@@ -32,6 +34,7 @@ const LOAD: Load = Load {
 /// Runs it as often as its definition says, in one lane.
 pub fn run(stage: &Stage, progress: &Progress) -> Result<Vec<Block>> {
     stage.apply(routes::changing(Lane::Remora, ROUTES, 0))?;
+    std::thread::sleep(SETTLE);
     let pair = stage.pair(Lane::Remora)?;
     until_answered(&pair.client, &pair.changing_target(), false, ANSWERS)?;
     let mut blocks = Vec::new();
