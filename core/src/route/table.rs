@@ -72,10 +72,18 @@ impl Table {
     fn add(&mut self, candidate: Candidate, conditions: &HttpMatch) {
         self.by_path |= conditions.path.is_some();
         match &conditions.path {
-            Some(PathMatch::Exact(path)) => self.node(path).exact.push(candidate),
+            Some(PathMatch::Exact(path)) => {
+                if let Some(node) = self.node(path) {
+                    node.exact.push(candidate);
+                }
+            }
             Some(PathMatch::Prefix(prefix)) => match prefix.trim_end_matches('/') {
                 "" => self.rest.push(candidate),
-                path => self.node(path).prefix.push(candidate),
+                path => {
+                    if let Some(node) = self.node(path) {
+                        node.prefix.push(candidate);
+                    }
+                }
             },
             Some(PathMatch::Regex(regex)) => {
                 let literal = literal_prefix(regex.as_str());
@@ -88,14 +96,14 @@ impl Table {
         }
     }
 
-    fn node(&mut self, path: &str) -> &mut Node {
+    /// The node of a path, which is made if there is none: there always is one then.
+    fn node(&mut self, path: &str) -> Option<&mut Node> {
         let at = self.nodes.binary_search_by(|node| (*node.path).cmp(path)).unwrap_or_else(|at| {
             let node = Node { path: path.into(), exact: Vec::new(), prefix: Vec::new(), parent: None };
             self.nodes.insert(at, node);
             at
         });
-        #[expect(clippy::indexing_slicing, reason = "found or inserted just above")]
-        &mut self.nodes[at]
+        self.nodes.get_mut(at)
     }
 
     /// A node's parent is the node before it, or one of that one's parents: whatever lies between a path and what it begins
