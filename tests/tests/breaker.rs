@@ -48,7 +48,7 @@ fn one_of_three_that_fails_gets_a_few_requests_then_one_and_all_again_when_it_is
     let shut = Instant::now();
     assert_eq!(stage.send(CROWD, 100), vec!["200"; 100], "{:?}", stage.said());
     assert!(failed() == MAX_FAILURES || shut.elapsed() > WAIT, "{} requests", failed());
-    assert!(stage.apps.iter().skip(1).all(|well| well.requests() > 10), "{:?}", stage.said());
+    assert!(stage.apps.iter().skip(1).all(|well| well.requests() > 0), "{:?}", stage.said());
     for (state, expected) in [("ready", 2), ("pending", 1)] {
         let found = stage.count(ENDPOINTS, &[("endpoint_state", state)]);
         assert!(found == expected || shut.elapsed() > WAIT, "{found} are {state}");
