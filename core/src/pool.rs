@@ -1,6 +1,6 @@
 //! Which idle connection takes the next request, and which are kept for later ones.
 //!
-//! Knows nothing of connections but what it is told: whether one has ended, and whether it is ready for a request.
+//! Knows nothing of connections but what it is told: whether one has ended.
 
 #[cfg(planted)]
 use crate::planted;
@@ -17,17 +17,6 @@ pub struct PoolBounds {
     pub max_age: Duration,
     /// Connections kept.
     pub max_idle: usize,
-}
-
-/// What a pooled connection says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// It takes a request now.
-    Ready,
-    /// It will, once it is through with the last one.
-    Busy,
-    /// Its end has been seen.
-    Ended,
 }
 
 /// Idle connections to one server.
@@ -65,61 +54,42 @@ impl<C> Pool<C> {
         self.idle.is_empty()
     }
 
-    /// Takes out the connection that was used last of those that are ready, and drops what must not be used any more.
-    /// The last one used is the least likely to be closed by its server this very moment, and the others grow old.
+    /// Takes out the connection that was used last and has not ended, and drops what must not be used any more of those
+    /// that were used after it. The last one used is the least likely to be closed by its server this very moment, and the
+    /// others grow old: they are not asked, so that it costs the same however many there are.
     pub fn take(
         &mut self,
         now: Time,
         bounds: &PoolBounds,
-        condition: impl FnMut(&mut C) -> Condition,
+        mut has_ended: impl FnMut(&mut C) -> bool,
     ) -> Option<Pooled<C>> {
-        let at = self.last_ready(now, bounds, condition)?;
         #[cfg(planted)]
-        let at = if planted::makes(planted::Mistake::OldestFirst) { 0 } else { at };
-        Some(self.idle.remove(at))
+        if planted::makes(planted::Mistake::OldestFirst) {
+            self.idle.reverse();
+        }
+        while let Some(mut one) = self.idle.pop() {
+            if is_young(&one, now, bounds) && !has_ended(&mut one.connection) {
+                return Some(one);
+            }
+        }
+        self.idle.shrink_to_fit();
+        None
     }
 
-    /// Keeps a connection for later, if it may be used again and there is room. `condition` is its own.
-    pub fn put_back(
-        &mut self,
-        connection: C,
-        condition: Condition,
-        born: Time,
-        now: Time,
-        bounds: &PoolBounds,
-    ) {
+    /// Keeps a connection that has not ended for later, if it may be used again and there is room.
+    pub fn put_back(&mut self, connection: C, born: Time, now: Time, bounds: &PoolBounds) {
         let pooled = Pooled { connection, born, since: now };
-        if self.idle.len() < bounds.max_idle && is_usable(&pooled, condition, now, bounds) {
+        if self.idle.len() < bounds.max_idle && is_young(&pooled, now, bounds) {
             self.idle.push(pooled);
         }
     }
 
     /// Drops what must not be used any more.
-    pub fn sweep(&mut self, now: Time, bounds: &PoolBounds, condition: impl FnMut(&mut C) -> Condition) {
-        self.last_ready(now, bounds, condition);
-    }
-
-    /// Drops what must not be used any more, asking each once; where the last one is that is ready.
-    fn last_ready(
-        &mut self,
-        now: Time,
-        bounds: &PoolBounds,
-        mut condition: impl FnMut(&mut C) -> Condition,
-    ) -> Option<usize> {
-        let (mut kept, mut ready) = (0, None);
-        self.idle.retain_mut(|one| {
-            let condition = condition(&mut one.connection);
-            let usable = is_usable(one, condition, now, bounds);
-            if usable && condition == Condition::Ready {
-                ready = Some(kept);
-            }
-            kept += usize::from(usable);
-            usable
-        });
+    pub fn sweep(&mut self, now: Time, bounds: &PoolBounds, mut has_ended: impl FnMut(&mut C) -> bool) {
+        self.idle.retain_mut(|one| is_young(one, now, bounds) && !has_ended(&mut one.connection));
         if self.idle.is_empty() {
             self.idle.shrink_to_fit();
         }
-        ready
     }
 
     /// What is kept, the most recently used last.
@@ -128,20 +98,16 @@ impl<C> Pool<C> {
     }
 }
 
-fn is_usable<C>(one: &Pooled<C>, condition: Condition, now: Time, bounds: &PoolBounds) -> bool {
+fn is_young<C>(one: &Pooled<C>, now: Time, bounds: &PoolBounds) -> bool {
+    let of_age = now.since(one.born) < bounds.max_age;
     #[cfg(planted)]
-    if planted::makes(planted::Mistake::AgeIsForgotten) {
-        return condition != Condition::Ended && now.since(one.since) < bounds.idle;
-    }
-    condition != Condition::Ended
-        && now.since(one.since) < bounds.idle
-        && now.since(one.born) < bounds.max_age
+    let of_age = of_age || planted::makes(planted::Mistake::AgeIsForgotten);
+    now.since(one.since) < bounds.idle && of_age
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Condition::{Busy, Ended, Ready};
     use proptest::prelude::*;
 
     const BOUNDS: PoolBounds =
@@ -149,42 +115,39 @@ mod tests {
 
     #[test]
     fn the_one_used_last_is_taken_first() {
-        check(&[(1, 0), (2, 1), (3, 2)], 2, [Ready; 3], Some(3), &[1, 2]);
-    }
-
-    #[test]
-    fn one_that_is_not_ready_is_passed_over_and_kept_in_its_place() {
-        check(&[(1, 0), (2, 1), (3, 2)], 2, [Ready, Ready, Busy], Some(2), &[1, 3]);
-        check(&[(1, 0), (2, 1), (3, 2)], 2, [Ready, Busy, Busy], Some(1), &[2, 3]);
-        check(&[(1, 0)], 1, [Busy; 3], None, &[1]);
+        check(&[(1, 0), (2, 1), (3, 2)], 2, &[], Some(3), &[1, 2]);
     }
 
     #[test]
     fn one_that_has_ended_is_dropped() {
-        check(&[(1, 0), (2, 1)], 2, [Ready, Ended, Ready], Some(1), &[]);
-        check(&[(1, 0), (2, 1)], 2, [Ended; 3], None, &[]);
+        check(&[(1, 0), (2, 1)], 2, &[2], Some(1), &[]);
+        check(&[(1, 0), (2, 1)], 2, &[1, 2], None, &[]);
+    }
+
+    #[test]
+    fn those_used_before_the_one_that_is_taken_are_not_asked() {
+        check(&[(1, 0), (2, 1)], 2, &[1], Some(2), &[1]);
+        check(&[(1, 0), (2, 1)], 3, &[], Some(2), &[1]);
     }
 
     #[test]
     fn one_that_was_idle_too_long_is_not_used_although_nobody_swept() {
-        check(&[(1, 0), (2, 1)], 3, [Ready; 3], Some(2), &[]);
-        check(&[(1, 0), (2, 0)], 3, [Ready; 3], None, &[]);
+        check(&[(1, 0), (2, 0)], 3, &[], None, &[]);
     }
 
     #[test]
     fn one_that_grew_too_old_in_the_pool_is_not_used() {
         let mut pool = Pool::default();
-        pool.put_back(1, Ready, at(0), at(59), &BOUNDS);
+        pool.put_back(1, at(0), at(59), &BOUNDS);
         assert_eq!(pool.len(), 1);
-        assert_eq!(pool.take(at(60), &BOUNDS, |_| Ready), None);
+        assert_eq!(pool.take(at(60), &BOUNDS, |_| false), None);
         assert!(pool.is_empty());
     }
 
     #[test]
     fn what_must_not_be_used_again_is_not_kept() {
         let mut pool = Pool::default();
-        pool.put_back(1, Ended, at(0), at(0), &BOUNDS);
-        pool.put_back(2, Ready, at(0), at(60), &BOUNDS);
+        pool.put_back(1, at(0), at(60), &BOUNDS);
         assert!(pool.is_empty());
     }
 
@@ -192,10 +155,22 @@ mod tests {
     fn no_more_are_kept_than_may_be() {
         let mut pool = Pool::default();
         for connection in 1..=4 {
-            pool.put_back(connection, Ready, at(0), at(0), &BOUNDS);
+            pool.put_back(connection, at(0), at(0), &BOUNDS);
         }
         let kept: Vec<i32> = pool.iter().map(|one| one.connection).collect();
         assert_eq!(kept, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_sweep_asks_each_and_keeps_the_order() {
+        let mut pool = Pool::default();
+        for (connection, since) in [(1, 0), (2, 1), (3, 2)] {
+            pool.put_back(connection, at(0), at(since), &BOUNDS);
+        }
+        pool.sweep(at(2), &BOUNDS, |connection| *connection == 2);
+        assert_eq!(pool.iter().map(|one| one.connection).collect::<Vec<_>>(), [1, 3]);
+        pool.sweep(at(3), &BOUNDS, |_| false);
+        assert_eq!(pool.iter().map(|one| one.connection).collect::<Vec<_>>(), [3]);
     }
 
     proptest! {
@@ -207,33 +182,28 @@ mod tests {
             let mut since = 0;
             for (connection, (born, later)) in kept.iter().enumerate() {
                 since += later / 20;
-                pool.put_back(connection, Busy, at(since.min(*born)), at(since), &BOUNDS);
+                pool.put_back(connection, at(since.min(*born)), at(since), &BOUNDS);
             }
             prop_assert!(pool.len() <= BOUNDS.max_idle);
-            let last = pool.iter().last().cloned();
-            let taken = pool.take(at(now), &BOUNDS, |_| Ready);
+            let taken = pool.take(at(now), &BOUNDS, |_| false);
             if let Some(taken) = &taken {
                 prop_assert!(at(now).since(taken.since) < BOUNDS.idle);
                 prop_assert!(at(now).since(taken.born) < BOUNDS.max_age);
+                prop_assert!(pool.iter().all(|one| one.since <= taken.since));
+            } else {
+                prop_assert!(pool.is_empty());
             }
-            prop_assert!(taken.is_none() || pool.iter().all(|one| one.since <= last.clone().unwrap().since));
         }
     }
 
-    /// Connections put back at these seconds, taken from at `now`, where connection `n` is in `conditions[n - 1]`.
+    /// Connections put back at these seconds, taken from at `now`, when some have `ended`.
     #[track_caller]
-    fn check(
-        kept: &[(usize, u64)],
-        now: u64,
-        conditions: [Condition; 3],
-        taken: Option<usize>,
-        left: &[usize],
-    ) {
+    fn check(kept: &[(usize, u64)], now: u64, ended: &[usize], taken: Option<usize>, left: &[usize]) {
         let mut pool = Pool::default();
         for (connection, since) in kept {
-            pool.put_back(*connection, Busy, at(0), at(*since), &BOUNDS);
+            pool.put_back(*connection, at(0), at(*since), &BOUNDS);
         }
-        let found = pool.take(at(now), &BOUNDS, |connection| conditions[*connection - 1]);
+        let found = pool.take(at(now), &BOUNDS, |connection| ended.contains(connection));
         assert_eq!(found.map(|one| one.connection), taken);
         assert_eq!(pool.iter().map(|one| one.connection).collect::<Vec<_>>(), left);
     }

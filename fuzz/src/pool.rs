@@ -1,10 +1,9 @@
-//! The pool of idle connections against a list that is searched from its end: nobody gets a connection that has ended,
-//! is busy, too old or was idle too long; the one used last comes first; no connection is lent twice or kept beyond the
-//! bound.
+//! The pool of idle connections against a list that is searched from its end: nobody gets a connection that has ended, is
+//! too old or was idle too long; the one used last comes first; no connection is lent twice or kept beyond the bound.
 
 use arbitrary::{Arbitrary, Unstructured};
 use remora_core::{
-    pool::{Condition, Pool, PoolBounds},
+    pool::{Pool, PoolBounds},
     time::Time,
 };
 use std::time::Duration;
@@ -29,24 +28,17 @@ enum Event {
     Passes(u8),
     /// A request takes a connection, or makes one.
     Request,
-    /// One of the requests ends; its connection may need a moment more, or be over.
-    Done(u8, Says),
-    /// A connection, wherever it is, changes.
-    Becomes(u8, Says),
+    /// One of the requests ends; its connection goes back.
+    Done(u8),
+    /// A connection, wherever it is, ends.
+    Ends(u8),
     Sweep,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Says {
-    Ready,
-    Busy,
-    Ended,
 }
 
 /// A connection as it really is.
 #[derive(Clone, Copy, Debug)]
 struct Real {
-    condition: Condition,
+    ended: bool,
     born: u64,
     /// Since when it is in the pool.
     pooled: Option<u64>,
@@ -68,8 +60,8 @@ impl Described {
             match event {
                 Event::Passes(seconds) => world.now += u64::from(seconds % 8),
                 Event::Request => world.request(),
-                Event::Done(which, says) => world.done(usize::from(*which), *says),
-                Event::Becomes(which, says) => world.becomes(usize::from(*which), *says),
+                Event::Done(which) => world.done(usize::from(*which)),
+                Event::Ends(which) => world.ends(usize::from(*which)),
                 Event::Sweep => world.sweep(),
             }
             assert!(world.pool.len() <= bounds.max_idle, "{} kept", world.pool.len());
@@ -91,75 +83,75 @@ impl World {
         Time(Duration::from_secs(self.now))
     }
 
-    /// Whether a connection may serve another request at all.
+    /// Whether a connection may serve another request.
     fn usable(&self, one: &Real) -> bool {
         let idle = one.pooled.map_or(0, |since| self.now - since);
-        one.condition != Condition::Ended
+        !one.ended
             && Duration::from_secs(self.now - one.born) < self.bounds.max_age
             && Duration::from_secs(idle) < self.bounds.idle
     }
 
     fn request(&mut self) {
-        let ready =
-            |one: &&Real| one.pooled.is_some() && one.condition == Condition::Ready && self.usable(one);
-        let best = self.real.iter().filter(ready).map(|one| one.turn).max();
+        let usable = |one: &&Real| one.pooled.is_some() && self.usable(one);
+        let best = self.real.iter().filter(usable).map(|one| one.turn).max();
         let (now, bounds, real) = (self.now(), self.bounds, &self.real);
-        let taken = self.pool.take(now, &bounds, |index| real[*index].condition);
+        let taken = self.pool.take(now, &bounds, |index| real[*index].ended);
         if let Some(taken) = taken {
-            let one = &self.real[taken.connection];
+            let one = &mut self.real[taken.connection];
             assert!(!one.lent, "{taken:?} is lent already");
             assert_eq!(Some(one.turn), best, "{taken:?}, {one:?}");
             assert_eq!(taken.born, Time(Duration::from_secs(one.born)));
-            let one = &mut self.real[taken.connection];
             (one.lent, one.pooled) = (true, None);
         } else {
             assert_eq!(best, None, "a connection that could have been used was not");
-            let condition = Condition::Busy;
-            self.real.push(Real { condition, born: self.now, pooled: None, turn: 0, lent: true });
+            self.real.push(Real { ended: false, born: self.now, pooled: None, turn: 0, lent: true });
         }
-        self.forget_unusable();
+        // Those used before the one that was taken are not asked.
+        self.forget_unusable(best.unwrap_or(0));
     }
 
-    fn done(&mut self, which: usize, says: Says) {
+    fn done(&mut self, which: usize) {
         let lent: Vec<usize> = (0..self.real.len()).filter(|index| self.real[*index].lent).collect();
         let Some(index) = lent.get(which % lent.len().max(1)).copied() else { return };
         self.turn += 1;
-        self.real[index].lent = false;
-        self.real[index].condition = says.condition();
-        self.real[index].turn = self.turn;
-        let one = self.real[index];
+        let one = &mut self.real[index];
+        (one.lent, one.turn) = (false, self.turn);
+        // What has ended is not put back by who sees that.
+        if one.ended {
+            return;
+        }
+        let one = *one;
         let (before, now, bounds) = (self.pool.len(), self.now(), self.bounds);
-        self.pool.put_back(index, one.condition, Time(Duration::from_secs(one.born)), now, &bounds);
+        self.pool.put_back(index, Time(Duration::from_secs(one.born)), now, &bounds);
         self.real[index].pooled = Some(self.now);
         let kept = before < bounds.max_idle && self.usable(&self.real[index]);
         assert_eq!(self.pool.len(), before + usize::from(kept), "{one:?}");
         if !kept {
-            self.real[index] = Real { condition: Condition::Ended, pooled: None, ..one };
+            self.real[index] = Real { ended: true, pooled: None, ..one };
         }
     }
 
-    /// What was lent and has ended does not come back to life.
-    fn becomes(&mut self, which: usize, says: Says) {
+    /// What has ended does not come back to life.
+    fn ends(&mut self, which: usize) {
         let count = self.real.len().max(1);
-        if let Some(one) = self.real.get_mut(which % count)
-            && one.condition != Condition::Ended
-        {
-            one.condition = says.condition();
+        if let Some(one) = self.real.get_mut(which % count) {
+            one.ended = true;
         }
     }
 
     fn sweep(&mut self) {
         let (now, bounds, real) = (self.now(), self.bounds, &self.real);
-        self.pool.sweep(now, &bounds, |index| real[*index].condition);
-        self.forget_unusable();
+        self.pool.sweep(now, &bounds, |index| real[*index].ended);
+        self.forget_unusable(0);
     }
 
-    /// After a look at the pool, what it holds is what may be used, in the order of use.
-    fn forget_unusable(&mut self) {
+    /// After a look at those put back after `turn`, the pool holds what may be used of them, in the order of use.
+    fn forget_unusable(&mut self, turn: usize) {
         for index in 0..self.real.len() {
-            if self.real[index].pooled.is_some() && !self.usable(&self.real[index]) {
+            let one = &self.real[index];
+            if one.pooled.is_some() && one.turn > turn && !self.usable(one) {
                 self.real[index].pooled = None;
-                self.real[index].condition = Condition::Ended;
+                self.real[index].ended = true;
             }
         }
         let mut expected: Vec<(usize, usize)> = self
@@ -172,15 +164,5 @@ impl World {
         expected.sort_unstable();
         let kept: Vec<usize> = self.pool.iter().map(|one| one.connection).collect();
         assert_eq!(kept, expected.iter().map(|(_, at)| *at).collect::<Vec<_>>());
-    }
-}
-
-impl Says {
-    fn condition(self) -> Condition {
-        match self {
-            Self::Ready => Condition::Ready,
-            Self::Busy => Condition::Busy,
-            Self::Ended => Condition::Ended,
-        }
     }
 }

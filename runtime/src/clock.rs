@@ -14,7 +14,10 @@ const FIRST: Duration = Duration::from_hours(1);
 /// Monotonic time. Follows tokio's clock, so a test that pauses time pauses this too.
 pub fn now() -> Time {
     let (now, start) = (Instant::now(), start());
-    Time((FIRST + now.saturating_duration_since(start)).saturating_sub(start.saturating_duration_since(now)))
+    Time(match now.checked_duration_since(start) {
+        Some(since) => FIRST + since,
+        None => FIRST.saturating_sub(start.saturating_duration_since(now)),
+    })
 }
 
 /// Wall-clock time. A clock set before 1970 reads as 1970, when every certificate is invalid: nothing fails open.

@@ -18,7 +18,7 @@ use crate::{
 use http::{Request, Response, Version};
 use remora_core::{
     header::SessionProtocol,
-    pool::{self, Condition, PoolBounds, Pooled},
+    pool::{self, PoolBounds, Pooled},
     time::Time,
 };
 use remora_runtime::clock;
@@ -104,8 +104,8 @@ struct Pool {
     swept: bool,
 }
 
-fn condition(connection: &mut Connection) -> Condition {
-    if connection.is_idle() { Condition::Ready } else { Condition::Ended }
+fn has_ended(connection: &mut Connection) -> bool {
+    !connection.is_idle()
 }
 
 struct Http2 {
@@ -148,7 +148,7 @@ impl Client {
     ) -> Result<Response<Body>, SendError> {
         match request.version() {
             Version::HTTP_2 => self.send_http2(dial, request, now).await,
-            _ => self.send_http1(dial, request).await,
+            _ => self.send_http1(dial, request, now).await,
         }
     }
 
@@ -156,12 +156,13 @@ impl Client {
         self: &Arc<Self>,
         dial: &D,
         request: &mut Request<Body>,
+        now: Time,
     ) -> Result<Response<Body>, SendError> {
         let limits = Limits { head_bytes: self.limits.max_header_bytes, fields: self.limits.max_headers };
         let mut may_resend = true;
         loop {
             // What was closed at the moment of its use is not tried twice: servers close many at once.
-            let idle = if may_resend { self.take_idle() } else { None };
+            let idle = if may_resend { self.take_idle(now) } else { None };
             let pooled = idle.is_some();
             let (connection, born) = if let Some(Pooled { connection, born, .. }) = idle {
                 (connection, born)
@@ -230,9 +231,9 @@ impl Client {
         }
     }
 
-    fn take_idle(&self) -> Option<Pooled<Connection>> {
+    fn take_idle(&self, now: Time) -> Option<Pooled<Connection>> {
         let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.take(clock::now(), &self.limits.bounds(), condition)
+        pool.idle.take(now, &self.limits.bounds(), has_ended)
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {
@@ -279,7 +280,7 @@ impl Client {
 
     /// Closes a connection that nobody uses, if there is one.
     pub fn close_idle(&self) -> bool {
-        if self.take_idle().is_some() {
+        if self.take_idle(clock::now()).is_some() {
             return true;
         }
         let mut slot = self.slot();
@@ -290,7 +291,7 @@ impl Client {
     /// Keeps a connection that nobody uses for the next request.
     pub fn put_back(self: &Arc<Self>, connection: Connection, born: Time) {
         let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.put_back(connection, Condition::Ready, born, clock::now(), &self.limits.bounds());
+        pool.idle.put_back(connection, born, clock::now(), &self.limits.bounds());
         if !pool.swept && !pool.idle.is_empty() {
             pool.swept = true;
             tokio::spawn(sweep(Arc::downgrade(self), self.limits.idle));
@@ -304,7 +305,7 @@ async fn sweep(client: std::sync::Weak<Client>, idle: Duration) {
         tokio::time::sleep(idle).await;
         let Some(client) = client.upgrade() else { return };
         let mut pool = client.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.idle.sweep(clock::now(), &client.limits.bounds(), condition);
+        pool.idle.sweep(clock::now(), &client.limits.bounds(), has_ended);
         if pool.idle.is_empty() {
             pool.swept = false;
             return;

@@ -220,13 +220,14 @@ impl Sent {
         let status = response.status().as_u16();
         let grpc = exchange::is_grpc(response.headers())
             .then(|| GrpcStatus(exchange::grpc_status(response.headers())));
-        let latency = backend.as_ref().map_or(Duration::ZERO, |(_, at)| clock::now().since(*at));
+        let now = clock::now();
+        let latency = backend.as_ref().map_or(Duration::ZERO, |(_, at)| now.since(*at));
         endpoint.requests.response(status, Class::Failure, grpc, None, latency);
         if let Some(route) = to.profiled {
             route.try_answered(status, Class::Failure, grpc, latency);
         }
         let grpc = grpc.and_then(|grpc| grpc.0);
-        Routed { route: None, backend }.ended(End { status: Some(status), grpc, error: None });
+        Routed { route: None, backend }.ended(End { status: Some(status), grpc, error: None }, now);
     }
 }
 

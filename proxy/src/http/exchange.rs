@@ -142,7 +142,7 @@ impl Exchange {
         if let Some(trial) = self.in_flight.as_mut().and_then(InFlight::trial) {
             trial.ended(self.status, grpc, error.is_some());
         }
-        self.routed.ended(End { status: Some(self.status), grpc, error: route_error });
+        self.routed.ended(End { status: Some(self.status), grpc, error: route_error }, now);
         self.in_flight = None;
     }
 }
@@ -156,9 +156,8 @@ impl Drop for Exchange {
 
 /// Whether a message is gRPC by its content type.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    let mut types = super::headers::values(headers, &http::header::CONTENT_TYPE);
+    types.next().is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The status that a gRPC head or its trailers say.

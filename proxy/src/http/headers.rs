@@ -39,21 +39,27 @@ pub fn is_upgrade<B>(response: &Response<B>, method_was_connect: bool) -> bool {
         || (method_was_connect && response.status().is_success())
 }
 
+/// What a field says, each time that it is there. A head has few fields, and looking at each of their names costs less than
+/// asking for one by its hash.
+pub fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a HeaderValue> {
+    headers.iter().filter(move |(key, _)| *key == name).map(|(_, value)| value)
+}
+
 fn upgrade_token(headers: &HeaderMap) -> bool {
+    let mut asked = values(headers, &header::UPGRADE).peekable();
     // What follows an upgrade is not looked at, so requests must not: HTTP/2 is spoken from the start or not at all.
-    let http2 = headers.get_all(header::UPGRADE).iter().any(|value| {
-        value.to_str().is_ok_and(|value| value.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")))
-    });
-    !http2
-        && headers.contains_key(header::UPGRADE)
+    asked.peek().is_some()
+        && !asked.any(|value| {
+            value
+                .to_str()
+                .is_ok_and(|value| value.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")))
+        })
         && connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
 }
 
 /// A token that is none hides no other one.
 fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    headers
-        .get_all(header::CONNECTION)
-        .iter()
+    values(headers, &header::CONNECTION)
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|token| !token.is_empty())
@@ -66,26 +72,21 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
         return;
     }
     let upgrade = (keep_upgrade && upgrade_token(headers)).then(|| headers.get(header::UPGRADE).cloned());
-    let te_trailers = headers.get_all(header::TE).iter().any(|te| {
+    let te_trailers = values(headers, &header::TE).any(|te| {
         te.to_str().is_ok_and(|te| te.split(',').any(|one| one.trim().eq_ignore_ascii_case("trailers")))
     });
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = connection_tokens(headers)
-            .filter_map(|token| HeaderName::from_bytes(token).ok())
-            .filter(|name| !is_end_to_end(name))
-            .collect();
-        #[cfg(planted)]
-        let named = if planted::makes(planted::Mistake::HopByHopIsForwarded) { vec![] } else { named };
-        for name in named {
-            headers.remove(&name);
-        }
-        headers.remove(header::CONNECTION);
+    let named: Vec<HeaderName> = connection_tokens(headers)
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .filter(|name| !is_end_to_end(name) && !is_hop_by_hop(name))
+        .collect();
+    #[cfg(planted)]
+    let named = if planted::makes(planted::Mistake::HopByHopIsForwarded) { vec![] } else { named };
+    for name in named {
+        headers.remove(&name);
     }
-    headers.remove(HTTP2_SETTINGS);
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_AUTH_LEGACY);
-    headers.remove(header::UPGRADE);
-    headers.remove(header::TE);
+    while let Some(name) = headers.keys().find(|name| is_hop_by_hop(name)).cloned() {
+        headers.remove(name);
+    }
     if te_trailers {
         // Trailers are forwarded on every hop, so what the client accepts the server may send.
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -194,7 +195,7 @@ pub fn check<B>(request: &Request<B>, list: HeaderList) -> Result<(), Fault> {
 /// twice among them (RFC 9112 section 6.1).
 fn check_framing<B>(request: &Request<B>) -> Result<(), Fault> {
     let headers = request.headers();
-    let mut hosts = headers.get_all(header::HOST).iter();
+    let mut hosts = values(headers, &header::HOST);
     let host = hosts.next();
     if hosts.next().is_some() {
         return Err(Fault::Ambiguous("it has more than one Host"));
@@ -208,7 +209,7 @@ fn check_framing<B>(request: &Request<B>) -> Result<(), Fault> {
         };
         return if same { Ok(()) } else { Err(Fault::Ambiguous("its Host is not its :authority")) };
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = values(headers, &header::TRANSFER_ENCODING);
     let chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     if !chunked || codings.next().is_some() {
         return Err(Fault::Ambiguous("its Transfer-Encoding is not `chunked` and nothing else"));

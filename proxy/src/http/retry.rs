@@ -281,7 +281,8 @@ impl Tries<'_> {
                 route.try_answered(status, class, grpc, latency);
             }
             let grpc = grpc.and_then(|grpc| grpc.0);
-            Routed { route: None, backend }.ended(End { status: Some(status), grpc, error: None });
+            Routed { route: None, backend }
+                .ended(End { status: Some(status), grpc, error: None }, clock::now());
         }
         discard(response.into_body()).await;
         drop(in_flight);

@@ -1,5 +1,6 @@
 //! A request as routing and policy see it, without a copy.
 
+use super::headers;
 use http::{HeaderValue, Request, header};
 use remora_core::route::RequestView;
 
@@ -12,10 +13,11 @@ impl<B> RequestView for View<'_, B> {
     }
 
     fn authority(&self) -> &str {
-        match self.0.uri().authority() {
-            Some(authority) => authority.as_str(),
-            None => self.0.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
+        if let Some(authority) = self.0.uri().authority() {
+            return authority.as_str();
         }
+        let host = headers::values(self.0.headers(), &header::HOST).next();
+        host.and_then(|host| host.to_str().ok()).unwrap_or("")
     }
 
     fn path(&self) -> &str {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     fault::Fault,
-    http::{body::Body, respond},
+    http::{body::Body, headers, respond},
     stream::LOOK,
 };
 use http::{Response, header};
@@ -69,7 +69,7 @@ pub async fn send(
 }
 
 fn says_close(answer: &Response<Body>) -> bool {
-    answer.headers().get_all(header::CONNECTION).iter().any(|value| has_token(value.as_bytes(), b"close"))
+    headers::values(answer.headers(), &header::CONNECTION).any(|value| has_token(value.as_bytes(), b"close"))
 }
 
 struct Sending<'a> {

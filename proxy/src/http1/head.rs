@@ -4,6 +4,7 @@ use super::{Error, Limits};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use remora_core::http1::{Framing, Keep, Malformed};
+use std::mem::MaybeUninit;
 
 /// The longest target of a request, in bytes: what a [`Uri`] holds.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
@@ -11,7 +12,7 @@ const MAX_TARGET: usize = u16::MAX as usize - 1;
 /// by byte is not read once for each.
 const MAX_TRIES: u8 = 8;
 /// Fields for which there is room on the stack.
-const USUAL_FIELDS: usize = 64;
+const USUAL_FIELDS: usize = 128;
 
 /// The reason phrase of an answer, where it is not the usual one.
 #[derive(Clone, Debug)]
@@ -55,13 +56,12 @@ impl Ahead {
         }
         // The end may have begun before: a line feed, perhaps with a carriage return behind it.
         let from = self.scanned.saturating_sub(2);
-        let mut fresh = self.bytes.get(from..).unwrap_or_default();
-        let mut whole = false;
-        // What follows the end may be long, and is no head's.
-        while !whole && let Some(at) = fresh.iter().position(|byte| *byte == b'\n') {
-            fresh = fresh.get(at + 1..).unwrap_or_default();
-            whole = fresh.starts_with(b"\n") || fresh.starts_with(b"\r\n");
-        }
+        let fresh = self.bytes.get(from..).unwrap_or_default();
+        // What follows the end may be long, and is no head's: the first one is enough.
+        let whole = memchr::memchr_iter(b'\n', fresh).any(|at| {
+            let next = fresh.get(at + 1..).unwrap_or_default();
+            next.starts_with(b"\n") || next.starts_with(b"\r\n")
+        });
         self.scanned = self.bytes.len();
         self.tries = self.tries.saturating_add(1);
         whole || self.tries <= MAX_TRIES
@@ -95,8 +95,10 @@ pub fn request(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Request
         ahead.scanned = 0;
     }
     let found = find(ahead, limits, |bytes, fields| {
-        let mut request = httparse::Request::new(fields);
-        let httparse::Status::Complete(length) = request.parse(bytes)? else { return Ok(None) };
+        let mut request = httparse::Request::new(&mut []);
+        let httparse::Status::Complete(length) = request.parse_with_uninit_headers(bytes, fields)? else {
+            return Ok(None);
+        };
         let target = span(bytes, request.path.unwrap_or_default().as_bytes());
         let method = Method::from_bytes(request.method.unwrap_or_default().as_bytes());
         Ok(Some((length, (method, target, request.version == Some(1)), spans(bytes, request.headers))))
@@ -120,8 +122,13 @@ pub fn request(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Request
 /// The next answer's head out of what was read; `None` if it is not whole.
 pub fn answer(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Response<()>>>, Error> {
     let found = find(ahead, limits, |bytes, fields| {
-        let mut answer = httparse::Response::new(fields);
-        let httparse::Status::Complete(length) = answer.parse(bytes)? else { return Ok(None) };
+        let mut answer = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut answer,
+            bytes,
+            fields,
+        )?;
+        let httparse::Status::Complete(length) = parsed else { return Ok(None) };
         let reason = answer.reason.filter(|reason| !reason.is_empty());
         let reason = reason.map(|reason| span(bytes, reason.as_bytes()));
         let line = (answer.code.unwrap_or_default(), reason, answer.version == Some(1));
@@ -147,13 +154,14 @@ pub fn answer(ahead: &mut Ahead, limits: &Limits) -> Result<Option<Head<Response
 pub fn trailers(mut lines: Vec<u8>, fields: usize) -> Result<(HeaderMap, Spelling), Error> {
     lines.extend_from_slice(b"\r\n");
     let bytes = Bytes::from(lines);
-    let spans = with_fields(&Limits { head_bytes: 0, fields }, |fields| {
-        match httparse::parse_headers(&bytes, fields) {
-            Ok(httparse::Status::Complete((_, fields))) => Ok(spans(&bytes, fields)),
-            Ok(httparse::Status::Partial) => Err(Malformed::Chunk("its trailer section breaks off").into()),
-            Err(error) => Err(malformed(error)),
+    let mut found = vec![httparse::EMPTY_HEADER; fields];
+    let spans = match httparse::parse_headers(&bytes, &mut found) {
+        Ok(httparse::Status::Complete((_, fields))) => spans(&bytes, fields),
+        Ok(httparse::Status::Partial) => {
+            return Err(Malformed::Chunk("its trailer section breaks off").into());
         }
-    })?;
+        Err(error) => return Err(malformed(error)),
+    };
     // Nothing in it says where a message ends.
     let fields = Fields::read(&bytes, &spans, |_, _| Ok(Keep::Yes))?;
     Ok((fields.headers, fields.spelling))
@@ -174,7 +182,7 @@ fn find<L>(
     limits: &Limits,
     parse: impl for<'b> FnOnce(
         &'b [u8],
-        &mut [httparse::Header<'b>],
+        &mut [Field<'b>],
     ) -> Result<Option<(usize, L, Vec<Span>)>, httparse::Error>,
 ) -> Result<Option<Found<L>>, Error> {
     if !ahead.is_worth_a_try() {
@@ -193,12 +201,17 @@ fn find<L>(
     Ok(Some(Found { bytes, line, fields, framing }))
 }
 
-fn with_fields<'b, T>(limits: &Limits, parse: impl FnOnce(&mut [httparse::Header<'b>]) -> T) -> T {
-    let mut usual = [httparse::EMPTY_HEADER; USUAL_FIELDS];
+/// Room for a field. It is not filled in beforehand: most heads have few, and may have many.
+type Field<'b> = MaybeUninit<httparse::Header<'b>>;
+
+fn with_fields<'b, T>(limits: &Limits, parse: impl FnOnce(&mut [Field<'b>]) -> T) -> T {
+    let mut usual = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     if let Some(fields) = usual.get_mut(..limits.fields) {
         return parse(fields);
     }
-    parse(&mut vec![httparse::EMPTY_HEADER; limits.fields])
+    let mut more = Vec::new();
+    more.resize_with(limits.fields, MaybeUninit::uninit);
+    parse(&mut more)
 }
 
 /// Where a part is in the bytes it is a part of.
@@ -278,7 +291,8 @@ impl Fields {
         spans: &[Span],
         mut look: impl FnMut(&[u8], &[u8]) -> Result<Keep, Malformed>,
     ) -> Result<Self, Malformed> {
-        let mut headers = HeaderMap::with_capacity(spans.len());
+        // One more: of a request, this proxy says who its client is.
+        let mut headers = HeaderMap::with_capacity(spans.len() + 1);
         // Whether all names so far are written so.
         let (mut lower, mut title) = (true, true);
         for span in spans {
@@ -288,8 +302,8 @@ impl Fields {
                 continue;
             }
             let name = field_name(raw)?;
-            lower &= raw == name.as_str().as_bytes();
-            title &= is_title(raw);
+            lower = lower && raw == name.as_str().as_bytes();
+            title = title && is_title(raw);
             headers.append(name, field_value(value)?);
         }
         let spelling = match (lower, title) {

@@ -20,6 +20,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 /// Whether configuration calls what it routes HTTP or gRPC.
@@ -134,14 +135,14 @@ pub struct RouteSeries {
 }
 
 impl RouteSeries {
-    fn ended(&self, end: End, started: Time) {
-        self.durations.record(clock::now().since(started));
+    fn ended(&self, end: End, took: Duration) {
+        self.durations.record(took);
         self.statuses.count(end);
     }
 
     /// There was no response.
     pub fn failed(&self, fault: &Fault, started: Time) {
-        self.ended(End::without_response(fault), started);
+        self.ended(End::without_response(fault), clock::now().since(started));
     }
 }
 
@@ -154,14 +155,14 @@ pub struct BackendMetrics {
 }
 
 impl BackendMetrics {
-    fn ended(&self, end: End, sent: Time) {
-        self.durations.record(clock::now().since(sent));
+    fn ended(&self, end: End, took: Duration) {
+        self.durations.record(took);
         self.statuses.count(end);
     }
 
     /// There was no response.
     pub fn failed(&self, fault: &Fault, sent: Time) {
-        self.ended(End::without_response(fault), sent);
+        self.ended(End::without_response(fault), clock::now().since(sent));
     }
 }
 
@@ -211,12 +212,13 @@ impl Routed {
         }
     }
 
-    pub fn ended(&self, end: End) {
+    /// The response ended `now`.
+    pub fn ended(&self, end: End, now: Time) {
         if let Some((route, started)) = &self.route {
-            route.ended(end, *started);
+            route.ended(end, now.since(*started));
         }
         if let Some((backend, sent)) = &self.backend {
-            backend.ended(end, *sent);
+            backend.ended(end, now.since(*sent));
         }
     }
 }

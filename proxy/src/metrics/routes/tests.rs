@@ -32,7 +32,7 @@ fn a_backends_series_name_the_route_that_leads_to_it() {
     backend.requests.inc();
     let routed = Routed { route: None, backend: Some((backend, clock::now())) };
     routed.frame(1000);
-    routed.ended(End { status: Some(204), ..End::default() });
+    routed.ended(End { status: Some(204), ..End::default() }, clock::now());
     let labels = format!("{PARENT},{ROUTE},{BACKEND}");
     let family = "outbound_http_route_backend";
     printed(&registry, &format!("{family}_requests_total{{{labels}}} 1"));
@@ -50,7 +50,7 @@ fn a_grpc_route_counts_grpc_statuses_by_name() {
     let families = families(&registry, 10, false);
     let route = families.route(Kind::Grpc, &resource("Service", "web"), &resource("HTTPRoute", "pages"));
     let routed = Routed { route: Some((route.of("web:80"), clock::now())), backend: None };
-    routed.ended(End { status: Some(200), grpc: Some(7), error: None });
+    routed.ended(End { status: Some(200), grpc: Some(7), error: None }, clock::now());
     route.of("web:80").failed(&Fault::NoEndpoint("web".into()), clock::now());
     let family = "outbound_grpc_route_request_statuses_total";
     for end in ["grpc_status=\"PERMISSION_DENIED\",error=\"\"", "grpc_status=\"UNKNOWN\",error=\"FAIL_FAST\""]
@@ -69,7 +69,7 @@ fn hosts_are_labelled_where_that_is_wanted_and_beyond_the_budget_folded() {
         for nth in 0..3 * KEPT_HOSTS {
             let series = route.of(&format!("Host-{nth}.example:80"));
             Routed { route: Some((series, clock::now())), backend: None }
-                .ended(End { status: Some(200), ..End::default() });
+                .ended(End { status: Some(200), ..End::default() }, clock::now());
         }
         let text = registry.render();
         let family = "outbound_http_route_request_statuses_total";
@@ -105,7 +105,7 @@ fn retries_are_counted_by_what_was_decided() {
     let registry = Registry::default();
     let families = families(&registry, 10, false);
     let retries = families.retries(Kind::Http, &resource("Service", "web"), &resource("HTTPRoute", "pages"));
-    let again = Decision::Again(std::time::Duration::ZERO);
+    let again = Decision::Again(Duration::ZERO);
     for (decision, made) in [
         (again, 0),
         (again, 1),
