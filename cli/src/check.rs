@@ -8,7 +8,13 @@ use remora_destination::{
     view::{Condition, ParentReport},
 };
 
-use crate::{Format, complain, manifests::Manifests, print};
+use serde::Serialize;
+
+use crate::{
+    Format, complain,
+    manifests::{Manifests, Read},
+    print,
+};
 
 /// A document is invalid, or a condition is false.
 const NOT_FINE: u8 = 2;
@@ -18,7 +24,8 @@ const NOT_FINE: u8 = 2;
 /// Reads every *.yaml, *.yml and *.json of the directory with the reader of remora-destination, and says what that would
 /// say of them in its /state.json: mistakes with the paths of their fields, and for each route and parent whether the
 /// parent accepts it and whether its references lead somewhere; the same of policies and what they are about. What they
-/// refer to has to be in the directory too.
+/// refer to has to be in the directory too. Manifests that were never in a cluster are taken for what one would make of
+/// them: workloads have a pod, and Services a cluster IP.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         remora check --manifests deploy/\n  \
@@ -34,26 +41,37 @@ pub(crate) struct Check {
 }
 
 pub(crate) fn run(args: &Check) -> ExitCode {
-    let (reading, config) = match args.manifests.read("remora check") {
+    let Read { reading, config, supposed } = match args.manifests.read("remora check", &[]) {
         Ok(read) => read,
         Err(code) => return code,
     };
     let checked = check(&reading, &config.settings);
     let text = match args.output {
-        Format::Text => table(&checked),
-        Format::Json => match serde_json::to_string_pretty(&checked) {
-            Ok(text) => format!("{text}\n"),
-            Err(why) => {
-                complain(&format!("remora check: {why}"));
-                return ExitCode::FAILURE;
+        Format::Text => table(&checked, &supposed),
+        Format::Json => {
+            match serde_json::to_string_pretty(&Printed { checked: &checked, supposed: &supposed }) {
+                Ok(text) => format!("{text}\n"),
+                Err(why) => {
+                    complain(&format!("remora check: {why}"));
+                    return ExitCode::FAILURE;
+                }
             }
-        },
+        }
     };
     let printed = print(&text);
     if printed == ExitCode::SUCCESS && !checked.fine { ExitCode::from(NOT_FINE) } else { printed }
 }
 
-fn table(checked: &Checked) -> String {
+/// What is printed as JSON.
+#[derive(Debug, Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    checked: &'a Checked,
+    /// What a cluster would add to these manifests.
+    supposed: &'a [String],
+}
+
+fn table(checked: &Checked, supposed: &[String]) -> String {
     let mut text = String::new();
     for (file, report) in &checked.files {
         for error in &report.errors {
@@ -84,7 +102,9 @@ fn table(checked: &Checked) -> String {
     if rows.len() > 1 {
         aligned(&rows, &mut text);
     }
-    for (kind, lines) in [("false", &messages), ("warning", &checked.warnings)] {
+    for (kind, lines) in
+        [("false", &messages[..]), ("warning", &checked.warnings[..]), ("supposed", supposed)]
+    {
         for line in lines {
             let _infallible = writeln!(text, "{kind}: {line}");
         }

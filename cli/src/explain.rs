@@ -16,7 +16,11 @@ use remora_explain::{
 };
 use serde::Serialize;
 
-use crate::{Format, USAGE, complain, manifests::Manifests, print, print_styled};
+use crate::{
+    Format, USAGE, complain,
+    manifests::{Manifests, Read},
+    print, print_styled,
+};
 
 /// Somebody refuses it, or fails it.
 const REFUSED: u8 = 3;
@@ -26,8 +30,9 @@ const UNRESOLVED: u8 = 2;
 /// Say what becomes of a request: who has it, what is done with it, where it goes, and who admits or refuses it there.
 ///
 /// From manifests alone, with the code of remora-destination and remora-proxy: what this says is what they do. Reads every
-/// *.yaml, *.yml and *.json of the directory as `remora check` does: pods with their addresses and Services with their
-/// cluster IPs, as `kubectl get -o yaml` prints them.
+/// *.yaml, *.yml and *.json of the directory as `remora check` does: what `kubectl get -o yaml` prints, or manifests that
+/// were never in a cluster. Of those each workload is taken to have one pod, with the proxy that the webhook would give it,
+/// and an address.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         remora explain --manifests live/ --from shop/till --to web:80 --path /cart -H 'x-canary: always'\n  \
@@ -102,7 +107,7 @@ struct Printed<'a> {
 }
 
 pub(crate) fn run(args: &Explain) -> ExitCode {
-    let (reading, config) = match args.manifests.read_with("remora explain", &flags(args)) {
+    let Read { reading, config, supposed } = match args.manifests.read("remora explain", &flags(args)) {
         Ok(read) => read,
         Err(code) => return code,
     };
@@ -111,13 +116,14 @@ pub(crate) fn run(args: &Explain) -> ExitCode {
         .iter()
         .flat_map(|(file, report)| report.errors.iter().map(move |error| format!("{file}: {error}")))
         .collect();
-    let answer = match explain(&index, &config.settings, &question(args)) {
+    let mut answer = match explain(&index, &config.settings, &question(args)) {
         Ok(answer) => answer,
         Err(why) => {
             complain(&format!("remora explain: {why}"));
             return ExitCode::from(USAGE);
         }
     };
+    answer.notes.extend(supposed);
     let printed = match args.output {
         Format::Text => print_styled(&text::text(&answer, &invalid)),
         Format::Json => match serde_json::to_string_pretty(&Printed { answer: &answer, invalid: &invalid }) {

@@ -1,11 +1,17 @@
-//! A directory of manifests, read as `remora-destination` would: the flags that verbs share which do.
+//! A directory of manifests, read as `remora-destination` would: the flags that verbs share which do. What was never in a
+//! cluster is taken for what a cluster would make of it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use remora_destination::{
     config::{Config, NoConfig},
+    view::Settings,
     watch::directory::Reading,
+};
+use remora_injector::{
+    config::InjectorConfig,
+    suppose::{Supposed, suppose},
 };
 
 use crate::{USAGE, complain};
@@ -24,24 +30,43 @@ pub(crate) struct Manifests {
     default_opaque_ports: Option<String>,
 }
 
-impl Manifests {
-    /// Reads the directory; a failure has been said.
-    pub(crate) fn read(&self, verb: &str) -> Result<(Reading, Config), ExitCode> {
-        self.read_with(verb, &[])
-    }
+/// What a directory held.
+pub(crate) struct Read {
+    pub(crate) reading: Reading,
+    pub(crate) config: Config,
+    /// What of it was supposed, for people; nothing if nothing was.
+    pub(crate) supposed: Vec<String>,
+}
 
-    /// The same with further flags of remora-destination.
-    pub(crate) fn read_with(&self, verb: &str, more: &[String]) -> Result<(Reading, Config), ExitCode> {
+impl Manifests {
+    /// Reads the directory, with further flags of remora-destination; a failure has been said.
+    pub(crate) fn read(&self, verb: &str, more: &[String]) -> Result<Read, ExitCode> {
         let config = self.config(more).map_err(|why| {
             complain(&format!("{verb}: {why}"));
             ExitCode::from(USAGE)
         })?;
-        let reading = Reading::of(&config.manifests);
+        let mut reading = Reading::of(&config.manifests);
         if let Some(why) = &reading.incomplete {
             complain(&format!("{verb}: {why}"));
             return Err(ExitCode::FAILURE);
         }
-        Ok((reading, config))
+        let texts: BTreeMap<String, String> = reading
+            .files
+            .iter()
+            .filter_map(|(name, text)| Some((name.clone(), text.as_ref().ok()?.clone())))
+            .collect();
+        let Supposed { files, pods, services, kept_out } = suppose(&texts, &injector(&config.settings));
+        reading.files.extend(files.into_iter().map(|(name, text)| (name, Ok(text))));
+        let mut supposed = Vec::new();
+        if pods + services > 0 {
+            supposed.push(format!(
+                "never in a cluster: {} and {}, whose addresses are supposed; each workload is taken to have one pod",
+                counted(services, "Service"),
+                counted(pods, "pod"),
+            ));
+        }
+        supposed.extend(kept_out);
+        Ok(Read { reading, config, supposed })
     }
 
     /// The configuration of the process that would read this directory, so that both read alike.
@@ -60,5 +85,21 @@ impl Manifests {
             NoConfig::Usage(error) => error.to_string(),
             NoConfig::Wrong(mistakes) => mistakes.to_string(),
         })
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// An injector for the control plane that these are the settings of.
+fn injector(settings: &Settings) -> InjectorConfig {
+    InjectorConfig {
+        control_namespace: settings.control_namespace.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        cluster_domain: settings.cluster_domain.clone(),
+        cluster_networks: settings.cluster_networks.clone(),
+        opaque_ports: (1..=u16::MAX).filter(|port| settings.default_opaque_ports.contains(*port)).collect(),
+        ..InjectorConfig::default()
     }
 }

@@ -122,3 +122,15 @@ fn a_policy_of_what_is_not_there_exits_with_2() {
         assert!(said.contains(part), "{part:?} is not in:\n{said}");
     }
 }
+
+#[test]
+fn manifests_that_were_never_in_a_cluster_are_taken_for_what_it_would_make_of_them() {
+    let service = SERVICE.replace("clusterIP: 10.96.0.1, ", "");
+    assert_ne!(service, SERVICE);
+    let files = [("service.yaml", &service[..]), ("route.yaml", &route(""))];
+    let (code, said, _) = check(&files, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("supposed: never in a cluster: 1 Service and 0 pods, "), "{said}");
+    let (_, said, _) = check(&files, &["-o", "json"]);
+    assert!(said.contains("\"supposed\": [\n    \"never in a cluster: "), "{said}");
+}

@@ -53,6 +53,14 @@ fn answers_are_those_of_the_files() {
 }
 
 #[test]
+fn a_pull_request_is_taken_for_what_a_cluster_would_make_of_it() {
+    let arguments = ["--from", "shop/client", "--to", "web:80", "--path", "/a/x"];
+    let (exit, said, err) = explain(&home().join("request"), &arguments);
+    assert_eq!((exit, err.as_str()), (Some(0), ""), "{said}");
+    held(&home().join("request.txt"), &said);
+}
+
+#[test]
 fn scripts_read_json() {
     let (_, arguments, code) = CASES[1];
     let (exit, said, _) = explain(&home().join("shop"), &[arguments, &["-o", "json"]].concat());

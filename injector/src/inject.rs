@@ -16,7 +16,7 @@ use crate::{
     pod::Pod,
 };
 
-mod documents;
+pub(crate) mod documents;
 
 /// What the caller wants.
 #[derive(Clone, Debug)]
@@ -138,7 +138,7 @@ pub fn template(kind: &str) -> Option<&'static str> {
     }
 }
 
-fn text_at<'a>(object: &'a Value, pointer: &str) -> &'a str {
+pub(crate) fn text_at<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -147,12 +147,12 @@ fn switch<'a>(object: &'a Value, prefix: &str) -> &'a str {
     text_at(object, &format!("{prefix}/metadata/annotations/linkerd.io~1inject"))
 }
 
-fn strings_at(object: &Value, pointer: &str) -> Annotations {
+pub(crate) fn strings_at(object: &Value, pointer: &str) -> Annotations {
     let map = object.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
     map.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
-fn collect_namespaces(object: &Value, found: &mut BTreeMap<String, Surroundings>) {
+pub(crate) fn collect_namespaces(object: &Value, found: &mut BTreeMap<String, Surroundings>) {
     match text_at(object, "/kind") {
         "Namespace" => {
             let annotations = strings_at(object, "/metadata/annotations");

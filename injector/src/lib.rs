@@ -3,7 +3,7 @@
 //!
 //! In reading order: what people may write ([`annotations`], [`values`], [`config`]); whether a pod is injected
 //! ([`decide`], with [`pod`] for what it asks of a pod); what is written into it ([`patch`]); and the two shells,
-//! documents on a stream ([`inject`]) and AdmissionReview over HTTPS ([`webhook`], with [`cluster`] for what it must
+//! documents on a stream ([`inject`], and [`suppose`] for questions about manifests that were never in a cluster) and AdmissionReview over HTTPS ([`webhook`], with [`cluster`] for what it must
 //! know besides the pod, [`serve`] for its listener and certificate, [`process`] for its life).
 
 pub mod annotations;
@@ -18,5 +18,6 @@ pub mod process;
 pub mod ready;
 pub mod redirect;
 pub mod serve;
+pub mod suppose;
 pub mod values;
 pub mod webhook;

@@ -8,7 +8,7 @@ use super::Output;
 
 /// The texts between the document markers. YAML allows no `---` or `...` at the beginning of a line inside a document,
 /// not even in a block of text (YAML 1.2, 9.1.2), so no parser is needed to find them.
-pub(super) fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut documents = vec![String::new()];
     for line in text.split_inclusive('\n') {
         let bare = line.trim_end();
@@ -35,7 +35,7 @@ fn is_blank(document: &str) -> bool {
 }
 
 /// The object in a document; `None` if there is none.
-pub(super) fn parse(document: &str) -> Result<Option<Value>, String> {
+pub(crate) fn parse(document: &str) -> Result<Option<Value>, String> {
     if is_blank(document) {
         return Ok(None);
     }
