@@ -23,7 +23,7 @@ use std::{
 
 /// A connection to a server.
 pub struct Connection {
-    pub wire: Wire,
+    pub wire: Box<Wire>,
     /// Whether it may be used again.
     pub persists: bool,
 }
@@ -43,7 +43,7 @@ pub enum Broken {
 
 impl Connection {
     pub fn new(stream: Stream) -> Self {
-        Self { wire: Wire::new(stream), persists: true }
+        Self { wire: Box::new(Wire::new(stream)), persists: true }
     }
 
     /// Whether an idle connection may be used: its server has neither closed it nor said anything.
