@@ -15,9 +15,13 @@ use remora_runtime::clock;
 use std::{
     collections::HashMap,
     fmt,
+    future::{Future, pending},
     ops::Deref,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
 };
+use tokio::{sync::watch, task::unconstrained};
 
 /// A server policy, and what of it is not applied by this proxy.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,6 +186,16 @@ impl PortPolicy {
         limiter.take(identity, clock::now())
     }
 
+    /// Whether there may ever be another.
+    pub fn may_change(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// News of this policy, if there may be any.
+    pub fn news(&self) -> Option<News> {
+        self.watch.as_ref().map(|watch| News::of(watch.receiver()))
+    }
+
     /// Waits for another policy than the one last seen; for ever when there will be none.
     pub async fn changed(&mut self) {
         if let Some(watch) = &mut self.watch
@@ -189,6 +203,45 @@ impl PortPolicy {
         {
             return;
         }
-        std::future::pending::<()>().await;
+        pending::<()>().await;
     }
+}
+
+/// News of a policy for a connection that is woken for other reasons: as long as there is none, asking costs a glance.
+pub struct News {
+    seen: watch::Receiver<Known<Server>>,
+    next: Pin<Box<dyn Future<Output = watch::Receiver<Known<Server>>> + Send>>,
+    /// Who is woken by `next`.
+    waker: Option<Waker>,
+}
+
+impl News {
+    fn of(seen: watch::Receiver<Known<Server>>) -> Self {
+        // Unconstrained: it is asked only when there is something to hear, and would not be asked again.
+        let next = Box::pin(unconstrained(next(seen.clone())));
+        Self { seen, next, waker: None }
+    }
+
+    /// Whether there was news since it was asked last; if not, the task is woken by the next.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let waits = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if waits && !self.seen.has_changed().unwrap_or(false) {
+            return false;
+        }
+        let mut news = false;
+        while let Poll::Ready(seen) = self.next.as_mut().poll(cx) {
+            news = true;
+            *self = Self::of(seen);
+        }
+        self.waker = Some(cx.waker().clone());
+        news
+    }
+}
+
+/// Waits for news; for ever when there will be none.
+async fn next(mut seen: watch::Receiver<Known<Server>>) -> watch::Receiver<Known<Server>> {
+    if seen.changed().await.is_err() {
+        pending::<()>().await;
+    }
+    seen
 }

@@ -172,6 +172,11 @@ impl<T> Watch<T> {
         self.latest.borrow().clone()
     }
 
+    /// Of what is to be known from now on. It keeps no lookup running.
+    pub fn receiver(&self) -> watch::Receiver<Known<T>> {
+        self.latest.clone()
+    }
+
     /// By which the lookup can be asked to ask again.
     pub fn again(&self) -> AskAgain {
         self.again.clone()
