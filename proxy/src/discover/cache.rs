@@ -99,6 +99,11 @@ where
         Self { shared, start: Box::new(start), runtime, idle, max }
     }
 
+    /// Where lookups run.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Begins or joins the lookup of `key`.
     pub fn watch(&self, key: &K) -> Result<Watch<T>, Full> {
         self.join(key).map(|(watch, _)| watch)
