@@ -7,15 +7,16 @@ use crate::{
 };
 use remora_core::{
     identity::Identity,
-    policy::{self, Permit, ServerPolicy},
+    policy::{self, Peer, Permit, Refusal, ServerPolicy},
     rate::{Limiter, Quota, RateLimits, Scope},
-    route::{RequestView, matched_prefix},
+    route::{RequestView, Table, matched_prefix},
 };
 use remora_runtime::clock;
 use std::{
     collections::HashMap,
     fmt,
     future::{Future, pending},
+    net::IpAddr,
     ops::Deref,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -33,6 +34,7 @@ pub struct Server {
 /// A server policy as requests meet it: compiled when it arrives.
 pub struct InForce {
     policy: ServerPolicy,
+    table: Table,
     /// By route and rule.
     filters: Vec<Vec<Option<Box<Filters>>>>,
 }
@@ -42,17 +44,26 @@ impl InForce {
         let compiled = |route: &policy::InboundRoute| {
             route.filters.iter().map(|filters| Filters::compile(filters)).collect()
         };
-        Self { filters: policy::routes(&policy).iter().map(compiled).collect(), policy }
+        let filters = policy::routes(&policy).iter().map(compiled).collect();
+        Self { filters, table: policy::table(&policy), policy }
+    }
+
+    /// See [`policy::authorize_http`].
+    pub fn authorize_http<R: RequestView>(
+        &self,
+        client: IpAddr,
+        peer: &Peer,
+        request: &R,
+    ) -> Result<Permit, Refusal> {
+        policy::authorize_http(&self.policy, &self.table, client, peer, request)
     }
 
     /// What is done with a request that was permitted, if anything; and how much of its path the rule's prefix covers,
     /// where a filter needs to know.
     pub fn filters<R: RequestView>(&self, permit: &Permit, request: &R) -> Option<(&Filters, Option<usize>)> {
         let filters = self.filters.get(permit.route)?.get(permit.rule)?.as_deref()?;
-        let covered = || {
-            let route = &policy::routes(&self.policy).get(permit.route)?.route;
-            matched_prefix(route.rules.get(permit.rule)?, request)
-        };
+        let covered =
+            || matched_prefix(self.table.routes().get(permit.route)?.rules.get(permit.rule)?, request);
         Some((filters, filters.replace_prefix.then(covered).flatten()))
     }
 }
@@ -244,4 +255,45 @@ async fn next(mut seen: watch::Receiver<Known<Server>>) -> watch::Receiver<Known
         pending::<()>().await;
     }
     seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discover::Absence;
+    use std::{future::poll_fn, thread, time::Duration};
+
+    #[test]
+    fn every_follower_hears_the_last_word() {
+        const LAST: &str = "1000";
+        let (sender, latest) = watch::channel(Known::Pending);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let follow = || {
+            let (mut news, latest) = (News::of(latest.clone()), latest.clone());
+            async move {
+                let is_last =
+                    || matches!(&*latest.borrow(), Known::Absent(Absence::Refused(word)) if **word == *LAST);
+                let mut asked = 0;
+                poll_fn(|cx| {
+                    asked += 1;
+                    // Now and then it is woken for something else.
+                    if asked % 3 == 0 {
+                        cx.waker().wake_by_ref();
+                    }
+                    if news.poll(cx) && is_last() { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+        };
+        let followers: Vec<_> = (0..50).map(|_| runtime.spawn(follow())).collect();
+        let saying = thread::spawn(move || {
+            for word in 1..=1000 {
+                sender.send_replace(Known::Absent(Absence::Refused(word.to_string().into())));
+            }
+            sender
+        });
+        let heard = futures_util::future::join_all(followers);
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap() });
+        drop(saying.join().unwrap());
+    }
 }

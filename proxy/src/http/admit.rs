@@ -10,18 +10,18 @@ use crate::{
 };
 use http::Request;
 use remora_core::{
-    policy::{self, Permit, Refusal, Refused, ServerPolicy},
+    policy::{Permit, Refusal, Refused, ServerPolicy},
     route::RequestView,
 };
 use std::sync::Arc;
 
 /// May this client ask for this? If not, why not, and by what.
 pub(super) fn permitted(
-    server: &ServerPolicy,
+    server: &InForce,
     connection: &Connection,
     view: &impl RequestView,
 ) -> Result<Permit, (Refusal, Refused)> {
-    let permit = policy::authorize_http(server, connection.client.ip(), &connection.peer, view);
+    let permit = server.authorize_http(connection.client.ip(), &connection.peer, view);
     permit.map_err(|refusal| {
         let refused = Refused::of(server, &refusal);
         (refusal, refused)

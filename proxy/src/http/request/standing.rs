@@ -4,7 +4,7 @@
 use super::{Inbound, permitted};
 use crate::{fault::Fault, inbound};
 use http::{HeaderMap, Method, Request, Uri, header};
-use remora_core::{policy, route::RequestView};
+use remora_core::route::RequestView;
 use std::{
     future::{Future, pending},
     pin::Pin,
@@ -93,8 +93,7 @@ pub(super) async fn revoked(standing: Option<Arc<Standing>>) -> Fault {
     loop {
         policy.changed().await;
         let server = policy.latest();
-        if policy::authorize_http(&server, connection.client.ip(), &connection.peer, &standing.head).is_err()
-        {
+        if server.authorize_http(connection.client.ip(), &connection.peer, &standing.head).is_err() {
             worker.proxy.metrics.tcp_terminated(connection, &server);
             return Fault::Revoked(server.meta.name.clone());
         }
