@@ -8,7 +8,7 @@ use crate::{
     identity::Identity,
     matching::{NetworkMatch, SuffixMatch},
     rate::RateLimits,
-    route::{Filter, HttpRoute, RequestView, TwoWays, select},
+    route::{Filter, HttpRoute, RequestView, Table, TwoWays},
 };
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{
@@ -220,8 +220,10 @@ pub struct Refusal {
 ///
 /// A probe's route is a route like any other: an exact GET path, which a query does not change. On `Opaque` and `Tls`
 /// ports, which have no routes, the denial is [`Denial::WrongProtocol`], answered as a missing route is (contract 1.5).
+/// `table` is the policy's [`table`].
 pub fn authorize_http<R: RequestView + ?Sized>(
     policy: &ServerPolicy,
+    table: &Table,
     client: IpAddr,
     peer: &Peer,
     request: &R,
@@ -238,7 +240,7 @@ pub fn authorize_http<R: RequestView + ?Sized>(
             return Err(Refusal { route: None, denial: Denial::Invalid(reason.clone()) });
         }
     };
-    let chosen = match select(routes.iter().map(|inbound| &inbound.route), request) {
+    let chosen = match table.select(request) {
         Ok(Some(chosen)) => chosen,
         Ok(None) => return Err(Refusal { route: None, denial: Denial::NoRoute }),
         // Whoever may use one of them might use the other.
@@ -296,6 +298,11 @@ impl Authentication {
             }),
         }
     }
+}
+
+/// The routes of a policy as requests are looked up in them.
+pub fn table(policy: &ServerPolicy) -> Table {
+    Table::new(routes(policy).iter().map(|inbound| inbound.route.clone()).collect())
 }
 
 /// The routes of a policy that carries HTTP.
@@ -640,7 +647,7 @@ mod tests {
             let admitted = |authorizations: Vec<Authorization>| {
                 let by_tcp = authorize_tcp(&opaque(authorizations.clone()), client, &peer).is_ok();
                 let policy = ServerPolicy { authorizations, ..detect(vec![catch_all()]) };
-                let by_http = authorize_http(&policy, client, &peer, &Get("/")).is_ok();
+                let by_http = authorize_http(&policy, &table(&policy), client, &peer, &Get("/")).is_ok();
                 assert_eq!(by_tcp, by_http);
                 by_tcp
             };
@@ -671,13 +678,14 @@ mod tests {
                 route
             });
             let policy = ServerPolicy { authorizations: who(server), ..detect(routes.collect()) };
+            let compiled = table(&policy);
             let name = if of_other_host { "api.org" } else { "web.org" };
             let host: String = name.chars().zip(upper)
                 .map(|(letter, upper)| if upper { letter.to_ascii_uppercase() } else { letter }).collect();
             let host = port.map_or_else(|| host.clone(), |port| alloc::format!("{host}:{port}"));
             let asked = |path: &str, authority: &str| {
                 let asked = Asked { path: path.into(), authority: authority.into() };
-                authorize_http(&policy, INSIDE.parse().unwrap(), &meshed(WEB), &asked)
+                authorize_http(&policy, &compiled, INSIDE.parse().unwrap(), &meshed(WEB), &asked)
             };
             let verdict = asked(&path, &host);
             prop_assert_eq!(&verdict, &asked(&path, name), "case and port of {} say nothing", host);
@@ -789,7 +797,7 @@ mod tests {
         path: &str,
         expected: Result<&str, (Option<usize>, Denial)>,
     ) {
-        let verdict = authorize_http(policy, client.parse().unwrap(), peer, &Get(path));
+        let verdict = authorize_http(policy, &table(policy), client.parse().unwrap(), peer, &Get(path));
         let verdict = verdict.map(|permit| permit.authorization.name.to_string());
         let expected = expected.map(ToString::to_string).map_err(|(route, denial)| Refusal { route, denial });
         assert_eq!(verdict, expected, "{client} {peer:?} {path}");

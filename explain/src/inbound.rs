@@ -144,7 +144,8 @@ impl World<'_> {
         let decision = match carried {
             Carried::Request(request) => {
                 self.routed(&mut served, policy, &View(request));
-                let permit = policy::authorize_http(policy, from, peer, &View(request));
+                let table = policy::table(policy);
+                let permit = policy::authorize_http(policy, &table, from, peer, &View(request));
                 let route = match &permit {
                     Ok(permit) => Some(permit.route),
                     Err(refusal) => refusal.route,

@@ -120,7 +120,7 @@ async fn respond(
     let probe = matches!(request.uri().path(), "/live" | "/ready");
     let view = crate::http::view::View(&request);
     let ip = connection.client.ip();
-    match policy::authorize_http(&server, ip, &connection.peer, &view) {
+    match server.authorize_http(ip, &connection.peer, &view) {
         Err(refusal) if !probe => {
             let refused = policy::Refused::of(&server, &refusal);
             let fault = crate::inbound::denied(connection, refused, refusal.denial);

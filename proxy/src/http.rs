@@ -32,7 +32,12 @@ use body::Body;
 use http::{Request, Response};
 use remora_core::header::SessionProtocol;
 use remora_runtime::tasks::Drain;
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Context,
+    time::Duration,
+};
 use upload::Upload;
 
 /// How a connection is served.
@@ -96,23 +101,43 @@ impl Settings {
 /// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets the
 /// request's stream (HTTP/2) or ends the connection (HTTP/1).
 ///
+/// `news` says that something has changed by which requests are judged, and has the connection woken when it does: all
+/// that is under way, services and the bodies of their answers, is polled then.
+///
 /// Boxed: what is held while a connection lives is what its version needs.
-pub fn serve<'a, S, F>(
+pub fn serve<'a, N, S, F>(
     stream: Stream,
     version: SessionProtocol,
     settings: Settings,
     drain: &'a Drain,
+    mut news: N,
     service: S,
 ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>
 where
+    N: FnMut(&mut Context<'_>) -> bool + Send + 'a,
     S: Fn(Request<Body>) -> F + Send + Sync + Unpin + 'static,
     F: Future<Output = Result<Response<Body>, Fault>> + Send + 'static,
 {
     let watched = move |request| service(settings.watched(request));
     match version {
-        SessionProtocol::Http1 => Box::pin(http1::serve::serve(stream, settings.http1(), drain, watched)),
-        SessionProtocol::Http2 => Box::pin(http2::serve::serve(stream, settings.http2(), drain, watched)),
+        SessionProtocol::Http1 => Box::pin(async move {
+            let mut serving = pin!(http1::serve::serve(stream, settings.http1(), drain, watched));
+            poll_fn(|cx| {
+                // One after the other: whatever is under way is polled at every wake.
+                news(cx);
+                serving.as_mut().poll(cx)
+            })
+            .await
+        }),
+        SessionProtocol::Http2 => {
+            Box::pin(http2::serve::serve(stream, settings.http2(), drain, news, watched))
+        }
     }
+}
+
+/// Of requests that are judged once, when they come.
+pub fn no_news(_: &mut Context<'_>) -> bool {
+    false
 }
 
 #[cfg(test)]

@@ -330,9 +330,10 @@ fn requests(
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let settings = http::Settings::inbound(&proxy.config, meshed);
     let context = Arc::new(request::Inbound::new(worker, connection, policy));
+    let news = request::news(&context);
     Box::pin(async move {
         let _open = open;
-        http::serve(stream, version, settings, &proxy.drain, move |request| {
+        http::serve(stream, version, settings, &proxy.drain, news, move |request| {
             request::inbound(context.clone(), request)
         })
         .await

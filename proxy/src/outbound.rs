@@ -172,7 +172,7 @@ fn requests(
     let drain = worker.proxy.drain.clone();
     Box::pin(async move {
         let _open = open;
-        http::serve(stream, version, settings, &drain, move |request| {
+        http::serve(stream, version, settings, &drain, http::no_news, move |request| {
             request::outbound(context.clone(), request)
         })
         .await
@@ -266,7 +266,7 @@ async fn refuse(worker: &Arc<Worker>, mut stream: Stream, fault: &Fault) -> Resu
     let settings = http::Settings::outbound(&worker.proxy.config);
     let informational = worker.proxy.config.outbound.informational_headers;
     let fault = fault.clone();
-    http::serve(stream, version, settings, &worker.proxy.drain, move |request| {
+    http::serve(stream, version, settings, &worker.proxy.drain, http::no_news, move |request| {
         let answer = request::refuse(&fault, &request, informational);
         async move { Ok(answer) }
     })

@@ -7,17 +7,22 @@ use crate::{
 };
 use remora_core::{
     identity::Identity,
-    policy::{self, Permit, ServerPolicy},
+    policy::{self, Peer, Permit, Refusal, ServerPolicy},
     rate::{Limiter, Quota, RateLimits, Scope},
-    route::{RequestView, matched_prefix},
+    route::{RequestView, Table, matched_prefix},
 };
 use remora_runtime::clock;
 use std::{
     collections::HashMap,
     fmt,
+    future::{Future, pending},
+    net::IpAddr,
     ops::Deref,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
 };
+use tokio::{sync::watch, task::unconstrained};
 
 /// A server policy, and what of it is not applied by this proxy.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +34,7 @@ pub struct Server {
 /// A server policy as requests meet it: compiled when it arrives.
 pub struct InForce {
     policy: ServerPolicy,
+    table: Table,
     /// By route and rule.
     filters: Vec<Vec<Option<Box<Filters>>>>,
 }
@@ -38,17 +44,26 @@ impl InForce {
         let compiled = |route: &policy::InboundRoute| {
             route.filters.iter().map(|filters| Filters::compile(filters)).collect()
         };
-        Self { filters: policy::routes(&policy).iter().map(compiled).collect(), policy }
+        let filters = policy::routes(&policy).iter().map(compiled).collect();
+        Self { filters, table: policy::table(&policy), policy }
+    }
+
+    /// See [`policy::authorize_http`].
+    pub fn authorize_http<R: RequestView>(
+        &self,
+        client: IpAddr,
+        peer: &Peer,
+        request: &R,
+    ) -> Result<Permit, Refusal> {
+        policy::authorize_http(&self.policy, &self.table, client, peer, request)
     }
 
     /// What is done with a request that was permitted, if anything; and how much of its path the rule's prefix covers,
     /// where a filter needs to know.
     pub fn filters<R: RequestView>(&self, permit: &Permit, request: &R) -> Option<(&Filters, Option<usize>)> {
         let filters = self.filters.get(permit.route)?.get(permit.rule)?.as_deref()?;
-        let covered = || {
-            let route = &policy::routes(&self.policy).get(permit.route)?.route;
-            matched_prefix(route.rules.get(permit.rule)?, request)
-        };
+        let covered =
+            || matched_prefix(self.table.routes().get(permit.route)?.rules.get(permit.rule)?, request);
         Some((filters, filters.replace_prefix.then(covered).flatten()))
     }
 }
@@ -182,6 +197,16 @@ impl PortPolicy {
         limiter.take(identity, clock::now())
     }
 
+    /// Whether there may ever be another.
+    pub fn may_change(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// News of this policy, if there may be any.
+    pub fn news(&self) -> Option<News> {
+        self.watch.as_ref().map(|watch| News::of(watch.receiver()))
+    }
+
     /// Waits for another policy than the one last seen; for ever when there will be none.
     pub async fn changed(&mut self) {
         if let Some(watch) = &mut self.watch
@@ -189,6 +214,86 @@ impl PortPolicy {
         {
             return;
         }
-        std::future::pending::<()>().await;
+        pending::<()>().await;
+    }
+}
+
+/// News of a policy for a connection that is woken for other reasons: as long as there is none, asking costs a glance.
+pub struct News {
+    seen: watch::Receiver<Known<Server>>,
+    next: Pin<Box<dyn Future<Output = watch::Receiver<Known<Server>>> + Send>>,
+    /// Who is woken by `next`.
+    waker: Option<Waker>,
+}
+
+impl News {
+    fn of(seen: watch::Receiver<Known<Server>>) -> Self {
+        // Unconstrained: it is asked only when there is something to hear, and would not be asked again.
+        let next = Box::pin(unconstrained(next(seen.clone())));
+        Self { seen, next, waker: None }
+    }
+
+    /// Whether there was news since it was asked last; if not, the task is woken by the next.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        let waits = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if waits && !self.seen.has_changed().unwrap_or(false) {
+            return false;
+        }
+        let mut news = false;
+        while let Poll::Ready(seen) = self.next.as_mut().poll(cx) {
+            news = true;
+            *self = Self::of(seen);
+        }
+        self.waker = Some(cx.waker().clone());
+        news
+    }
+}
+
+/// Waits for news; for ever when there will be none.
+async fn next(mut seen: watch::Receiver<Known<Server>>) -> watch::Receiver<Known<Server>> {
+    if seen.changed().await.is_err() {
+        pending::<()>().await;
+    }
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discover::Absence;
+    use std::{future::poll_fn, thread, time::Duration};
+
+    #[test]
+    fn every_follower_hears_the_last_word() {
+        const LAST: &str = "1000";
+        let (sender, latest) = watch::channel(Known::Pending);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let follow = || {
+            let (mut news, latest) = (News::of(latest.clone()), latest.clone());
+            async move {
+                let is_last =
+                    || matches!(&*latest.borrow(), Known::Absent(Absence::Refused(word)) if **word == *LAST);
+                let mut asked = 0;
+                poll_fn(|cx| {
+                    asked += 1;
+                    // Now and then it is woken for something else.
+                    if asked % 3 == 0 {
+                        cx.waker().wake_by_ref();
+                    }
+                    if news.poll(cx) && is_last() { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+        };
+        let followers: Vec<_> = (0..50).map(|_| runtime.spawn(follow())).collect();
+        let saying = thread::spawn(move || {
+            for word in 1..=1000 {
+                sender.send_replace(Known::Absent(Absence::Refused(word.to_string().into())));
+            }
+            sender
+        });
+        let heard = futures_util::future::join_all(followers);
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), heard).await.unwrap() });
+        drop(saying.join().unwrap());
     }
 }

@@ -99,6 +99,11 @@ where
         Self { shared, start: Box::new(start), runtime, idle, max }
     }
 
+    /// Where lookups run.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Begins or joins the lookup of `key`.
     pub fn watch(&self, key: &K) -> Result<Watch<T>, Full> {
         self.join(key).map(|(watch, _)| watch)
@@ -170,6 +175,11 @@ impl<T> Watch<T> {
     /// What is known now, without taking it as seen.
     pub fn peek(&self) -> Known<T> {
         self.latest.borrow().clone()
+    }
+
+    /// Of what is to be known from now on. It keeps no lookup running.
+    pub fn receiver(&self) -> watch::Receiver<Known<T>> {
+        self.latest.clone()
     }
 
     /// By which the lookup can be asked to ask again.

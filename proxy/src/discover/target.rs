@@ -1,12 +1,14 @@
 //! A target as one worker uses it: the control plane's answer compiled into routes, splits and live balancers. A
 //! connection that has its target looks nothing up any more.
 
+mod follow;
+
 use super::{
-    Full, Known, Place, Policy, Profiled, Watch,
+    Full, Place,
     backend::{self, Wanted},
-    pod::{self, PodPlan},
+    pod::PodPlan,
     profiled::ProfilePlan,
-    resolve::{self, Resolution},
+    resolve,
     rules::Routes,
 };
 use crate::{
@@ -227,7 +229,7 @@ impl Targets {
             used: AtomicBool::new(true),
             following: OnceLock::new(),
         });
-        let following = follow(Arc::downgrade(&target), worker.clone(), profile, policy);
+        let following = follow::follow(Arc::downgrade(&target), worker.clone(), profile, policy);
         // Never set before: the target is new.
         let _ = target.following.set(AbortOnDrop(proxy.tasks.spawn("target", following)));
         targets.insert(place, target.clone());
@@ -274,51 +276,6 @@ impl Targets {
         let balancer = make()?;
         balancers.insert(key, Arc::downgrade(&balancer));
         Some(balancer)
-    }
-}
-
-/// Compiles every answer of the control plane for as long as the target lives.
-async fn follow(
-    target: Weak<Target>,
-    worker: Arc<Worker>,
-    mut profile: Option<Watch<Profiled>>,
-    mut policy: Watch<Policy>,
-) {
-    loop {
-        let latest = match &mut profile {
-            Some(profile) => profile.latest(),
-            None => Known::Absent(super::Absence::NotFound),
-        };
-        {
-            let Some(target) = target.upgrade() else { return };
-            let said = policy.latest();
-            match resolve::resolve(&target.place, &latest, &said) {
-                Resolution::Wait => {}
-                Resolution::Use(policy) => {
-                    let of_pod = match &said {
-                        Known::Is(said) => pod::plan(&worker, &target.place, &latest, &said.services),
-                        Known::Pending | Known::Absent(_) => None,
-                    };
-                    let profile = match &latest {
-                        Known::Is(known) => Some(&known.profile).filter(|profile| profile.routes_http()),
-                        Known::Pending | Known::Absent(_) => None,
-                    };
-                    let own = || compile(&worker, &policy, profile, target.place.port());
-                    target.plan.store(Some(Arc::new(of_pod.unwrap_or_else(own))));
-                    target.planned.notify_waiters();
-                }
-            }
-        }
-        let changed = match &mut profile {
-            Some(profile) => tokio::select! {
-                changed = profile.changed() => changed,
-                changed = policy.changed() => changed,
-            },
-            None => policy.changed().await,
-        };
-        if changed.is_err() {
-            return;
-        }
     }
 }
 

@@ -9,16 +9,19 @@ use crate::{
     policy::{InForce, PortPolicy},
 };
 use http::Request;
-use remora_core::policy::{self, Permit, Refusal, Refused, ServerPolicy};
+use remora_core::{
+    policy::{Permit, Refusal, Refused, ServerPolicy},
+    route::RequestView,
+};
 use std::sync::Arc;
 
 /// May this client ask for this? If not, why not, and by what.
 pub(super) fn permitted(
-    server: &ServerPolicy,
+    server: &InForce,
     connection: &Connection,
-    view: &View<'_, Body>,
+    view: &impl RequestView,
 ) -> Result<Permit, (Refusal, Refused)> {
-    let permit = policy::authorize_http(server, connection.client.ip(), &connection.peer, view);
+    let permit = server.authorize_http(connection.client.ip(), &connection.peer, view);
     permit.map_err(|refusal| {
         let refused = Refused::of(server, &refusal);
         (refusal, refused)

@@ -6,10 +6,11 @@ use super::{
     exchange::Exchange,
     headers,
     replay::{Recorded, Replaying},
+    request::Standing,
     upload::{BodyError, Fate, Upload},
 };
 use crate::{
-    fault::HttpError,
+    fault::{Fault, HttpError},
     http1::{
         self,
         head::Spelling,
@@ -220,6 +221,18 @@ impl Body {
         }
     }
 
+    /// Ends this request's body when its request may not go on.
+    pub fn stands_by(&mut self, standing: &Arc<Standing>) {
+        if let Some(upload) = &mut self.upload {
+            upload.stands_by(standing.clone());
+        }
+    }
+
+    /// Why the client may not have the rest of this answer, if its request is not admitted any more.
+    pub fn refused(&mut self) -> Option<Fault> {
+        self.exchange.as_mut()?.refused()
+    }
+
     /// Ends this answer's body by an error when it takes too long.
     pub fn expire(&mut self, expiry: Box<Expiry>) {
         self.expiry = Some(expiry);
@@ -285,7 +298,7 @@ impl http_body::Body for Body {
                 Some(Ok(frame)) => exchange.frame(frame),
                 Some(Err(BodyError::Stream(error))) => exchange.failed(error),
                 // An answer's body is nobody's upload.
-                Some(Err(BodyError::Client(_))) => {}
+                Some(Err(BodyError::Client(_) | BodyError::Refused(_))) => {}
                 None => exchange.ended(),
             }
         }

@@ -1,7 +1,8 @@
 //! One request and its response, watched from the dispatch to the last byte: load, latency, classification.
 
+use super::request::Standing;
 use crate::endpoint::InFlight;
-use crate::fault::{self, HttpError};
+use crate::fault::{self, Fault, HttpError};
 use crate::metrics::{
     RequestMetrics,
     routes::{End, Routed},
@@ -50,6 +51,8 @@ pub struct Exchange {
     status: u16,
     grpc: Option<GrpcStatus>,
     in_flight: Option<InFlight>,
+    /// Whether the request may go on; of an inbound one.
+    standing: Option<Arc<Standing>>,
     counted: bool,
 }
 
@@ -69,6 +72,7 @@ impl Exchange {
             status: response.status().as_u16(),
             grpc,
             in_flight: None,
+            standing: None,
             counted: false,
         }
     }
@@ -76,6 +80,12 @@ impl Exchange {
     /// The response is to a request of this route of a ServiceProfile, which came then.
     pub fn of_route(mut self, route: Option<Arc<Route>>, came: Time) -> Self {
         self.route = route.map(|route| (route, came));
+        self
+    }
+
+    /// The response ends when its request is not admitted any more.
+    pub fn stands_by(mut self, standing: Option<Arc<Standing>>) -> Self {
+        self.standing = standing;
         self
     }
 
@@ -119,6 +129,13 @@ impl Exchange {
     pub(super) fn failed(&mut self, error: &HttpError) {
         let broken = if error.is_timeout() { "timeout" } else { "i/o" };
         self.count(Some(broken), Some(fault::stream_error(error)));
+    }
+
+    /// Why the request is not admitted any more, if that is so.
+    pub(super) fn refused(&mut self) -> Option<Fault> {
+        let fault = self.standing.as_ref()?.refused()?;
+        self.count(Some(fault.label()), None);
+        Some(fault)
     }
 
     fn count(&mut self, error: Option<&'static str>, route_error: Option<&'static str>) {

@@ -6,6 +6,10 @@
 //!            again, if its route says so) → answer
 //! ```
 
+mod standing;
+
+pub use standing::{Standing, news};
+
 use super::{
     access_log,
     admit::{filter, permitted, within_rate},
@@ -37,13 +41,13 @@ use crate::{
     profile::Names,
 };
 use http::{HeaderValue, Method, Request, Response, Version};
-use remora_core::{
-    policy::{self, Peer},
-    route::RequestView,
-    time::Time,
-};
+use remora_core::{policy::Peer, route::RequestView, time::Time};
 use remora_runtime::clock;
-use std::{future::pending, sync::Arc};
+use std::{
+    future::{pending, poll_fn},
+    pin::pin,
+    sync::{Arc, atomic::AtomicUsize},
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// What the requests of one inbound connection share.
@@ -51,6 +55,8 @@ pub struct Inbound {
     worker: Arc<Worker>,
     connection: Connection,
     policy: PortPolicy,
+    /// How often the policy has changed.
+    changes: AtomicUsize,
     app: Arc<inbound::app::App>,
     client_id: Option<HeaderValue>,
     requests: InboundRequests,
@@ -64,7 +70,16 @@ impl Inbound {
         let client_id = identity.and_then(|identity| HeaderValue::from_str(identity.as_str()).ok());
         let authority = worker.proxy.config.inbound.metrics_authority;
         let requests = InboundRequests::new(&connection, authority);
-        Self { worker, connection, policy, app, client_id, requests, names: Names::default() }
+        Self {
+            worker,
+            connection,
+            policy,
+            changes: AtomicUsize::new(0),
+            app,
+            client_id,
+            requests,
+            names: Names::default(),
+        }
     }
 }
 
@@ -88,7 +103,7 @@ async fn authorized(
     request: &mut Request<Body>,
     started: Time,
 ) -> Result<Response<Body>, Fault> {
-    let Inbound { worker, connection, policy, app, .. } = &**context;
+    let Inbound { worker, connection, policy, .. } = &**context;
     let metrics = &worker.proxy.metrics;
     let meshed = matches!(connection.peer, Peer::Tls { .. });
     let config = &worker.proxy.config;
@@ -104,6 +119,7 @@ async fn authorized(
     }
 
     headers::complete_authority(request);
+    let standing = Standing::of(context, request);
     let server = policy.current();
     let view = View(request);
     let permit = permitted(&server, connection, &view);
@@ -117,7 +133,6 @@ async fn authorized(
         }
     };
     inbound::audit(connection, &permit.authorization);
-    // As it was authorised: it is authorised again when the policy changes.
     let offered = headers::wants_upgrade(request).then(|| upgrade::offered(request)).flatten();
 
     let filters = match filter(&server, permit, request, sound.is_ok()) {
@@ -146,7 +161,7 @@ async fn authorized(
     }
     let fate = request.body().fate();
     request.body_mut().measure(counted.request_frames());
-    let mut response = match app.client.send(&**app, request, started).await {
+    let mut response = match send(context, standing.as_ref(), request, started).await {
         Ok(response) => response,
         Err(error) => {
             let unsent = matches!(error, SendError::Unsent(_));
@@ -165,8 +180,8 @@ async fn authorized(
         filters.response(&mut response);
     }
     let exchange = Exchange::of(&response, counted, started).of_route(profiled, started);
-    let mut response = respond_with(response, exchange);
-    upgraded(context, offered, connect, &mut response);
+    let mut response = respond_with(response, exchange.stands_by(standing.clone()));
+    upgraded(context, standing, offered, connect, &mut response);
     match orig_proto {
         Some(orig) => headers::redo_orig_proto(&mut response, orig),
         None => headers::own_version(&mut response),
@@ -174,35 +189,36 @@ async fn authorized(
     Ok(response)
 }
 
+/// Sends a request to the application, and waits for its answer for as long as the request may go on.
+async fn send(
+    context: &Inbound,
+    standing: Option<&Arc<Standing>>,
+    request: &mut Request<Body>,
+    started: Time,
+) -> Result<Response<Body>, SendError> {
+    if let Some(standing) = standing {
+        request.body_mut().stands_by(standing);
+    }
+    let mut sending = pin!(context.app.client.send(&*context.app, request, started));
+    let sent = poll_fn(|cx| standing::poll(standing, cx, sending.as_mut())).await;
+    sent.unwrap_or_else(|fault| Err(SendError::Failed(fault)))
+}
+
 /// Joins both halves of a connection that stops being HTTP, where the application agreed; else its answer goes on as it is.
 fn upgraded(
     context: &Arc<Inbound>,
+    standing: Option<Arc<Standing>>,
     offered: Option<upgrade::Offered>,
     connect: bool,
     response: &mut Response<Body>,
 ) {
     match offered {
-        Some(mut offered) if headers::is_upgrade(response, connect) => {
+        Some(offered) if headers::is_upgrade(response, connect) => {
             headers::strip_framing(response.headers_mut());
-            let revoked = revoked(context.clone(), offered.request());
+            let revoked = standing::revoked(standing);
             offered.join(response, &context.worker.proxy, context.connection.permit.clone(), revoked);
         }
         Some(_) | None => headers::strip_response(response.headers_mut()),
-    }
-}
-
-/// Ends when a changed policy does not admit the request any more whose connection was upgraded.
-async fn revoked(context: Arc<Inbound>, request: Request<()>) -> Fault {
-    let Inbound { worker, connection, .. } = &*context;
-    let mut policy = context.policy.clone();
-    loop {
-        policy.changed().await;
-        let server = policy.latest();
-        let view = View(&request);
-        if policy::authorize_http(&server, connection.client.ip(), &connection.peer, &view).is_err() {
-            worker.proxy.metrics.tcp_terminated(connection, &server);
-            return Fault::Revoked(server.meta.name.clone());
-        }
     }
 }
 

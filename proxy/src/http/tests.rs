@@ -7,7 +7,7 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_runtime::metrics::{Counter, Registry};
-use std::sync::OnceLock;
+use std::{sync::OnceLock, task::Poll};
 use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
@@ -49,22 +49,14 @@ fn panics() -> &'static Counter {
 async fn serving(version: SessionProtocol) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let settings = Settings {
-        http2: Http2Config::default(),
-        header_list: HeaderList { bytes: 8192, fields: 100 },
-        max_header_bytes: 8192,
-        max_headers: 100,
-        head_timeout: Duration::from_secs(10),
-        body_timeout: Duration::from_secs(10),
-        informational: false,
-    };
+    let settings = settings();
     let (tasks, drain) = (remora_runtime::tasks::Tasks::new(), Drain::new());
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
             let drain = drain.clone();
             tasks.spawn("connection", async move {
                 // The clients say how it ended.
-                let _ = serve(Stream::plain(tcp), version, settings, &drain, clumsy).await;
+                let _ = serve(Stream::plain(tcp), version, settings, &drain, no_news, clumsy).await;
             });
         }
     });
@@ -89,4 +81,61 @@ fn get(uri: &str) -> Request<Empty<Bytes>> {
 
 fn status(answer: hyper::Result<Response<Incoming>>) -> u16 {
     answer.unwrap().status().as_u16()
+}
+
+fn settings() -> Settings {
+    Settings {
+        http2: Http2Config::default(),
+        header_list: HeaderList { bytes: 8192, fields: 100 },
+        max_header_bytes: 8192,
+        max_headers: 100,
+        head_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(10),
+        informational: false,
+    }
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_polled_when_there_is_news() {
+    for version in [SessionProtocol::Http1, SessionProtocol::Http2] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let (asked, mut was_asked) = tokio::sync::mpsc::channel(1);
+        let news = move |cx: &mut Context<'_>| matches!(told.poll_recv(cx), Poll::Ready(Some(())));
+        // Nobody wakes it.
+        let service = move |_| {
+            let mut polls = 0;
+            let asked = asked.clone();
+            poll_fn(move |_| {
+                polls += 1;
+                let _ = asked.try_send(());
+                if polls == 1 { Poll::Pending } else { Poll::Ready(Ok(Response::new(Body::absent()))) }
+            })
+        };
+        tokio::spawn(async move {
+            let drain = Drain::new();
+            serve(Stream::plain(near), version, settings(), &drain, news, service).await
+        });
+        let answer = match version {
+            SessionProtocol::Http1 => {
+                let (mut sender, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
+                tokio::spawn(connection);
+                tokio::spawn(async move { sender.send_request(get("/")).await })
+            }
+            SessionProtocol::Http2 => {
+                let (mut sender, connection) =
+                    hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
+                        .await
+                        .unwrap();
+                tokio::spawn(connection);
+                tokio::spawn(async move { sender.send_request(get("http://web/")).await })
+            }
+        };
+        was_asked.recv().await.unwrap();
+        tell.send(()).await.unwrap();
+        assert_eq!(status(answer.await.unwrap()), 200);
+    }
 }

@@ -27,26 +27,15 @@ impl Upgradable {
 /// The client's half of an upgrade that may come.
 pub struct Offered {
     client: oneshot::Receiver<Stream>,
-    request: Request<()>,
 }
 
 /// Takes the client's half before the request is sent on; `None` if its connection cannot stop being what it is.
 pub fn offered(request: &mut Request<Body>) -> Option<Offered> {
     let client = request.extensions_mut().remove::<Upgradable>()?.take()?;
-    let mut copy = Request::new(());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(Offered { client, request: copy })
+    Some(Offered { client })
 }
 
 impl Offered {
-    /// The request as it was when it was authorised.
-    pub fn request(&mut self) -> Request<()> {
-        std::mem::take(&mut self.request)
-    }
-
     /// The server agreed: copies between both halves when the answer has been sent, until both have ended or `stop` says
     /// that they must.
     pub fn join(

@@ -1,6 +1,6 @@
 //! A request's body on its way in: how slow it may be, and why it broke. The client is told by its request's answer.
 
-use super::deadline::Progress;
+use super::{deadline::Progress, request::Standing};
 use crate::fault::{Fault, HttpError};
 use bytes::Bytes;
 use http_body::Frame;
@@ -28,6 +28,9 @@ pub enum BodyError {
     Stream(HttpError),
     #[error("{0}")]
     Client(Fault),
+    /// Policy does not admit the request any more.
+    #[error("{0}")]
+    Refused(Fault),
 }
 
 /// What became of a body, for the request that it belongs to.
@@ -62,13 +65,15 @@ pub struct Upload {
     shared: Arc<Shared>,
     /// Who else is told how far it is.
     progress: Option<Arc<Progress>>,
+    /// Whether its request may go on.
+    standing: Option<Arc<Standing>>,
 }
 
 impl Upload {
     /// `limit` bounds the wait for `LEAST` bytes.
     pub fn new(limit: Option<Duration>) -> Self {
         let patience = limit.map(|limit| (limit, Patience::new(limit, LEAST)));
-        Self { patience, timer: None, shared: Arc::default(), progress: None }
+        Self { patience, timer: None, shared: Arc::default(), progress: None, standing: None }
     }
 
     pub fn fate(&self) -> Fate {
@@ -78,6 +83,11 @@ impl Upload {
     /// Tells how far the body is.
     pub fn tell(&mut self, progress: Arc<Progress>) {
         self.progress = Some(progress);
+    }
+
+    /// Ends the body when its request may not go on.
+    pub fn stands_by(&mut self, standing: Arc<Standing>) {
+        self.standing = Some(standing);
     }
 
     /// The body has been sent to its end.
@@ -93,6 +103,10 @@ impl Upload {
         cx: &mut Context<'_>,
         polled: Poll<Option<Result<Frame<Bytes>, HttpError>>>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(fault) = self.standing.as_ref().and_then(|standing| standing.refused()) {
+            let _ = self.shared.broke.set(fault.clone());
+            return Poll::Ready(Some(Err(BodyError::Refused(fault))));
+        }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(progress) = &self.progress {

@@ -83,6 +83,12 @@ struct Sending<'a> {
 
 impl Sending<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, upgraded: bool) -> Poll<Result<(), Fault>> {
+        // Before anything else: a client that takes nothing is not waited for.
+        if !self.over
+            && let Some(fault) = self.body.refused()
+        {
+            return Poll::Ready(Err(self.break_off(cx, Fault::Answer(fault.to_string().into()))));
+        }
         for _ in 0..ROUNDS {
             let waits = match self.take(cx) {
                 Ok(waits) => waits,

@@ -117,6 +117,11 @@ impl Outgoing {
     /// Sends what is there; ready when everything is, or when the stream has ended: whoever reads the other direction
     /// hears why.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Before anything else: a client that takes nothing is not waited for.
+        if let Some(fault) = self.body.refused() {
+            self.stream.send_reset(reason(&BodyError::Refused(fault)));
+            return Poll::Ready(());
+        }
         match self.progress(cx) {
             Poll::Ready(Ok(()) | Err(Ended)) => Poll::Ready(()),
             // So that a reset wakes us too.
@@ -179,5 +184,7 @@ fn reason(error: &BodyError) -> Reason {
     match error {
         BodyError::Stream(error) => error.h2_reason(),
         BodyError::Client(_) => Reason::INTERNAL_ERROR,
+        // To gRPC it is PERMISSION_DENIED (its document on HTTP/2, "HTTP2 Transport Mapping").
+        BodyError::Refused(_) => Reason::INADEQUATE_SECURITY,
     }
 }

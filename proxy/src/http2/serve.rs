@@ -54,8 +54,15 @@ pub struct Settings {
 
 /// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets
 /// its request's stream, and so does a panic.
-pub async fn serve<S, F>(stream: Stream, settings: Settings, drain: &Drain, service: S) -> Result<(), Fault>
+pub async fn serve<N, S, F>(
+    stream: Stream,
+    settings: Settings,
+    drain: &Drain,
+    mut news: N,
+    service: S,
+) -> Result<(), Fault>
 where
+    N: FnMut(&mut Context<'_>) -> bool,
     S: Fn(Request<Body>) -> F,
     F: Future<Output = Result<Response<Body>, Fault>>,
 {
@@ -85,6 +92,9 @@ where
     poll_fn(|cx| {
         if !serving.closes && draining.as_mut().poll(cx).is_ready() {
             serving.close();
+        }
+        if news(cx) {
+            serving.ask_anew();
         }
         serving.poll(cx, &service)
     })
@@ -185,6 +195,11 @@ impl<F: Future<Output = Result<Response<Body>, Fault>>> Serving<F> {
                 None => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Has every answer polled, whether it is woken or not.
+    fn ask_anew(&mut self) {
+        self.answers = std::mem::take(&mut self.answers).into_iter().collect();
     }
 
     /// Tells the client to go elsewhere; what is under way is finished.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     config::Http2Config,
     fault::{Fault, HttpError},
-    http::body::Body,
+    http::{body::Body, no_news},
     stream::Stream,
 };
 use bytes::Bytes;
@@ -41,7 +41,7 @@ async fn a_client_that_does_not_answer_a_ping_is_served_no_longer() {
         Http2Config { keep_alive_interval: interval, keep_alive_timeout: interval, ..Http2Config::default() };
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let began = Instant::now();
-    let served = serve::serve(Stream::plain(near), settings(config), &Drain::new(), reads).await;
+    let served = serve::serve(Stream::plain(near), settings(config), &Drain::new(), no_news, reads).await;
     assert!(matches!(served, Err(Fault::Client(HttpError::Ping))), "{served:?}");
     assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
 }
@@ -51,7 +51,7 @@ async fn a_window_that_is_measured_grows_with_what_comes() {
     let (near, client) = pair().await;
     let config = Http2Config { adaptive_flow_control: true, ..Http2Config::default() };
     tokio::spawn(async move {
-        let _ = serve::serve(Stream::plain(near), settings(config), &Drain::new(), reads).await;
+        let _ = serve::serve(Stream::plain(near), settings(config), &Drain::new(), no_news, reads).await;
     });
     let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
@@ -85,7 +85,7 @@ async fn an_answer_before_its_requests_end_does_not_end_the_request() {
             }
         };
         let config = settings(Http2Config::default());
-        let _ = serve::serve(Stream::plain(near_client), config, &Drain::new(), forward).await;
+        let _ = serve::serve(Stream::plain(near_client), config, &Drain::new(), no_news, forward).await;
     });
     let whole = tokio::spawn(async move {
         let mut connection = h2::server::handshake(server).await.unwrap();
