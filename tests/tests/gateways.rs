@@ -1,4 +1,4 @@
-//! Envoy and nginx as gateways, as they are installed: each in a pod that is injected like any other, with the pods' own
+//! Envoy, Traefik and nginx as gateways, as they are installed: each in a pod that is injected like any other, with the pods' own
 //! addresses in its configuration, of which it knows nothing more. `docs/gateways.md`, "It dials pods".
 #![expect(
     clippy::indexing_slicing,
@@ -31,8 +31,9 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     mesh.apply(OBJECTS).unwrap();
     let ips = REPLICAS.map(|name| mesh.pod(SHOP, name).unwrap().ip().unwrap().to_string());
     let addressed = |manifest: &str| manifest.replace("FIRST", &ips[0]).replace("SECOND", &ips[1]);
-    mesh.apply(&addressed(ENVOY)).unwrap();
-    mesh.apply(&addressed(NGINX)).unwrap();
+    for gateway in [ENVOY, TRAEFIK, NGINX] {
+        mesh.apply(&addressed(gateway)).unwrap();
+    }
     mesh.wait_ready(PATIENCE).unwrap();
     mesh
 });
@@ -130,6 +131,42 @@ spec:
   volumes: [{name: config, configMap: {name: envoy}}]
 "#;
 
+/// The same.
+const TRAEFIK: &str = r#"
+kind: ConfigMap
+apiVersion: v1
+metadata: {name: traefik, namespace: shop}
+data:
+  shop.yaml: |
+    http:
+      routers:
+        both2: {rule: "PathPrefix(`/both2`)", service: both2, priority: 3}
+        both: {rule: "PathPrefix(`/both`)", service: both, priority: 2}
+        first: {rule: "PathPrefix(`/`)", service: first, priority: 1}
+      services:
+        both2: {loadBalancer: {servers: [{url: "h2c://FIRST:8080"}, {url: "h2c://SECOND:8080"}]}}
+        both: {loadBalancer: {servers: [{url: "http://FIRST:8080"}, {url: "http://SECOND:8080"}]}}
+        first: {loadBalancer: {servers: [{url: "http://FIRST:8080"}]}}
+---
+kind: Pod
+apiVersion: v1
+metadata: {name: traefik, namespace: shop}
+spec:
+  serviceAccountName: traefik
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: traefik
+    image: traefik:v3.7
+    args:
+    - --entrypoints.web.address=:8080
+    - --providers.file.directory=/etc/traefik/shop
+    - --ping.entrypoint=web
+    - --global.checknewversion=false
+    readinessProbe: {httpGet: {path: /ping, port: 8080}, periodSeconds: 1, failureThreshold: 1}
+    volumeMounts: [{name: config, mountPath: /etc/traefik/shop}]
+  volumes: [{name: config, configMap: {name: traefik}}]
+"#;
+
 /// The same but for HTTP/2, which nginx does not speak to its upstreams.
 const NGINX: &str = r#"
 kind: ConfigMap
@@ -165,6 +202,11 @@ spec:
 #[test]
 fn envoys_own_choice_stands_and_its_services_rules_hold() {
     holds("envoy", &[BOTH, "/both2"]);
+}
+
+#[test]
+fn traefiks_own_choice_stands_and_its_services_rules_hold() {
+    holds("traefik", &[BOTH, "/both2"]);
 }
 
 #[test]
