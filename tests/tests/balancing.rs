@@ -6,6 +6,7 @@ use http::StatusCode;
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, state};
 use remora_tests::{App, Mesh, PodRef, check};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::LazyLock;
 
 const CHANGES: &str = "remora_outbound_breaker_changes_total";
@@ -16,6 +17,8 @@ const SERVICES: [(&str, u16, &str, &str); 3] = [
     ("limited", 8083, "even: 'yes'", "balancer.linkerd.io/failure-accrual: unified"),
 ];
 const ALL: [&str; 4] = ["first", "second", "third", "heavy"];
+/// Requests under way that are too many for a zone whatever a round trip takes, as long as it is more than 2 ms.
+const HELD: usize = 300;
 /// Those without a weight of their own.
 const EVEN: [&str; 3] = ["first", "second", "third"];
 
@@ -112,6 +115,32 @@ fn a_zone_is_kept_while_it_serves_and_left_when_it_does_not() {
     .unwrap();
 }
 
+#[test]
+fn a_zone_with_too_much_to_do_is_left_until_it_has_less() {
+    if !check::can_run() {
+        return;
+    }
+    let stage = Stage::enter("busy", 8085, &ALL);
+    let before = stage.said();
+    std::thread::scope(|scope| {
+        // Answers that begin at once and do not end: short round trips, and more and more under way.
+        let held = scope.spawn(|| stage.hold(HELD));
+        let begun = || stage.since(&before).iter().sum::<usize>() == HELD;
+        MESH.wait_until("all of them to be under way", PATIENCE, begun).unwrap();
+        let since = stage.since(&before);
+        let (here, there) = (since[0] + since[1], since[2] + since[3]);
+        assert!(there > 0 && here > 5 * there, "it is left for ten times the load only: {since:?}");
+        let remote = [("dst_zone_locality", "remote"), ("dst_service", "busy")];
+        assert_eq!(stage.count("request_total", &remote), u64::try_from(there).unwrap());
+        stage.apps.iter().for_each(App::release);
+        held.join().unwrap();
+    });
+    let before = stage.said();
+    assert_eq!(stage.send(&[], 40), vec!["200"; 40]);
+    let since = stage.since(&before);
+    assert!(since[2] + since[3] == 0, "nobody leaves any more: {since:?}");
+}
+
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     let web = |name: &str, annotations: &[(&str, &str)], labels: &str| {
         let labels = format!("labels: {{app: web, {labels}}}");
@@ -119,37 +148,41 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     };
     let mut objects: Vec<_> = EVEN.map(|name| web(name, &[], "even: 'yes'")).into();
     objects.push(web("heavy", &[("balancer.remora.io/weight", "300")], "even: 'no'"));
-    objects.push(shop::idle("client-zoned", &[]));
+    objects.extend(["client-zoned", "client-busy"].map(|client| shop::idle(client, &[])));
     for (name, port, selector, annotation) in SERVICES {
         objects.push(shop::idle(&format!("client-{name}"), &[]));
         objects.push(service(name, &format!("selector: {{{selector}}}"), annotation, port));
     }
     let mesh = shop::open(&objects).unwrap();
-    let pod = |name: &str| mesh.pod(SHOP, name).unwrap().ip().unwrap();
-    let mut slice = "
-apiVersion: v1
-kind: Node
-metadata: {name: node, labels: {topology.kubernetes.io/zone: west}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: zoned-1, namespace: shop, labels: {kubernetes.io/service-name: zoned}}
-addressType: IPv4
-ports: [{name: main, port: 8084}]
-endpoints:
-"
-    .to_owned();
-    for (name, zone) in [("first", "west"), ("second", "west"), ("third", "east"), ("heavy", "east")] {
-        let ip = pod(name);
-        writeln!(slice, "- {{addresses: ['{ip}'], zone: {zone}, hints: {{forZones: [{{name: {zone}}}]}}}}")
-            .unwrap();
-    }
+    let ips = ALL.map(|name| mesh.pod(SHOP, name).unwrap().ip().unwrap());
+    let node =
+        "{apiVersion: v1, kind: Node, metadata: {name: node, labels: {topology.kubernetes.io/zone: west}}}";
+    mesh.apply(&[node, &zones("zoned", 8084, ips), &zones("busy", 8085, ips)].join("\n---\n")).unwrap();
     let breaking = "balancer.linkerd.io/failure-accrual: consecutive, \
                     balancer.linkerd.io/failure-accrual-consecutive-max-failures: '1', \
                     balancer.linkerd.io/failure-accrual-consecutive-min-penalty: 5s";
-    mesh.apply(&format!("{slice}---\n{}", service("zoned", "", breaking, 8084))).unwrap();
+    mesh.apply(&(service("zoned", "", breaking, 8084) + &service("busy", "", "", 8085))).unwrap();
     mesh
 });
+
+/// An EndpointSlice of a Service: of [`ALL`] the first two are meant for the client's zone, the others for another.
+fn zones(service: &str, port: u16, ips: [IpAddr; 4]) -> String {
+    let mut slice = format!(
+        "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {service}-1, namespace: shop, labels: {{kubernetes.io/service-name: {service}}}}}
+addressType: IPv4
+ports: [{{name: main, port: {port}}}]
+endpoints:
+"
+    );
+    for (ip, zone) in ips.iter().zip(["west", "west", "east", "east"]) {
+        writeln!(slice, "- {{addresses: ['{ip}'], zone: {zone}, hints: {{forZones: [{{name: {zone}}}]}}}}")
+            .unwrap();
+    }
+    slice
+}
 
 fn service(name: &str, selector: &str, annotations: &str, target: u16) -> String {
     let selector = if selector.is_empty() { String::new() } else { format!("{selector}, ") };
@@ -192,6 +225,13 @@ impl Stage {
         let url = format!("http://{}/?[1-{requests}]", self.name);
         let arguments = [&["-o", "/dev/null", "-w", "%{http_code}\n"], how, &[url.as_str()]].concat();
         curl(&self.client, &arguments).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// So many requests at once, until their answers are released.
+    fn hold(&self, requests: usize) {
+        let (url, most) = (format!("http://{}/hold?[1-{requests}]", self.name), requests.to_string());
+        let how = ["-o", "/dev/null", "--parallel", "--parallel-immediate", "--max-time", "60"];
+        curl(&self.client, &[&how[..], &["--parallel-max", &most, &url]].concat()).unwrap();
     }
 
     /// By what the client's proxy tells the replicas apart.

@@ -1,5 +1,7 @@
 //! How much a Service wants to have under way from one proxy.
 
+#[cfg(planted)]
+use crate::planted;
 use core::num::NonZeroU32;
 
 /// What of each there may be at once; `None` is no limit.
@@ -33,6 +35,17 @@ impl Limits {
             Limited::ConcurrentStreams => self.concurrent_streams,
         }
     }
+
+    /// How many there are with one more than `now`.
+    ///
+    /// # Errors
+    /// How many there may be, where that would be too many.
+    pub fn one_more(&self, what: Limited, now: u32) -> Result<u32, u32> {
+        let most = self.of(what).map_or(u32::MAX, NonZeroU32::get);
+        #[cfg(planted)]
+        let most = most.saturating_add(u32::from(planted::makes(planted::Mistake::OneTooMany)));
+        if now < most { Ok(now + 1) } else { Err(most) }
+    }
 }
 
 impl Limited {
@@ -45,6 +58,28 @@ impl Limited {
             Self::Connections => "connections",
             Self::PendingRequests => "pending-requests",
             Self::ConcurrentStreams => "concurrent-streams",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_one_more_below_the_limit_of_its_kind() {
+        let limits = Limits { connections: NonZeroU32::new(2), ..Limits::default() };
+        for (what, now, expected) in [
+            (Limited::Connections, 0, Ok(1)),
+            (Limited::Connections, 1, Ok(2)),
+            (Limited::Connections, 2, Err(2)),
+            // The limit was lowered meanwhile.
+            (Limited::Connections, 7, Err(2)),
+            (Limited::PendingRequests, 7, Ok(8)),
+            (Limited::ConcurrentStreams, u32::MAX - 1, Ok(u32::MAX)),
+            (Limited::ConcurrentStreams, u32::MAX, Err(u32::MAX)),
+        ] {
+            assert_eq!(limits.one_more(what, now), expected, "{what:?} after {now}");
         }
     }
 }

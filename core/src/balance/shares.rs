@@ -87,19 +87,21 @@ impl Shares {
     /// One of those that `look` shows, by weight, if it shows any.
     pub(super) fn one_of<T>(&self, look: &impl Fn(usize) -> Option<T>, random: u64) -> Option<(usize, T)> {
         let shown = || self.indices().filter_map(|index| Some((index, look(index)?)));
-        // What weighs nothing is as good as anything where nothing else is shown.
         let weight = |index: usize| if self.is_even() { 1 } else { self.weight(index) };
         let total: u64 = shown().map(|(index, _)| weight(index)).sum();
+        if total == 0 {
+            // What weighs nothing is as good as anything where nothing else is shown.
+            let count = u64::try_from(shown().count()).unwrap_or(u64::MAX);
+            return shown().nth(usize::try_from(part(count, random)).unwrap_or_default());
+        }
         let mut left = part(total, random);
-        shown()
-            .find(|(index, _)| match left.checked_sub(weight(*index)) {
-                Some(less) => {
-                    left = less;
-                    false
-                }
-                None => true,
-            })
-            .or_else(|| shown().next())
+        shown().find(|(index, _)| match left.checked_sub(weight(*index)) {
+            Some(less) => {
+                left = less;
+                false
+            }
+            None => true,
+        })
     }
 
     fn total(&self) -> u64 {

@@ -1,6 +1,6 @@
-//! By what endpoints are told apart, and which zone they are in: the choice where a destination has weights, zones or a
-//! strategy of its own.
+//! The choice among a destination's endpoints: by what they are told apart, what they weigh, and which zone they are in.
 //!
+//! Two are drawn, and the less loaded takes the request (power of two choices); round robin takes whose turn it is.
 //! **Weights** are shares: who weighs twice as much is drawn twice as often, and may have twice as much under way before
 //! it counts as equally loaded. **Zones**: a destination's endpoints are the client's own and others'. The others get a
 //! request when
@@ -11,8 +11,14 @@
 //!   the round trip times what is under way and one more, and others' round trips count for [`LEAST_RTT`] at least and
 //!   are never forgotten, so that nobody leaves a zone to see how it is elsewhere.
 
-use super::{lighter, mix, shares::Shares};
-use core::time::Duration;
+use super::{lighter, mix, nth_of, shares::Shares};
+use core::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+#[cfg(planted)]
+use crate::planted;
 
 /// So many times more load than elsewhere is too much.
 pub const SPILL: f64 = 10.0;
@@ -34,7 +40,7 @@ pub enum Strategy {
 /// An endpoint as a strategy sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
-    /// Whether it is thought to answer.
+    /// Whether it is thought to answer, and weighs something.
     pub usable: bool,
     /// Nanoseconds of a round trip, by what is remembered of it.
     pub rtt_ns: f64,
@@ -60,6 +66,21 @@ pub struct Draw {
     pub except: Option<usize>,
     /// Any number.
     pub random: u64,
+}
+
+/// The turns that round robin has taken in the client's zone, and elsewhere: apart, so that a turn which one of the two
+/// takes is not lost to the other's endpoints, always the same ones of them.
+#[derive(Debug, Default)]
+pub struct Turns {
+    own: AtomicU64,
+    others: AtomicU64,
+}
+
+impl Turns {
+    /// The first turn of either will be the one with this number.
+    pub fn beginning_with(nth: u64) -> Self {
+        Self { own: AtomicU64::new(nth), others: AtomicU64::new(nth) }
+    }
 }
 
 impl Strategy {
@@ -92,44 +113,50 @@ impl Field {
         Self { own: Shares::new(0, own), others: apart }
     }
 
-    /// Whether all endpoints are alike: none weighs more than another, or is of another zone.
-    pub fn is_even(&self) -> bool {
-        self.own.is_even() && self.others.is_none()
-    }
-
     /// The index of the endpoint that takes the next request: a usable one; when there is none, any, because the one that
-    /// may have recovered is better than none. `standing(i)` is endpoint `i`, or `None` if it cannot be chosen now;
-    /// `turn` is called for the next turn of round robin: at most twice more than there are endpoints.
+    /// may have recovered is better than none. `standing(i)` is endpoint `i`, or `None` if it cannot be chosen now. Of
+    /// `turns` round robin takes at most two more than there are endpoints.
     pub fn choose(
         &self,
         draw: Draw,
         standing: impl Fn(usize) -> Option<Standing>,
-        turn: impl Fn() -> u64,
+        turns: &Turns,
     ) -> Option<usize> {
         let there = |index: usize| standing(index).filter(|_| Some(index) != draw.except);
+        #[cfg(planted)]
+        let there = |index: usize| {
+            let avoided = || planted::makes(planted::Mistake::AvoidedIsChosen);
+            there(index).or_else(|| standing(index).filter(|_| avoided()))
+        };
         let usable = |index: usize| there(index).filter(|one| one.usable);
-        let of = |shares: &Shares, quick: bool| chosen(shares, draw, &usable, &turn, quick);
+        let own = |quick: bool| chosen(&self.own, draw, &usable, &turns.own, quick);
         if let Some(others) = &self.others {
-            match of(&self.own, true) {
-                Some((own, one)) => {
-                    let load = Strategy::PeakEwma.load(&one, self.own.share(own));
+            // Who leaves the zone says something about the bits by which that was decided.
+            let draw = Draw { random: nth_of(draw.random, 3), ..draw };
+            let their_turns = &turns.others;
+            #[cfg(planted)]
+            let their_turns =
+                if planted::makes(planted::Mistake::TurnsAreShared) { &turns.own } else { their_turns };
+            let elsewhere = || chosen(others, draw, &usable, their_turns, false);
+            match own(true) {
+                Some((index, one)) => {
+                    let load = Strategy::PeakEwma.load(&one, self.own.share(index));
                     if load <= SPILL * LEAST_RTT.as_nanos() as f64 {
-                        return Some(own);
+                        return Some(index);
                     }
-                    let elsewhere =
-                        of(others, false).filter(|(other, its)| spills(load, its, others.share(*other)));
-                    return Some(elsewhere.map_or(own, |(other, _)| other));
+                    let other = elsewhere().filter(|(other, its)| spills(load, its, others.share(*other)));
+                    return Some(other.map_or(index, |(other, _)| other));
                 }
                 None => {
-                    if let Some((other, _)) = of(others, false) {
+                    if let Some((other, _)) = elsewhere() {
                         return Some(other);
                     }
                 }
             }
         }
         let all = || core::iter::once(&self.own).chain(&self.others);
-        of(&self.own, false)
-            .map(|(own, _)| own)
+        own(false)
+            .map(|(index, _)| index)
             .or_else(|| all().find_map(|shares| Some(shares.one_of(&there, mix(draw.random))?.0)))
             .or_else(|| draw.except.filter(|index| standing(*index).is_some()))
     }
@@ -140,24 +167,29 @@ fn chosen(
     shares: &Shares,
     draw: Draw,
     usable: &impl Fn(usize) -> Option<Standing>,
-    turn: &impl Fn() -> u64,
+    turns: &AtomicU64,
     quick: bool,
 ) -> Option<(usize, Standing)> {
     if draw.strategy == Strategy::RoundRobin {
-        let turns = if quick { 2 } else { shares.count() };
-        let next = || shares.turn(turn()).and_then(|index| Some((index, usable(index)?)));
-        let found = (0..turns).find_map(|_| next());
+        let most = if quick { 2 } else { shares.count() };
+        let next = || {
+            let index = shares.turn(turns.fetch_add(1, Ordering::Relaxed))?;
+            Some((index, usable(index)?))
+        };
+        let found = (0..most).find_map(|_| next());
         return if found.is_some() || quick { found } else { shares.one_of(usable, mix(draw.random)) };
     }
     let (a, b) = shares.two(draw.random)?;
-    match (usable(a), usable(b)) {
+    let first = usable(a);
+    match (first, if a == b { first } else { usable(b) }) {
         (Some(first), Some(second)) => Some(less(shares, draw.strategy, (a, first), (b, second))),
         (None, None) if quick => None,
         _ => {
             // Only now is it worth looking at all of them, with fresh bits: that the first draws failed says something
             // about the old ones.
-            let bits = mix(draw.random);
-            let (first, second) = (shares.one_of(usable, bits)?, shares.one_of(usable, mix(bits))?);
+            let first = shares.one_of(usable, nth_of(draw.random, 1))?;
+            let another = |index: usize| usable(index).filter(|_| !shares.is_even() || index != first.0);
+            let second = shares.one_of(&another, nth_of(draw.random, 2)).unwrap_or(first);
             Some(less(shares, draw.strategy, first, second))
         }
     }
@@ -175,6 +207,10 @@ fn less(
 
 /// Is a load in the client's zone so much more than another zone's?
 fn spills(own: f64, other: &Standing, share: f64) -> bool {
+    #[cfg(planted)]
+    if planted::makes(planted::Mistake::OverloadHoldsAZone) {
+        return false;
+    }
     let rtt_ns = other.kept_rtt_ns.max(LEAST_RTT.as_nanos() as f64);
     own > SPILL * Strategy::PeakEwma.load(&Standing { rtt_ns, ..*other }, share)
 }
