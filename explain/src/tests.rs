@@ -1,5 +1,7 @@
 //! Answers, as tables over small manifests.
 
+mod sends;
+
 use super::*;
 use crate::{
     answer::{Answer, Verdict},
@@ -104,8 +106,9 @@ fn status(answer: &Answer) -> u16 {
         statuses.extend(course.reply.iter().map(of));
         for backend in course.backends.iter().filter(|backend| backend.percent > 0.0) {
             statuses.extend(backend.reply.iter().map(of));
-            for served in backend.endpoints.iter().flat_map(|endpoint| &endpoint.served) {
-                statuses.push(served.reply.as_ref().map_or(200, of));
+            for endpoint in &backend.endpoints {
+                statuses.extend(endpoint.reply.iter().map(of));
+                statuses.extend(endpoint.served.iter().map(|served| served.reply.as_ref().map_or(200, of)));
             }
         }
     }

@@ -27,7 +27,7 @@ use remora_destination::{
     watch::Event,
 };
 use remora_explain::{
-    answer::{Answer, Backend, Course, Reply, Verdict},
+    answer::{Answer, Backend, Course, Endpoint, Reply, Verdict},
     explain,
     question::{Question, Speaks},
 };
@@ -147,8 +147,11 @@ fn statuses(backend: &Backend) -> Vec<u16> {
     if let Some(reply) = &backend.reply {
         return vec![of(reply)];
     }
-    let served = backend.endpoints.iter().flat_map(|endpoint| &endpoint.served);
-    served.map(|served| served.reply.as_ref().map_or(200, of)).collect()
+    let at = |endpoint: &Endpoint| -> Vec<u16> {
+        let served = endpoint.served.iter().map(|served| served.reply.as_ref().map_or(200, of));
+        endpoint.reply.iter().map(of).chain(served).collect()
+    };
+    backend.endpoints.iter().flat_map(at).collect()
 }
 
 fn settings() -> Settings {

@@ -165,7 +165,11 @@ fn outcomes(json: &Value) -> BTreeSet<(u16, String)> {
             let of = backend["of"].as_str().unwrap_or_default();
             let name =
                 of.rsplit_once('/').and_then(|(_, rest)| rest.split_once(':')).map_or("", |(name, _)| name);
-            for served in list(&backend["endpoints"]).iter().flat_map(|endpoint| list(&endpoint["served"])) {
+            let endpoints = list(&backend["endpoints"]);
+            for endpoint in endpoints.iter().filter(|endpoint| !endpoint["reply"].is_null()) {
+                found.insert((status(&endpoint["reply"]), String::new()));
+            }
+            for served in endpoints.iter().flat_map(|endpoint| list(&endpoint["served"])) {
                 found.insert(match served["admitted"].as_bool() {
                     Some(true) => (200, name.to_owned()),
                     _ => (status(&served["reply"]), String::new()),
