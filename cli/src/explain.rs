@@ -12,7 +12,7 @@ use remora_destination::{
 use remora_explain::{
     answer::{Answer, Verdict},
     explain,
-    question::{Question, Speaks},
+    question::{OutboundDefault, Question, Speaks},
 };
 use serde::Serialize;
 
@@ -83,6 +83,10 @@ pub(crate) struct Explain {
     /// Policy of ports that nothing else speaks of, instead of remora-destination's default.
     #[arg(long, value_name = "POLICY")]
     default_inbound_policy: Option<String>,
+    /// Whom the client's proxy may reach in plaintext, where it has no pod here and its namespace does not say: the
+    /// injector's `defaultOutboundPolicy`.
+    #[arg(long, value_name = "POLICY", default_value = "all-unauthenticated", value_parser = outbound_default)]
+    default_outbound_policy: OutboundDefault,
     /// How the answer is printed.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -166,6 +170,7 @@ fn question(args: &Explain) -> Question {
     };
     Question {
         unmeshed: args.unmeshed,
+        default_outbound_policy: args.default_outbound_policy,
         from_ip: args.from_ip,
         speaks,
         method: args.method.clone(),
@@ -183,6 +188,11 @@ fn account(text: &str) -> Result<Name, String> {
         }
         _ => Err("not of the form <namespace>/<ServiceAccount>".to_owned()),
     }
+}
+
+fn outbound_default(text: &str) -> Result<OutboundDefault, String> {
+    let names = || OutboundDefault::ALL.map(OutboundDefault::as_str).join(", ");
+    OutboundDefault::parse(text).ok_or_else(|| format!("not one of {}", names()))
 }
 
 /// `<name>: <value>`.

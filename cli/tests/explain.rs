@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Name of the file, arguments besides the directory, exit code.
-const CASES: [(&str, &[&str], i32); 8] = [
+const CASES: [(&str, &[&str], i32); 9] = [
     ("canary", &["--from", "shop/till", "--to", "web:80", "--path", "/cart", "-H", "x-canary: always"], 0),
     ("share", &["--from", "shop/till", "--to", "web:80", "--path", "/cart/1"], 0),
     ("refused", &["--from", "shop/report", "--to", "web:80", "--path", "/cart", "-H", "x-canary: always"], 3),
@@ -19,6 +19,7 @@ const CASES: [(&str, &[&str], i32); 8] = [
     ("missing", &["--from", "shop/till", "--to", "web:80", "--path", "/beta"], 2),
     ("none", &["--from", "shop/till", "--to", "web:80", "--path", "/"], 3),
     ("bytes", &["--from", "shop/report", "--to", "db.data:5432"], 0),
+    ("plaintext", &["--from", "shop/ledger", "--to", "db.data:5432"], 3),
     ("unmeshed", &["--from", "edge/probe", "--to", "web.shop:80", "--unmeshed", "--from-ip", "192.0.2.7"], 3),
 ];
 
@@ -126,6 +127,10 @@ fn what_cannot_be_asked_exits_with_64_and_a_directory_that_is_not_there_with_1()
         (&["--from", "shop/till", "--to", "web:80", "-H", "x"], "not of the form <name>: <value>"),
         (&["--from", "shop/till", "--to", "web:80", "--tls", "a", "--speaks", "grpc"], "cannot be used with"),
         (&["--from", "shop/till", "--to", "web:80", "--cluster-networks", "x"], "--cluster-networks"),
+        (
+            &["--from", "shop/till", "--to", "web:80", "--default-outbound-policy", "deny"],
+            "not one of all-unauth",
+        ),
     ] {
         let (exit, said, err) = explain(&shop, arguments);
         assert_eq!((exit, said.as_str()), (Some(64), ""), "{arguments:?}");

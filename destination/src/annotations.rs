@@ -38,13 +38,15 @@ pub enum Page {
     Balancing,
     /// `docs/policy.md`
     Policy,
+    /// `docs/plaintext.md`
+    Plaintext,
     /// `docs/profiles.md`
     Profiles,
 }
 
 impl Page {
     /// Every one.
-    pub const ALL: [Self; 4] = [Self::Routes, Self::Balancing, Self::Policy, Self::Profiles];
+    pub const ALL: [Self; 5] = [Self::Routes, Self::Balancing, Self::Policy, Self::Plaintext, Self::Profiles];
 
     /// The name of its file in `docs/`.
     pub fn file(self) -> &'static str {
@@ -52,6 +54,7 @@ impl Page {
             Self::Routes => "routes.md",
             Self::Balancing => "balancing.md",
             Self::Policy => "policy.md",
+            Self::Plaintext => "plaintext.md",
             Self::Profiles => "profiles.md",
         }
     }
@@ -120,6 +123,10 @@ pub const ANNOTATIONS: &[Annotation] = rows! {
         | "Ports without a Server that take clients with an identity only, whatever the default policy"
     Policy | "config.linkerd.io/skip-inbound-ports" | "pod; the injector copies a namespace's" | "ports, ranges" | "none" | "8080" / "none-such"
         | "Ports that are not redirected to the pod's proxy: nobody is told to use mTLS with them"
+    Plaintext | "config.linkerd.io/outbound-default-policy" | "pod, namespace"
+        | "`all-unauthenticated`, `all-authenticated`, `cluster-authenticated`"
+        | "the injector's `defaultOutboundPolicy`" | "all-authenticated" / "deny"
+        | "Who may be reached in plaintext. The injector tells the pod's proxy"
     Profiles | "config.linkerd.io/opaque-ports" | "pod, Service, namespace" | "ports, ranges, names of the pod's or Service's ports"
         | "25,587,3306,4444,5432,6379,9300,11211" | "8080" / "none-such"
         | "Ports that are forwarded unread, whatever a profile says"

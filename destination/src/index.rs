@@ -16,7 +16,7 @@ mod traffic;
 
 pub use accrual::Accrual;
 pub use namespaces::Namespace;
-pub use pods::{Mesh, Owner, Pod, ProxyPorts};
+pub use pods::{Mesh, Owner, Pod, ProxyPorts, Sends};
 pub use policy::{RateLimit, Server, older};
 pub use routes::{Route, RouteId};
 pub use services::{Addressing, Service, ServicePort, TargetPort};
@@ -27,7 +27,7 @@ use crate::{
     resources::{Grant, Kind, Name, ObjectRef, PolicyKind, Resource, Spec},
     watch::Event,
 };
-use namespaces::{policy_of, ports_of};
+use namespaces::{outbound_of, policy_of, ports_of};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -38,6 +38,8 @@ use std::{
 pub const OPAQUE_PORTS: &str = "config.linkerd.io/opaque-ports";
 /// The annotation of pods and namespaces that names the policy of ports without a Server. Contract 3.4.
 pub const DEFAULT_INBOUND_POLICY: &str = "config.linkerd.io/default-inbound-policy";
+/// The annotation of pods and namespaces that says whom their proxies may reach in plaintext.
+pub const OUTBOUND_DEFAULT_POLICY: &str = "config.linkerd.io/outbound-default-policy";
 
 /// Something that a view may depend on. A view is computed anew when one of its keys is reported as changed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -74,6 +74,9 @@ pub struct Course {
     pub target: String,
     /// The address.
     pub address: Option<SocketAddr>,
+    /// The client's proxy, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
     /// What the port is declared to speak: `detect`, `http1`, `http2`, `grpc`, `opaque`, `tls`, `invalid`.
     pub declared: &'static str,
     /// What is spoken: `http1`, `http2`, `bytes`, `tls`.
@@ -101,6 +104,18 @@ pub struct Course {
     pub reply: Option<Reply>,
     /// Where it may go.
     pub backends: Vec<Backend>,
+}
+
+/// What the client's proxy was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Proxy {
+    /// Of which pods.
+    pub pods: Vec<String>,
+    /// Whom it may reach in plaintext: `all-unauthenticated` is everybody.
+    #[serde(rename = "outboundDefaultPolicy")]
+    pub outbound_default: &'static str,
+    /// Do requests name the Service that they are for?
+    pub ingress: bool,
 }
 
 /// What has a request.
@@ -219,7 +234,13 @@ pub struct Endpoint {
     /// Why without TLS.
     #[serde(rename = "noTlsReason", skip_serializing_if = "Option::is_none")]
     pub no_tls: Option<&'static str>,
-    /// What happens there.
+    /// Why it gets nothing while others do.
+    #[serde(rename = "passedOver", skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
+    /// What the client's own proxy answers in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Reply>,
+    /// What happens there; nothing if it gets nothing.
     pub served: Vec<Served>,
 }
 
@@ -292,8 +313,14 @@ impl Backend {
         if let Some(reply) = &self.reply {
             return reply.location.is_some();
         }
-        let mut served = self.endpoints.iter().flat_map(|endpoint| &endpoint.served).peekable();
-        served.peek().is_some() && served.all(Served::passes)
+        let mut picked = self.endpoints.iter().filter(|one| one.passed_over.is_none()).peekable();
+        picked.peek().is_some() && picked.all(Endpoint::passes)
+    }
+}
+
+impl Endpoint {
+    fn passes(&self) -> bool {
+        self.reply.is_none() && self.served.iter().all(Served::passes)
     }
 }
 

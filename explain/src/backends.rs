@@ -9,20 +9,21 @@ use crate::{
 use remora_core::{
     endpoint::{self, DialPlan},
     policy::Peer,
-    route::{self, BackendTarget, Distribution},
+    route::{self, BackendTarget, Distribution, Filter},
 };
 use remora_destination::{
     resources::Name,
     view::{self, Context, Lens},
     wire,
 };
-use remora_proxy::{endpoint::identity, fault::Fault, http::respond::Asker};
-use remora_runtime::api::destination::{Update, update};
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+use remora_proxy::{
+    endpoint::identity,
+    fault::Fault,
+    http::respond::Asker,
+    plaintext::{candidates, forbidden},
 };
+use remora_runtime::api::destination::{Update, update};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 impl World<'_> {
     /// The backends of a distribution. `prefix`: bytes of the path that the rule's prefix covers.
@@ -59,18 +60,21 @@ impl World<'_> {
         };
         let found: Vec<Vec<endpoint::Endpoint>> =
             written.iter().map(|(backend, _)| self.endpoints_of(&backend.target)).collect();
-        let percents = percents(&written, &found);
-        let each = written.iter().zip(found).zip(percents);
+        let shares: Vec<(f64, bool)> = written
+            .iter()
+            .zip(&found)
+            .map(|((backend, weight), found)| {
+                (f64::from(weight.unwrap_or(1)), self.is_there(&backend.target, found))
+            })
+            .collect();
+        let by_weight = matches!(distribution, Distribution::RandomAvailable(_));
+        let each = written.iter().zip(found).zip(percents(&shares, by_weight));
         each.map(|(((backend, weight), endpoints), percent)| {
             let mut shown = Backend {
                 of: words::backend(backend, &self.settings.cluster_domain),
                 weight: *weight,
                 percent,
-                filters: backend
-                    .filters
-                    .iter()
-                    .map(|one| words::filter(one, &self.settings.cluster_domain))
-                    .collect(),
+                filters: self.filters(&backend.filters),
                 reply: None,
                 endpoints: Vec::new(),
             };
@@ -104,10 +108,77 @@ impl World<'_> {
             };
             return Err(Fault::NoEndpoint(name));
         }
-        if let Some(fault) = required.and_then(|required| unlike(required, endpoints)) {
-            return Err(fault);
+        Ok(self.picked(endpoints, &carried, required))
+    }
+
+    /// Whom a balancer picks, and whom it passes over for others.
+    fn picked(
+        &self,
+        endpoints: &[endpoint::Endpoint],
+        carried: &Carried,
+        required: Option<&str>,
+    ) -> Vec<Endpoint> {
+        let of = |endpoint| {
+            let plan = self.plan(endpoint);
+            (endpoint, self.forbidden(&plan), plan)
+        };
+        let (picked, forbidden) =
+            candidates(endpoints.iter().map(of).collect(), |(_, fault, _)| fault.is_some());
+        // Better than nobody, as who is forbidden.
+        let (picked, weightless) = candidates(picked, |(endpoint, ..)| endpoint.weight == 0);
+        let picked = picked.into_iter().map(|(endpoint, fault, plan)| {
+            let fault = required.and_then(|required| unlike(required, &plan)).or(fault);
+            let (reply, served) = match fault {
+                Some(fault) => (Some(failed(&fault, carried)), Vec::new()),
+                None => (None, self.served(endpoint, &plan, carried)),
+            };
+            Endpoint { reply, served, ..self.dialled(endpoint, &plan) }
+        });
+        let forbidden = forbidden.into_iter().map(|(endpoint, fault, plan)| {
+            let passed_over = fault.map(|fault| fault.to_string());
+            Endpoint { passed_over, ..self.dialled(endpoint, &plan) }
+        });
+        let weightless = weightless.into_iter().map(|(endpoint, _, plan)| {
+            let passed_over = Some("its weight is 0".to_owned());
+            Endpoint { passed_over, ..self.dialled(endpoint, &plan) }
+        });
+        let mut all: Vec<Endpoint> = picked.chain(forbidden).chain(weightless).collect();
+        all.sort_by_key(|endpoint| endpoint.address);
+        all
+    }
+
+    /// Whether requests are sent to a backend at all, or to the others: as a proxy's balancer says of itself.
+    fn is_there(&self, target: &BackendTarget, endpoints: &[endpoint::Endpoint]) -> bool {
+        match target {
+            BackendTarget::Balance { .. } => {
+                endpoints.iter().any(|endpoint| self.forbidden(&self.plan(endpoint)).is_none())
+            }
+            BackendTarget::Forward(_) | BackendTarget::Original(_) | BackendTarget::Nowhere(_) => true,
         }
-        Ok(endpoints.iter().map(|endpoint| self.dialled(endpoint, &carried)).collect())
+    }
+
+    /// Why policy of the client's own lets nothing be sent that way.
+    fn forbidden(&self, plan: &DialPlan) -> Option<Fault> {
+        forbidden(self.client.sends.plaintext, plan, |addr| self.settings.in_cluster(addr))
+    }
+
+    /// What filters do, and who gets nothing of what they would copy.
+    pub(crate) fn filters(&self, filters: &[Filter]) -> Vec<String> {
+        let one = |filter: &Filter| {
+            let said = words::filter(filter, &self.settings.cluster_domain);
+            let Filter::Mirror(mirror) = filter else { return said };
+            let endpoints = self.endpoints_of(&mirror.backend.target);
+            let none = match (&mirror.backend.target, endpoints.first()) {
+                (BackendTarget::Nowhere(why), _) => Some(why.to_string()),
+                (_, None) => Some("nobody is there".to_owned()),
+                (target, Some(first)) if !self.is_there(target, &endpoints) => {
+                    self.forbidden(&self.plan(first)).map(|fault| fault.to_string())
+                }
+                _ => None,
+            };
+            none.map_or_else(|| said.clone(), |why| format!("{said}, which gets none: {why}"))
+        };
+        filters.iter().map(one).collect()
     }
 
     /// Who may be picked for a backend.
@@ -142,19 +213,21 @@ impl World<'_> {
         }
     }
 
-    /// How an endpoint is dialled, and what happens there.
-    fn dialled(&self, endpoint: &endpoint::Endpoint, carried: &Carried) -> Endpoint {
+    fn plan(&self, endpoint: &endpoint::Endpoint) -> DialPlan {
         // Only what is a pod's own differs from one client to another.
-        let own: Vec<IpAddr> = match self.client.origins.as_slice() {
-            [only] => only.ips.clone(),
-            _ => Vec::new(),
-        };
-        let plan = endpoint.dial_plan(&own);
-        let no_tls = match &plan {
+        match self.client.origins.as_slice() {
+            [only] => endpoint.dial_plan(&only.ips),
+            _ => endpoint.dial_plan(&[]),
+        }
+    }
+
+    /// How an endpoint is dialled, without what happens there.
+    fn dialled(&self, endpoint: &endpoint::Endpoint, plan: &DialPlan) -> Endpoint {
+        let no_tls = match plan {
             DialPlan::Plain { reason, .. } => Some(reason.as_str()),
             DialPlan::Transparent { .. } | DialPlan::Direct { .. } => None,
         };
-        let dialled = match &plan {
+        let dialled = match plan {
             DialPlan::Plain { .. } => "plain",
             DialPlan::Transparent { .. } => "transparent",
             DialPlan::Direct { .. } => "direct",
@@ -162,10 +235,12 @@ impl World<'_> {
         Endpoint {
             address: endpoint.addr,
             pod: self.index.pod_at(endpoint.addr.ip()).map(|(name, _)| name.to_string()),
-            tls: identity(&plan).map(|tls| tls.identity.as_str().to_owned()),
+            tls: identity(plan).map(|tls| tls.identity.as_str().to_owned()),
             dialled,
             no_tls,
-            served: self.served(endpoint, &plan, carried),
+            passed_over: None,
+            reply: None,
+            served: Vec::new(),
         }
     }
 
@@ -192,7 +267,11 @@ impl World<'_> {
         let of = service.map_or_else(|| addr.to_string(), |(name, port)| format!("Service {name}:{port}"));
         let endpoints: Vec<Endpoint> = endpoints
             .iter()
-            .map(|endpoint| Endpoint { no_tls: Some("no proxy"), ..self.dialled(endpoint, &carried) })
+            .map(|endpoint| {
+                let plan = self.plan(endpoint);
+                let served = self.served(endpoint, &plan, &carried);
+                Endpoint { no_tls: Some("no proxy"), served, ..self.dialled(endpoint, &plan) }
+            })
             .collect();
         let nobody = || Reply::ended(format!("nobody is behind {of}: the connection is refused"));
         crate::answer::Course {
@@ -219,39 +298,26 @@ impl World<'_> {
     }
 }
 
-/// The share of each backend: by weight among those with an endpoint; one that is nowhere counts as there. Where nobody is
-/// there the first one says so.
-fn percents(written: &[(&route::Backend, Option<u32>)], found: &[Vec<endpoint::Endpoint>]) -> Vec<f64> {
-    let there = |at: usize| {
-        let nowhere = written.get(at).is_some_and(|(one, _)| matches!(one.target, BackendTarget::Nowhere(_)));
-        nowhere || found.get(at).is_some_and(|endpoints| !endpoints.is_empty())
-    };
-    let mut shares: Vec<f64> = written
-        .iter()
-        .enumerate()
-        .map(|(at, (_, weight))| f64::from(weight.unwrap_or(1)) * f64::from(u8::from(there(at))))
-        .collect();
-    if written.iter().all(|(_, weight)| weight.is_none()) {
-        // The first that is there has everything.
-        let first = shares.iter().position(|share| *share > 0.0);
-        for (at, share) in shares.iter_mut().enumerate() {
-            *share = f64::from(u8::from(Some(at) == first));
-        }
-    }
+/// The share of each backend, of its weight and whether somebody is there: among those where somebody is by weight, else
+/// the first one's. Where nobody is anywhere the first one says so.
+fn percents(backends: &[(f64, bool)], by_weight: bool) -> Vec<f64> {
+    let mut shares: Vec<f64> =
+        backends.iter().map(|(weight, there)| if *there { *weight } else { 0.0 }).collect();
     let sum: f64 = shares.iter().sum();
-    if sum == 0.0 {
-        return (0..written.len()).map(|at| if at == 0 { 100.0 } else { 0.0 }).collect();
+    if by_weight && sum > 0.0 {
+        return shares.into_iter().map(|share| share * 100.0 / sum).collect();
     }
-    shares.into_iter().map(|share| share * 100.0 / sum).collect()
+    let first = shares.iter().position(|share| *share > 0.0).unwrap_or(0);
+    for (at, share) in shares.iter_mut().enumerate() {
+        *share = if at == first { 100.0 } else { 0.0 };
+    }
+    shares
 }
 
-/// `l5d-require-id`: what a proxy answers where some endpoint is somebody else.
-fn unlike(required: &str, endpoints: &[endpoint::Endpoint]) -> Option<Fault> {
-    let actual = |endpoint: &endpoint::Endpoint| {
-        endpoint.tls.as_ref().map_or("no identity", |tls| tls.identity.as_str()).to_owned()
-    };
-    let other = endpoints.iter().map(actual).find(|actual| actual != required)?;
-    Some(Fault::RequiredIdentity { required: required.into(), actual: other.into() })
+/// `l5d-require-id`: what a proxy answers in the place of somebody else.
+fn unlike(required: &str, plan: &DialPlan) -> Option<Fault> {
+    let actual = identity(plan).map_or("no identity", |tls| tls.identity.as_str());
+    (actual != required).then(|| Fault::RequiredIdentity { required: required.into(), actual: actual.into() })
 }
 
 fn failed(fault: &Fault, carried: &Carried) -> Reply {

@@ -3,23 +3,25 @@
 use crate::{answer, question::Question};
 use remora_core::{
     identity::{Identity, workload},
-    policy::{Authorization, ServerPolicy, routes},
+    policy::{Authorization, OutboundDefault, ServerPolicy, routes},
 };
 use remora_destination::{
-    index::{Index, Pod},
+    index::{Index, OUTBOUND_DEFAULT_POLICY, Pod, Sends},
     resources::Name,
     view::{Context, Settings},
 };
 use std::{collections::BTreeSet, net::IpAddr};
 
 /// Who asks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Asker {
     pub(crate) account: Name,
     /// A proxy takes its connections.
     pub(crate) meshed: bool,
     /// What its proxy proves.
     pub(crate) identity: Option<Identity>,
+    /// What its proxy was told; of several the first one's.
+    pub(crate) sends: Sends,
     /// From where; nobody knows if it is empty.
     pub(crate) origins: Vec<Origin>,
 }
@@ -30,6 +32,8 @@ pub(crate) struct Origin {
     pub(crate) pod: Option<Name>,
     pub(crate) ips: Vec<IpAddr>,
     node: Option<String>,
+    /// What its proxy was told.
+    sends: Sends,
 }
 
 impl Asker {
@@ -40,52 +44,77 @@ impl Asker {
         notes: &mut Vec<String>,
     ) -> Self {
         let account = question.from.clone();
-        let pods: Vec<(&Name, &Pod)> = index
+        let mut pods: Vec<(&Name, &Pod)> = index
             .pods_in(&account.namespace)
             .filter(|(_, pod)| pod.service_account == account.name && !pod.finished)
             .map(|(name, pod)| (name, pod.as_ref()))
             .collect();
+        let at = |pod: &Pod| question.from_ip.is_some_and(|ip| pod.ips.contains(&ip));
+        let found = pods.iter().any(|(_, pod)| at(pod));
+        if found {
+            pods.retain(|(_, pod)| at(pod));
+        }
         let has_proxy = |pod: &Pod| {
             pod.mesh.as_ref().is_some_and(|mesh| mesh.control_namespace == settings.control_namespace)
         };
         let (with, without): (Vec<_>, Vec<_>) = pods.iter().partition(|(_, pod)| has_proxy(pod));
         let meshed = !question.unmeshed && (!with.is_empty() || pods.is_empty());
-        let named = |pods: &[&(&Name, &Pod)]| {
-            pods.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ")
-        };
-        if question.unmeshed {
-            // As it was asked.
-        } else if pods.is_empty() {
-            notes.push(format!("no pod here has ServiceAccount {account}: it is taken for one with a proxy"));
-        } else if !meshed {
-            notes.push(format!(
-                "{} of ServiceAccount {account} without a proxy of this mesh: it has no identity",
-                named(&without)
-            ));
-        } else if !without.is_empty() {
-            notes.push(format!(
-                "{} of the same ServiceAccount without a proxy of this mesh: --unmeshed asks for those",
-                named(&without)
-            ));
+        let said = index.namespace(&account.namespace).and_then(|namespace| namespace.outbound_default);
+        if !question.unmeshed {
+            notes.extend(unlike(&account, &with, &without));
+            notes.extend(with.iter().filter_map(|(name, pod)| outdated(name, pod, said)));
         }
+        // Of an account without pods its namespace says what its proxy would be told.
+        let plaintext = said.unwrap_or(question.default_outbound_policy);
+        let anybody = Sends { plaintext, ..Sends::default() };
         let of_pod = |(name, pod): &(&Name, &Pod)| Origin {
             pod: Some((*name).clone()),
             ips: pod.ips.clone(),
             node: pod.node.clone(),
+            sends: pod.mesh.as_ref().map_or(anybody, |mesh| mesh.sends),
         };
-        let origins: Vec<Origin> = if let Some(ip) = question.from_ip {
-            let found = pods.iter().find(|(_, pod)| pod.ips.contains(&ip)).map(of_pod);
-            vec![found.unwrap_or_else(|| Origin { pod: None, ips: vec![ip], node: None })]
-        } else {
-            let asking = pods.iter().filter(|(_, pod)| question.unmeshed || has_proxy(pod) == meshed);
-            asking.map(of_pod).filter(|origin| !origin.ips.is_empty()).collect()
+        let asking: Vec<&(&Name, &Pod)> =
+            pods.iter().filter(|(_, pod)| question.unmeshed || has_proxy(pod) == meshed).collect();
+        let origins: Vec<Origin> = match question.from_ip.filter(|_| !found) {
+            Some(ip) => {
+                let sends = asking.first().map_or(anybody, |pod| of_pod(pod).sends);
+                vec![Origin { pod: None, ips: vec![ip], node: None, sends }]
+            }
+            None => asking.into_iter().map(of_pod).filter(|origin| !origin.ips.is_empty()).collect(),
         };
         if origins.is_empty() {
             notes.push("the client's address is not known: --from-ip says one".to_owned());
         }
         let identity =
             workload(&account.name, &account.namespace, &settings.control_namespace, &settings.trust_domain);
-        Self { meshed, identity: identity.ok().filter(|_| meshed), account, origins }
+        let sends = origins.first().map_or(anybody, |origin| origin.sends);
+        Self { meshed, identity: identity.ok().filter(|_| meshed), account, sends, origins }
+    }
+
+    /// Once for each thing that proxies of its pods were told.
+    pub(crate) fn by_proxy(&self) -> Vec<Self> {
+        let told: BTreeSet<Sends> = self.origins.iter().map(|origin| origin.sends).collect();
+        if told.len() < 2 || !self.meshed {
+            return vec![self.clone()];
+        }
+        let of = |sends: Sends| {
+            let origins = self.origins.iter().filter(|origin| origin.sends == sends).cloned().collect();
+            Self { sends, origins, ..self.clone() }
+        };
+        told.into_iter().map(of).collect()
+    }
+
+    /// What its proxy was told, if it has one.
+    pub(crate) fn proxy(&self) -> Option<answer::Proxy> {
+        self.meshed.then(|| answer::Proxy {
+            pods: self.pods(),
+            outbound_default: self.sends.plaintext.as_str(),
+            ingress: self.sends.ingress,
+        })
+    }
+
+    fn pods(&self) -> Vec<String> {
+        self.origins.iter().filter_map(|origin| Some(origin.pod.as_ref()?.to_string())).collect()
     }
 
     /// What discovery knows of it, once for each node that it is on.
@@ -128,15 +157,45 @@ impl Asker {
     }
 
     pub(crate) fn shown(&self) -> answer::Client {
-        let pods = self.origins.iter().filter_map(|origin| Some(origin.pod.as_ref()?.to_string()));
         answer::Client {
             account: self.account.to_string(),
             meshed: self.meshed,
             identity: self.identity.as_ref().map(|identity| identity.as_str().to_owned()),
-            pods: pods.collect(),
+            pods: self.pods(),
             addresses: self.origins.iter().flat_map(|origin| origin.ips.iter().copied()).collect(),
         }
     }
+}
+
+/// What is to be said of pods that are unlike others of their account.
+fn unlike(account: &Name, with: &[&(&Name, &Pod)], without: &[&(&Name, &Pod)]) -> Option<String> {
+    let named = || without.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ");
+    match (with, without) {
+        ([], []) => {
+            Some(format!("no pod here has ServiceAccount {account}: it is taken for one with a proxy"))
+        }
+        ([], _) => Some(format!(
+            "{} of ServiceAccount {account} without a proxy of this mesh: it has no identity",
+            named()
+        )),
+        (_, []) => None,
+        _ => Some(format!(
+            "{} of the same ServiceAccount without a proxy of this mesh: --unmeshed asks for those",
+            named()
+        )),
+    }
+}
+
+/// What is to be said of a proxy that was told something else than is asked for by now. `said`: by its namespace.
+fn outdated(name: &Name, pod: &Pod, said: Option<OutboundDefault>) -> Option<String> {
+    let told = pod.mesh.as_ref()?.sends.plaintext;
+    let wanted = pod.outbound_default.or(said).filter(|wanted| *wanted != told)?;
+    Some(format!(
+        "pod {name} was started with {OUTBOUND_DEFAULT_POLICY} {}, and {} is asked for by now: that holds when it is \
+         created again",
+        told.as_str(),
+        wanted.as_str()
+    ))
 }
 
 /// The first and last address of a network, and those beside them.

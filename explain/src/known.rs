@@ -9,7 +9,7 @@ use remora_core::{
 use remora_destination::{
     index::RouteId,
     resources::routes::RouteSpec,
-    view::{self, Context, Lens, Outbound, Refusal, Target, route_reports},
+    view::{self, Lens, Outbound, Refusal, Target, route_reports},
     wire,
 };
 use remora_proxy::discover::{
@@ -17,10 +17,12 @@ use remora_proxy::discover::{
     resolve::{Resolution, member, original, resolve},
 };
 use remora_runtime::api;
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 /// What a client's proxy knows of an address.
 pub(crate) struct Discovered {
+    /// What it was asked about.
+    pub(crate) place: Place,
     pub(crate) policy: OutboundPolicy,
     /// A ServiceProfile that has routes or a traffic split, and its name.
     pub(crate) profile: Option<(Arc<Profile>, String)>,
@@ -29,22 +31,25 @@ pub(crate) struct Discovered {
 }
 
 impl World<'_> {
-    /// What the controller says of an address, put together as a proxy does. A pod that is dialled itself goes by one of its
-    /// Services, which `named` may say: a host or a server name.
-    pub(crate) fn known(&self, addr: SocketAddr, named: &str) -> Discovered {
-        let place = Place::Addr(addr);
-        let context = self.client.contexts().into_iter().next().unwrap_or_default();
-        let (profile, name) = self.profile(addr, &context);
+    /// What the controller says of an address, or of a Service that a request names, put together as a proxy does. A pod
+    /// that is dialled itself goes by one of its Services, which `named` may say: a host or a server name.
+    pub(crate) fn known(&self, place: Place, named: &str) -> Discovered {
+        let target = match &place {
+            Place::Addr(addr) => Ok(Target::Addr(*addr)),
+            Place::Name(name) => Target::parse(name, &self.settings.cluster_domain),
+        };
+        let (profile, name) = self.profile(&target);
         let mut service = None;
         let mut lens = Lens::new(self.index);
         let client = self.client.account.namespace.as_str();
-        let policy = match view::outbound(&mut lens, self.settings, &Target::Addr(addr), Some(client)) {
+        let said = target.and_then(|target| view::outbound(&mut lens, self.settings, &target, Some(client)));
+        let policy = match said {
             Ok(outbound) => {
                 let read = api::own::said(wire::own_policy(&outbound, self.settings));
                 let (policy, services) = read.value;
                 let at = route::named(services.iter().map(|one| &*one.service), named).unwrap_or_default();
                 if let (Outbound::Pod(said), Some(membership)) = (&outbound, services.get(at)) {
-                    return of_member(said.get(at), membership, &place, &profile);
+                    return of_member(said.get(at), membership, place, &profile);
                 }
                 if let Outbound::Service(policy) = outbound {
                     service = Some(policy);
@@ -62,15 +67,20 @@ impl World<'_> {
             Known::Is(known) => Some(known.profile.clone()).filter(|profile| profile.routes_http()),
             Known::Pending | Known::Absent(_) => None,
         };
-        Discovered { policy, profile: profile.map(|profile| (profile, name)), service }
+        Discovered { place, policy, profile: profile.map(|profile| (profile, name)), service }
     }
 
-    fn profile(&self, addr: SocketAddr, context: &Context) -> (Known<Profiled>, String) {
-        // Proxies ask about nothing else: `LINKERD2_PROXY_DESTINATION_PROFILE_NETWORKS`.
-        if !self.settings.in_cluster(addr) {
-            return (Known::Absent(Absence::NotFound), String::new());
-        }
-        match view::profile(&mut Lens::new(self.index), self.settings, &Target::Addr(addr), context) {
+    fn profile(&self, target: &Result<Target, Refusal>) -> (Known<Profiled>, String) {
+        let context = self.client.contexts().into_iter().next().unwrap_or_default();
+        let seen = match target {
+            // Proxies ask about no others: `LINKERD2_PROXY_DESTINATION_PROFILE_NETWORKS`.
+            Ok(Target::Addr(addr)) if !self.settings.in_cluster(*addr) => {
+                return (Known::Absent(Absence::NotFound), String::new());
+            }
+            Ok(target) => view::profile(&mut Lens::new(self.index), self.settings, target, &context),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        match seen {
             Ok(seen) => {
                 let name = match &seen {
                     view::Profile::Service { profile: Some(chosen), .. } => chosen.name.to_string(),
@@ -143,13 +153,14 @@ impl World<'_> {
 fn of_member(
     said: Option<&view::Membership>,
     membership: &Membership,
-    place: &Place,
+    place: Place,
     profile: &Known<Profiled>,
 ) -> Discovered {
     let name = said.and_then(|said| said.profile.as_ref()).map(|chosen| chosen.name.to_string());
     let routed = membership.profile.clone().filter(|profile| profile.routes_http());
     Discovered {
-        policy: member(place, profile, membership),
+        policy: member(&place, profile, membership),
+        place,
         profile: routed.map(|profile| (profile, name.unwrap_or_default())),
         service: said.map(|said| Box::new(said.policy.clone())),
     }

@@ -2,7 +2,7 @@
 //! without either.
 //!
 //! In reading order: [`question`] is what is asked; `client` who asks; `known` what its proxy knows of the
-//! target; `outbound` what it does with the request, `backends` where that may lead; `inbound` what the server's proxy does; `missing` what of it refers to nothing;
+//! target; `outbound` what it does with the request, `ingress` what instead in a gateway's pod, `backends` where that may lead; `inbound` what the server's proxy does; `missing` what of it refers to nothing;
 //! [`answer`] is what comes out, and `words` has the words for it. Nothing is decided here: what a controller would say is
 //! computed by `remora_destination::view`, written by its `wire`, read by `remora_runtime::api`, and put to
 //! `remora_core` and the proxy's own functions as a proxy does.
@@ -12,6 +12,7 @@ pub mod answer;
 mod backends;
 mod client;
 mod inbound;
+mod ingress;
 mod known;
 mod missing;
 mod outbound;
@@ -26,6 +27,7 @@ use remora_destination::{
     resources::Name,
     view::{Context, Settings, Target},
 };
+use remora_proxy::http::headers;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -45,24 +47,33 @@ pub(crate) struct World<'a> {
 pub fn explain(index: &Index, settings: &Settings, question: &Question) -> Result<Answer, Unanswerable> {
     let mut notes = Vec::new();
     let client = client::Asker::of(index, settings, question, &mut notes);
-    let world = World { index, settings, client, question };
+    let shown = client.shown();
     let mut unresolved = BTreeSet::new();
     let (destination, request) = (question.destination(settings)?, question.request()?);
+    let each = client.by_proxy();
+    let mut world = World { index, settings, client, question };
+    let heeded = each.iter().all(|client| client.sends.ingress);
+    if request.headers().contains_key(headers::DST_OVERRIDE) && !heeded {
+        notes.push("l5d-dst-override is removed unread, but by proxies in ingress mode".to_owned());
+    }
     let targets = world.targets(&destination, &mut unresolved, &mut notes);
     let mut courses = Vec::new();
-    for (addr, service) in targets {
-        let course = if world.client.meshed {
-            world.outbound(addr, &request)
-        } else {
-            world.unmeshed(addr, service.as_ref().map(|(name, port)| (name, *port)), &request)
-        };
-        world.missing(&course, &mut unresolved);
-        courses.push(course);
+    for client in each {
+        world.client = client;
+        for (addr, service) in &targets {
+            let course = if world.client.meshed {
+                world.outbound(*addr, &request)
+            } else {
+                world.unmeshed(*addr, service.as_ref().map(|(name, port)| (name, *port)), &request)
+            };
+            world.missing(&course, &mut unresolved);
+            courses.push(course);
+        }
     }
     let verdict = verdict(&courses, &unresolved);
     Ok(Answer {
         verdict,
-        client: world.client.shown(),
+        client: shown,
         asked: Asked::of(question, &request),
         courses,
         unresolved: unresolved.into_iter().collect(),

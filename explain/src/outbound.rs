@@ -26,6 +26,7 @@ use remora_destination::{
     view::can_match,
 };
 use remora_proxy::{
+    discover::Place,
     fault::Fault,
     http::{filters::Filters, headers, respond::Asker, view::View},
 };
@@ -46,17 +47,13 @@ impl World<'_> {
     pub(crate) fn outbound(&self, addr: SocketAddr, request: &Request<()>) -> Course {
         let view = View(request);
         let named = if let Speaks::Tls(sni) = &self.question.speaks { sni } else { view.authority() };
-        let known = self.known(addr, named);
+        let known = self.known(Place::Addr(addr), named);
+        if self.client.sends.ingress {
+            return self.ingress(addr, known, request);
+        }
         let protocol = &known.policy.protocol;
         let speaks = spoken(&self.question.speaks, protocol);
-        let mut course = Course {
-            target: self.target(&known.policy.parent, addr),
-            address: Some(addr),
-            declared: declared(protocol),
-            spoken: speaks.as_str(),
-            apart: known.service.as_ref().map_or_else(Vec::new, |service| self.apart(service)),
-            ..Course::default()
-        };
+        let mut course = self.course(addr, &known, &speaks);
         match (protocol, &speaks) {
             (OutboundProtocol::Invalid(reason), _) => {
                 let target = addr.to_string().into();
@@ -65,14 +62,7 @@ impl World<'_> {
             (OutboundProtocol::Opaque(distribution), _) => {
                 self.bytes(&mut course, &known, distribution, request);
             }
-            (OutboundProtocol::Tls(routes), Spoken::Tls(sni)) => {
-                if let Some(route) = by_sni(&mut course, routes, sni) {
-                    self.bytes(&mut course, &known, &route.distribution, request);
-                } else {
-                    let why = Fault::NoRoute(sni.as_str().into()).to_string();
-                    course.reply = Some(Reply::ended(why));
-                }
-            }
+            (OutboundProtocol::Tls(routes), speaks) => self.tls(&mut course, &known, routes, speaks, request),
             (OutboundProtocol::Detect { opaque, .. }, Spoken::Bytes | Spoken::Tls(_)) => {
                 self.bytes(&mut course, &known, opaque, request);
             }
@@ -92,10 +82,6 @@ impl World<'_> {
                 let accrual = known.policy.accrual.http2.as_deref();
                 self.http(&mut course, &known, routes, accrual, over_http2(request));
             }
-            (OutboundProtocol::Tls(_), _) => {
-                let why = Fault::BadTarget("a TLS route needs a server name").to_string();
-                course.reply = Some(Reply::ended(why));
-            }
             (OutboundProtocol::Http1(_) | OutboundProtocol::Http2(_) | OutboundProtocol::Grpc(_), _) => {
                 let why = format!(
                     "the port is declared as {}, and the client speaks {}",
@@ -105,6 +91,45 @@ impl World<'_> {
             }
         }
         course
+    }
+
+    /// What is known before anything is decided.
+    pub(crate) fn course(&self, addr: SocketAddr, known: &Discovered, speaks: &Spoken) -> Course {
+        let parent = &known.policy.parent;
+        Course {
+            target: match &known.place {
+                Place::Addr(addr) => self.target(parent, *addr),
+                Place::Name(_) if &*parent.kind != "default" => words::resource(parent),
+                Place::Name(name) => name.to_string(),
+            },
+            address: Some(addr),
+            proxy: self.client.proxy(),
+            declared: declared(&known.policy.protocol),
+            spoken: speaks.as_str(),
+            apart: known.service.as_ref().map_or_else(Vec::new, |service| self.apart(service)),
+            ..Course::default()
+        }
+    }
+
+    /// TLS of the application's own, by its server name.
+    pub(crate) fn tls(
+        &self,
+        course: &mut Course,
+        known: &Discovered,
+        routes: &[TlsRoute],
+        speaks: &Spoken,
+        request: &Request<()>,
+    ) {
+        let found = match speaks {
+            Spoken::Tls(sni) => {
+                by_sni(course, routes, sni).ok_or_else(|| Fault::NoRoute(sni.as_str().into()))
+            }
+            _ => Err(Fault::BadTarget("a TLS route needs a server name")),
+        };
+        match found {
+            Ok(route) => self.bytes(course, known, &route.distribution, request),
+            Err(fault) => course.reply = Some(Reply::ended(fault.to_string())),
+        }
     }
 
     /// What is at an address: a pod, and the Service by which it goes; else what its policy is about, or nothing that is known.
@@ -119,7 +144,7 @@ impl World<'_> {
     }
 
     /// Bytes go where the target's bytes go; a ServiceProfile that splits traffic splits them too.
-    fn bytes(
+    pub(crate) fn bytes(
         &self,
         course: &mut Course,
         known: &Discovered,
@@ -131,7 +156,7 @@ impl World<'_> {
             return self.fails(course, &Fault::Forbidden { target, reason: reason.clone() }, request);
         }
         let split = known.profile.as_ref().filter(|(profile, _)| !profile.overrides.is_empty());
-        let split = split.and_then(|(profile, name)| Some((split_of(course, known, profile)?, name)));
+        let split = split.and_then(|(profile, name)| Some((split_of(known, profile)?, name)));
         if let Some((split, name)) = split {
             let of = format!("ServiceProfile {name}");
             course.rule = Some(Rule { of, number: None, matches: vec!["everything".to_owned()] });
@@ -146,7 +171,7 @@ impl World<'_> {
     }
 
     /// A fault, told to whoever speaks HTTP.
-    fn fails(&self, course: &mut Course, fault: &Fault, request: &Request<()>) {
+    pub(crate) fn fails(&self, course: &mut Course, fault: &Fault, request: &Request<()>) {
         let http = !matches!(self.question.speaks, Speaks::Bytes | Speaks::Tls(_));
         let request = if course.spoken == "http2" { over_http2(request) } else { request.clone() };
         let grpc = Asker::of(&request, true).grpc;
@@ -154,7 +179,7 @@ impl World<'_> {
     }
 
     /// A request: by a ServiceProfile, else by routes.
-    fn http(
+    pub(crate) fn http(
         &self,
         course: &mut Course,
         known: &Discovered,
@@ -162,12 +187,9 @@ impl World<'_> {
         accrual: Option<&Accrual>,
         mut request: Request<()>,
     ) {
-        headers::strip_hop_by_hop(request.headers_mut(), false);
-        headers::strip_outbound(request.headers_mut());
-        let required = request.headers_mut().remove(headers::REQUIRE_ID);
-        let required = required.and_then(|required| required.to_str().ok().map(str::to_owned));
+        let required = stripped(&mut request);
         if let Some((profile, name)) = &known.profile
-            && let Some(split) = split_of(course, known, profile)
+            && let Some(split) = split_of(known, profile)
         {
             by_profile(course, profile, name, &request);
             let of = || {
@@ -230,8 +252,7 @@ impl World<'_> {
         let (conditions, rule) = chosen.ok_or_else(|| Fault::NoRoute(parent.name.clone()))?;
         let mut prefix = matched_prefix(conditions, &View(request));
         terms(course, rule, request);
-        course.filters =
-            rule.filters.iter().map(|one| words::filter(one, &self.settings.cluster_domain)).collect();
+        course.filters = self.filters(&rule.filters);
         apply(&rule.filters, request, &mut prefix)?;
         Ok((rule.distribution.clone(), prefix))
     }
@@ -275,6 +296,14 @@ pub(crate) fn apply(
     let certain = |filter: &&Filter| !matches!(filter, Filter::Fail(failure) if failure.share != Ratio::ALL);
     let filters: Vec<Filter> = filters.iter().filter(certain).cloned().collect();
     Filters::compile(&filters).map_or(Ok(()), |filters| filters.request(request, prefix))
+}
+
+/// Takes off a request what is not for others; who the endpoint must be, if the application says it.
+pub(crate) fn stripped(request: &mut Request<()>) -> Option<String> {
+    headers::strip_hop_by_hop(request.headers_mut(), false);
+    headers::strip_outbound(request.headers_mut());
+    let required = request.headers_mut().remove(headers::REQUIRE_ID);
+    required.and_then(|required| required.to_str().ok().map(str::to_owned))
 }
 
 fn by_profile(course: &mut Course, profile: &Profile, name: &str, request: &Request<()>) {
@@ -326,8 +355,8 @@ fn terms(course: &mut Course, rule: &OutboundRule, request: &mut Request<()>) {
 }
 
 /// Where a ServiceProfile sends.
-fn split_of(course: &Course, known: &Discovered, profile: &Profile) -> Option<Distribution> {
-    profile.distribution(&known.policy.parent, course.address?.port())
+fn split_of(known: &Discovered, profile: &Profile) -> Option<Distribution> {
+    profile.distribution(&known.policy.parent, known.place.port())
 }
 
 /// The route of a server name.

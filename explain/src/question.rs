@@ -2,6 +2,7 @@
 
 use crate::outbound::Carried;
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri};
+pub use remora_core::policy::OutboundDefault;
 use remora_destination::{
     resources::Name,
     view::{Settings, Target},
@@ -15,6 +16,8 @@ pub struct Question {
     pub from: Name,
     /// The client has no proxy: it dials a server itself, in plain text.
     pub unmeshed: bool,
+    /// What the proxy of an account without pods is told, if its namespace says nothing of it.
+    pub default_outbound_policy: OutboundDefault,
     /// The client's address; without one those of the account's pods.
     pub from_ip: Option<IpAddr>,
     /// `<svc>[.<ns>[.svc[.<domain>]]]:<port>`, or an address and port. Without a namespace it is the client's.
@@ -78,6 +81,7 @@ impl Question {
         Self {
             from,
             unmeshed: false,
+            default_outbound_policy: OutboundDefault::default(),
             from_ip: None,
             to: to.to_owned(),
             speaks: Speaks::Declared,

@@ -1,33 +1,19 @@
 //! Answers, as tables over small manifests.
 
+mod sends;
+#[path = "../tests/agrees/settings.rs"]
+mod settings;
+
 use super::*;
 use crate::{
     answer::{Answer, Verdict},
     question::Speaks,
 };
-use remora_core::policy::DefaultPolicy;
 use remora_destination::{
     resources::{Document, parse},
-    view::TransportMode,
     watch::Event,
 };
-
-/// The settings of a process without flags.
-pub(crate) fn settings() -> Settings {
-    let networks = |text: &str| text.split(',').map(|net| net.parse().unwrap()).collect();
-    Settings {
-        cluster_domain: "cluster.local".to_owned(),
-        trust_domain: "cluster.local".to_owned(),
-        control_namespace: "remora".to_owned(),
-        cluster_networks: networks("10.0.0.0/8,fd00::/8"),
-        probe_networks: networks("0.0.0.0/0,::/0"),
-        default_inbound_policy: DefaultPolicy::AllUnauthenticated,
-        default_opaque_ports: [5432].into_iter().collect(),
-        transport_mode: TransportMode::TransportHeader,
-        h2_upgrade: true,
-        heed_request_headers: false,
-    }
-}
+pub(crate) use settings::settings;
 
 fn pod(name: &str, account: &str, ip: &str, meshed: bool) -> String {
     let (label, proxy) = if meshed {
@@ -104,8 +90,9 @@ fn status(answer: &Answer) -> u16 {
         statuses.extend(course.reply.iter().map(of));
         for backend in course.backends.iter().filter(|backend| backend.percent > 0.0) {
             statuses.extend(backend.reply.iter().map(of));
-            for served in backend.endpoints.iter().flat_map(|endpoint| &endpoint.served) {
-                statuses.push(served.reply.as_ref().map_or(200, of));
+            for endpoint in &backend.endpoints {
+                statuses.extend(endpoint.reply.iter().map(of));
+                statuses.extend(endpoint.served.iter().map(|served| served.reply.as_ref().map_or(200, of)));
             }
         }
     }

@@ -16,25 +16,26 @@ mod model;
 /// Gateway API's precedence, read naively; the model of the fuzz target `route`.
 #[path = "../../fuzz/src/route/model.rs"]
 mod routes;
+#[path = "agrees/settings.rs"]
+mod settings;
 
 use draw::{Dice, Mesh, Request};
-use model::{Outcome, expected};
-use remora_core::policy::DefaultPolicy;
+use model::{Answered, Outcome, by_profile, expected, mirrored, number};
 use remora_destination::{
     index::Index,
     resources::{Document, Name, parse},
-    view::{Settings, TransportMode},
     watch::Event,
 };
 use remora_explain::{
-    answer::{Answer, Backend, Course, Reply, Verdict},
+    answer::{Answer, Backend, Course, Endpoint, Reply, Served, Verdict},
     explain,
     question::{Question, Speaks},
 };
+use settings::settings;
 use std::collections::BTreeMap;
 
 /// Meshes, and requests to each.
-const MESHES: u64 = 1500;
+const MESHES: u64 = 700;
 const REQUESTS: usize = 8;
 
 #[test]
@@ -50,6 +51,24 @@ fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
             let answer = explain(&index, &settings(), &question(&request)).unwrap();
             let (found, wanted) = (outcome(&answer), expected(&mesh, &request));
             assert_eq!(found, wanted, "seed {seed}: {request:?} in {mesh:#?}\n{yaml}\n{answer:#?}");
+            if let Some(profile) = by_profile(&mesh, &request) {
+                let rule = answer.courses[0].rule.as_ref().unwrap();
+                assert_eq!(
+                    rule.number,
+                    number(profile, &request),
+                    "seed {seed}: {request:?} in {mesh:#?}\n{answer:#?}"
+                );
+                *seen.entry("by a profile".to_owned()).or_default() += 1;
+            }
+            if let Outcome::Sent(to) = &wanted {
+                let rated = to.iter().flat_map(|(.., answered)| answered).any(|(_, rates)| !rates.is_empty());
+                *seen.entry(if rated { "rated" } else { "not rated" }.to_owned()).or_default() += 1;
+                let copies = mirrored(&mesh, &request);
+                assert_eq!(copied(&answer), copies, "seed {seed}: {request:?} in {mesh:#?}\n{answer:#?}");
+                *seen
+                    .entry(if copies.is_some() { "copied" } else { "not copied" }.to_owned())
+                    .or_default() += 1;
+            }
             let fine = wanted.is_fine();
             assert_eq!(answer.courses.iter().all(Course::is_admitted), fine, "{answer:#?}");
             assert!(fine || answer.verdict != Verdict::Admitted, "seed {seed}: {answer:#?}");
@@ -57,7 +76,22 @@ fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
         }
     }
     // Otherwise nothing was compared.
-    for kind in ["200", "301", "400", "403", "404", "500", "504", "ended", "a share of 500"] {
+    let kinds = [
+        "200",
+        "301",
+        "400",
+        "403",
+        "404",
+        "500",
+        "502",
+        "504",
+        "ended",
+        "a share of 500",
+        "by a profile",
+        "copied",
+        "rated",
+    ];
+    for kind in kinds {
         assert!(seen.get(kind).is_some_and(|count| *count >= 10), "too few of {kind}: {seen:?}");
     }
 }
@@ -141,28 +175,28 @@ fn outcome(answer: &Answer) -> Outcome {
     )
 }
 
-fn statuses(backend: &Backend) -> Vec<u16> {
+fn statuses(backend: &Backend) -> Vec<Answered> {
     // A connection that ends has none.
     let of = |reply: &Reply| reply.status.unwrap_or(0);
+    let refused = |reply: &Reply| (of(reply), Vec::new());
     if let Some(reply) = &backend.reply {
-        return vec![of(reply)];
+        return vec![refused(reply)];
     }
-    let served = backend.endpoints.iter().flat_map(|endpoint| &endpoint.served);
-    served.map(|served| served.reply.as_ref().map_or(200, of)).collect()
+    let served = |served: &Served| (served.reply.as_ref().map_or(200, of), rates(served));
+    let at = |endpoint: &Endpoint| -> Vec<Answered> {
+        endpoint.reply.iter().map(refused).chain(endpoint.served.iter().map(served)).collect()
+    };
+    backend.endpoints.iter().flat_map(at).collect()
 }
 
-fn settings() -> Settings {
-    let networks = |text: &str| text.split(',').map(|net| net.parse().unwrap()).collect();
-    Settings {
-        cluster_domain: "cluster.local".to_owned(),
-        trust_domain: "cluster.local".to_owned(),
-        control_namespace: "remora".to_owned(),
-        cluster_networks: networks("10.0.0.0/8,fd00::/8"),
-        probe_networks: networks("0.0.0.0/0,::/0"),
-        default_inbound_policy: DefaultPolicy::AllUnauthenticated,
-        default_opaque_ports: [5432].into_iter().collect(),
-        transport_mode: TransportMode::TransportHeader,
-        h2_upgrade: true,
-        heed_request_headers: false,
-    }
+/// `HTTPLocalRateLimitPolicy shop/l1: 100 requests per second of …`
+fn rates(served: &Served) -> Vec<u32> {
+    let rate = |said: &String| said.split_once(": ").unwrap().1.split_once(' ').unwrap().0.parse().unwrap();
+    served.rate_limits.iter().map(rate).collect()
+}
+
+/// Who gets copies.
+fn copied(answer: &Answer) -> Option<String> {
+    let copies = answer.courses[0].filters.iter().find_map(|filter| filter.strip_prefix("copies all to "));
+    copies.filter(|to| !to.contains("which gets none")).map(str::to_owned)
 }

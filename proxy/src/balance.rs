@@ -10,6 +10,7 @@ use crate::{
     endpoint::{LiveEndpoint, Place},
     fault::Fault,
     limits::Limiter,
+    plaintext,
 };
 use arc_swap::ArcSwap;
 use remora_core::{
@@ -71,8 +72,10 @@ impl Manner {
 }
 
 struct Set {
-    /// Those of this client's zone first.
+    /// Those among whom one is picked; of this client's zone first.
     endpoints: Vec<Arc<LiveEndpoint>>,
+    /// Those that nothing may be sent to, where there are others.
+    passed_over: Vec<Arc<LiveEndpoint>>,
     /// Their weights and zones.
     field: Field,
     /// Since when there is no endpoint, or discovery has said nothing.
@@ -162,7 +165,7 @@ impl Balancer {
 
     /// The endpoints, for `/state.json`.
     pub fn endpoints(&self) -> Vec<Arc<LiveEndpoint>> {
-        self.set.load().endpoints.clone()
+        self.set.load().all().cloned().collect()
     }
 
     /// The less loaded of two usable endpoints, `except` one if there is another. Waits while there is none, also while
@@ -241,7 +244,7 @@ impl Balancer {
     /// that the worker's connections get their turns.
     async fn update(&self, worker: &Arc<Worker>, (ewma, again): (Ewma, &AskAgain), wanted: &[Endpoint]) {
         let old = self.set.load_full();
-        let known: HashMap<_, _> = old.endpoints.iter().map(|live| (live.endpoint().addr, live)).collect();
+        let known: HashMap<_, _> = old.all().map(|live| (live.endpoint().addr, live)).collect();
         let mut endpoints = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(AT_ONCE) {
             endpoints.extend(some.iter().map(|endpoint| {
@@ -264,7 +267,7 @@ impl Balancer {
             if endpoints.is_empty() && old.endpoints.is_empty() { old.empty_since } else { clock::now() };
         if let Some(breaking) = &self.breaking {
             let kept: HashSet<_> = endpoints.iter().map(Arc::as_ptr).collect();
-            let gone = old.endpoints.iter().filter(|live| !kept.contains(&Arc::as_ptr(live)));
+            let gone = old.all().filter(|live| !kept.contains(&Arc::as_ptr(live)));
             gone.filter_map(|live| live.breaker()).for_each(Breaker::leave);
             breaking.settle();
         }
@@ -276,12 +279,18 @@ impl Balancer {
 type Ewma = (Duration, Duration);
 
 impl Set {
-    fn of(mut endpoints: Vec<Arc<LiveEndpoint>>, empty_since: Time) -> Self {
+    fn of(endpoints: Vec<Arc<LiveEndpoint>>, empty_since: Time) -> Self {
+        let (mut endpoints, passed_over) =
+            plaintext::candidates(endpoints, |live| live.forbidden().is_some());
         endpoints.sort_by_key(|live| live.endpoint().remote);
         let weights: Vec<u32> = endpoints.iter().map(|live| live.endpoint().weight).collect();
         let own = endpoints.partition_point(|live| !live.endpoint().remote);
         let (own, others) = weights.split_at(own);
-        Self { field: Field::new(own, others), endpoints, empty_since }
+        Self { field: Field::new(own, others), endpoints, passed_over, empty_since }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<LiveEndpoint>> {
+        self.endpoints.iter().chain(&self.passed_over)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One endpoint as a worker knows it: how to dial it, its connections, its load, its health, its metrics.
 
 use crate::{
-    Proxy, Worker,
+    Worker,
     breaker::{Breaker, Trial},
     config::SocketConfig,
     connect,
@@ -11,6 +11,7 @@ use crate::{
     limits::{Limiter, Permit},
     metrics::{RequestMetrics, TcpMetrics, tcp::Open},
     mux::neighbour::Neighbour,
+    plaintext,
     stream::{Meter, Stream},
     tls,
 };
@@ -100,7 +101,8 @@ impl LiveEndpoint {
         let now = clock::now();
         let plan = endpoint.dial_plan(&config.inbound.ips);
         let metrics = proxy.metrics.endpoint(&endpoint, &plan, authority);
-        let forbidden = forbidden(proxy, &plan);
+        let policy = config.outbound.default_policy;
+        let forbidden = plaintext::forbidden(policy, &plan, |addr| proxy.in_cluster(addr.ip()));
         let neighbour = match &plan {
             DialPlan::Direct { addr, tls, .. } => Some(worker.neighbours.neighbour(worker, *addr, tls)),
             DialPlan::Plain { .. } | DialPlan::Transparent { .. } => None,
@@ -350,14 +352,6 @@ impl Dialer {
             }
         }
     }
-}
-
-/// Whether policy demands an identity of whom the plan would dial without one.
-fn forbidden(proxy: &Proxy, plan: &DialPlan) -> Option<Fault> {
-    let DialPlan::Plain { addr, reason } = *plan else { return None };
-    let policy = proxy.config.outbound.default_policy;
-    let forbids = policy.forbids(reason, proxy.in_cluster(addr.ip()));
-    forbids.then(|| Fault::NoIdentity { addr, policy: policy.as_str() })
 }
 
 /// The identity that an endpoint must have, for labels and `l5d-require-id`.

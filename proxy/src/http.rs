@@ -10,7 +10,7 @@ mod dispatch;
 pub mod exchange;
 pub mod filters;
 pub mod headers;
-mod ingress;
+pub mod ingress;
 pub mod mirror;
 pub mod replay;
 pub mod request;

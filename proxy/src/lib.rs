@@ -20,6 +20,7 @@ pub mod listen;
 pub mod metrics;
 pub mod mux;
 pub mod outbound;
+pub mod plaintext;
 pub mod policy;
 pub mod process;
 pub mod profile;

@@ -1,16 +1,24 @@
-//! `remora explain` says of random requests under random routes and policies what live proxies do with them. What it says is
+//! `remora explain` says of random requests and calls under random routes and policies what live proxies do with them. What it says is
 //! read from the very directory that the control plane reads.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test says what it expects")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what it expects"
+)]
 
 #[path = "../../explain/tests/agrees/draw.rs"]
 #[expect(dead_code, reason = "the addresses of its pods are of a mesh on paper")]
 mod draw;
+#[path = "../../explain/tests/agrees/grpc.rs"]
+#[expect(dead_code, reason = "what is expected here is what explain says")]
+mod grpc;
 
 use draw::{Dice, Mesh as Drawn, Request};
 use remora_tests::node::bin_dir;
 use remora_tests::shop::{self, PATIENCE, SHOP, curl};
 use remora_tests::wire::{client, kit};
-use remora_tests::{Mesh, Name, PodRef, check};
+use remora_tests::{Mesh, Name, check};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,6 +27,8 @@ use std::process::Command;
 /// Sets of routes and policies, and requests under each.
 const ROUNDS: u64 = 12;
 const REQUESTS: usize = 24;
+/// Sets of routes for calls of gRPC.
+const CALL_ROUNDS: u64 = 5;
 
 const BANK: &str = "
 kind: Namespace
@@ -39,47 +49,110 @@ fn live_proxies_do_what_explain_says() {
         kit("v2", 8080, "http", &[]),
         of_bank(kit("safe", 8080, "http", &[])),
         shop::service("none", 8080, "8080"),
+        kit("plain", 8080, "http", &[("linkerd.io/inject", "disabled")]),
         client("till", &[]),
+        client("strict", &[("config.linkerd.io/outbound-default-policy", "all-authenticated")]),
         of_bank(client("clerk", &[])),
         client("old", &[("linkerd.io/inject", "disabled")]),
     ];
-    let mesh = shop::open(&pods).unwrap();
-    let mut before: BTreeSet<(String, Name)> = BTreeSet::new();
-    let mut met: BTreeSet<u16> = BTreeSet::new();
+    let mut live = Live { mesh: shop::open(&pods).unwrap(), objects: BTreeSet::new(), met: BTreeSet::new() };
     for round in 0..ROUNDS {
         let mut dice = Dice::new(1_000_000 + round);
-        let drawn = Drawn::draw(&mut dice);
-        let rules = named_port(&drawn.rules());
-        let requests: Vec<Request> = (0..REQUESTS).map(|_| Request::draw(&mut dice)).collect();
-        let now = objects(&rules);
-        for (kind, name) in before.difference(&now) {
+        let rules = named_port(&Drawn::draw(&mut dice).rules());
+        let requests: Vec<Asking> = (0..REQUESTS).map(|_| Asking::of(&Request::draw(&mut dice))).collect();
+        live.agree(&rules, &requests);
+    }
+    for round in 0..CALL_ROUNDS {
+        let mut dice = Dice::new(2_000_004 + round);
+        let rules = grpc::Routes::draw(&mut dice).yaml();
+        let calls: Vec<Asking> = (0..REQUESTS).map(|_| Asking::call(&grpc::Call::draw(&mut dice))).collect();
+        live.agree(&rules, &calls);
+    }
+    // Otherwise nothing was compared.
+    for (status, grpc) in
+        [(200, None), (301, None), (403, None), (404, None), (500, None), (502, None), (200, Some(5))]
+    {
+        assert!(live.met.contains(&(status, grpc)), "no {status} {grpc:?} among {:?}", live.met);
+    }
+}
+
+/// A mesh, what of its objects was drawn, and what was answered: statuses of HTTP and gRPC.
+struct Live {
+    mesh: Mesh,
+    objects: BTreeSet<(String, Name)>,
+    met: BTreeSet<(u16, Option<u16>)>,
+}
+
+impl Live {
+    /// Puts these rules in the place of those before, and compares.
+    fn agree(&mut self, rules: &str, requests: &[Asking]) {
+        let (mesh, now) = (&self.mesh, objects(rules));
+        for (kind, name) in self.objects.difference(&now) {
             mesh.delete_object(kind, name).unwrap();
         }
         for document in rules.split("---\n").filter(|document| !document.trim().is_empty()) {
             mesh.update_manifest(document).unwrap();
         }
-        before = now;
         let said: Vec<Said> = requests.iter().map(|request| explained(&mesh.manifests(), request)).collect();
         // Until proxies have heard.
         let mut wrong = String::new();
         let agree = || {
             let pairs = requests.iter().zip(&said);
-            let differing = pairs.map(|(request, said)| (request, said, asked(&mesh, request)));
+            let differing = pairs.map(|(request, said)| (request, said, asked(mesh, request)));
             let differing: Vec<_> = differing.filter(|(_, said, seen)| !said.allows(seen)).collect();
             wrong = format!("{differing:#?}");
             differing.is_empty()
         };
         let agreed = mesh.wait_until("proxies to do what explain says", PATIENCE, agree);
-        assert!(agreed.is_ok(), "round {round}: {wrong}\n{rules}");
+        assert!(agreed.is_ok(), "{wrong}\n{rules}");
         for (request, said) in requests.iter().zip(&said) {
-            let seen = asked(&mesh, request);
-            assert!(said.allows(&seen), "round {round}: {request:?}: {said:?}, not {seen:?}\n{rules}");
-            met.insert(seen.status);
+            let seen = asked(mesh, request);
+            assert!(said.allows(&seen), "{request:?}: {said:?}, not {seen:?}\n{rules}");
+            self.met.insert((seen.status, seen.grpc));
+        }
+        self.objects = now;
+    }
+}
+
+/// A request, as curl and explain are told it.
+#[derive(Debug)]
+struct Asking {
+    namespace: &'static str,
+    account: &'static str,
+    speaks: &'static str,
+    method: &'static str,
+    path: String,
+    /// `<name>: <value>`.
+    headers: Vec<String>,
+}
+
+impl Asking {
+    fn of(request: &Request) -> Self {
+        let headers = request.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+        Self {
+            namespace: request.namespace,
+            account: request.account,
+            speaks: if request.http2 { "http2" } else { "http1" },
+            method: request.method,
+            path: match request.query {
+                Some(query) => format!("{}?{query}", request.path),
+                None => request.path.to_owned(),
+            },
+            headers: std::iter::once(format!("host: {}", request.host)).chain(headers).collect(),
         }
     }
-    // Otherwise nothing was compared.
-    for status in [200, 301, 403, 404, 500] {
-        assert!(met.contains(&status), "no {status} among {met:?}");
+
+    fn call(call: &grpc::Call) -> Self {
+        let own = [format!("host: {}", call.host), "content-type: application/grpc".to_owned()];
+        let headers = call.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+        Self {
+            namespace: SHOP,
+            account: "till",
+            speaks: "grpc",
+            method: "POST",
+            path: format!("/{}/{}", call.service, call.method),
+            headers: own.into_iter().chain(headers).collect(),
+        }
     }
 }
 
@@ -99,38 +172,46 @@ fn objects(rules: &str) -> BTreeSet<(String, Name)> {
     documents.map(object).collect()
 }
 
-/// What explain says may happen: statuses, each with who answers it, the place to ask instead.
+/// What explain says may happen.
 #[derive(Debug)]
 struct Said {
-    outcomes: BTreeSet<(u16, String)>,
+    outcomes: BTreeSet<Seen>,
 }
 
 /// What happened.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
     /// 0: the connection ended.
     status: u16,
+    /// Of gRPC, by a proxy.
+    grpc: Option<u16>,
     /// The application that answered, or the place to ask instead.
     by: String,
 }
 
 impl Said {
     fn allows(&self, seen: &Seen) -> bool {
-        self.outcomes.contains(&(seen.status, seen.by.clone()))
+        self.outcomes.contains(seen)
     }
 }
 
-fn explained(manifests: &Path, request: &Request) -> Said {
+fn explained(manifests: &Path, request: &Asking) -> Said {
     let mut command = Command::new(bin_dir(None).unwrap().join("remora"));
     let from = format!("{}/{}", request.namespace, request.account);
-    let path = path(request);
-    let host = format!("host: {}", request.host);
-    let arguments =
-        ["--from", &from, "--to", "web.shop:8080", "--method", request.method, "--path", &path, "-H", &host];
-    let speaks = if request.http2 { "http2" } else { "http1" };
-    command.args(["explain", "-o", "json", "--speaks", speaks, "--manifests"]).arg(manifests).args(arguments);
-    for (name, value) in &request.headers {
-        command.args(["-H", &format!("{name}: {value}")]);
+    command.args(["explain", "-o", "json", "--manifests"]).arg(manifests).args([
+        "--from",
+        &from,
+        "--to",
+        "web.shop:8080",
+        "--speaks",
+        request.speaks,
+        "--method",
+        request.method,
+        "--path",
+        &request.path,
+    ]);
+    for header in &request.headers {
+        command.args(["-H", header]);
     }
     let output = command.output().unwrap();
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -145,66 +226,57 @@ fn explained(manifests: &Path, request: &Request) -> Said {
     Said { outcomes: outcomes(&json) }
 }
 
-fn outcomes(json: &Value) -> BTreeSet<(u16, String)> {
+fn outcomes(json: &Value) -> BTreeSet<Seen> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let status =
-        |reply: &Value| reply["status"].as_u64().and_then(|code| u16::try_from(code).ok()).unwrap_or(0);
+    let code = |value: &Value| value.as_u64().and_then(|code| u16::try_from(code).ok());
+    let replied = |reply: &Value| Seen {
+        status: code(&reply["status"]).unwrap_or(0),
+        grpc: code(&reply["grpcStatus"]),
+        by: reply["location"].as_str().unwrap_or_default().to_owned(),
+    };
     let mut found = BTreeSet::new();
     for course in list(&json["courses"]) {
-        if !course["reply"].is_null() {
-            let place = course["reply"]["location"].as_str().unwrap_or_default();
-            found.insert((status(&course["reply"]), place.to_owned()));
-        }
-        for backend in
-            list(&course["backends"]).iter().filter(|backend| backend["percent"].as_f64() > Some(0.0))
-        {
-            if !backend["reply"].is_null() {
-                found.insert((status(&backend["reply"]), String::new()));
-            }
+        found.extend(Some(&course["reply"]).filter(|reply| !reply.is_null()).map(replied));
+        let backends = list(&course["backends"]);
+        for backend in backends.iter().filter(|backend| backend["percent"].as_f64() > Some(0.0)) {
+            found.extend(Some(&backend["reply"]).filter(|reply| !reply.is_null()).map(replied));
             // `Service shop/web:8080`: the application has the Service's name.
             let of = backend["of"].as_str().unwrap_or_default();
             let name =
                 of.rsplit_once('/').and_then(|(_, rest)| rest.split_once(':')).map_or("", |(name, _)| name);
-            for served in list(&backend["endpoints"]).iter().flat_map(|endpoint| list(&endpoint["served"])) {
-                found.insert(match served["admitted"].as_bool() {
-                    Some(true) => (200, name.to_owned()),
-                    _ => (status(&served["reply"]), String::new()),
-                });
+            for endpoint in list(&backend["endpoints"]) {
+                found.extend(Some(&endpoint["reply"]).filter(|reply| !reply.is_null()).map(replied));
+                found.extend(list(&endpoint["served"]).iter().map(|served| match &served["reply"] {
+                    Value::Null => Seen { status: 200, grpc: None, by: name.to_owned() },
+                    reply => replied(reply),
+                }));
             }
         }
     }
     found
 }
 
-fn asked(mesh: &Mesh, request: &Request) -> Seen {
+fn asked(mesh: &Mesh, request: &Asking) -> Seen {
     let from = mesh.pod(request.namespace, request.account).unwrap();
-    let url = format!("http://web.{SHOP}.svc.cluster.local:8080{}", path(request));
-    let host = format!("host: {}", request.host);
-    let headers: Vec<String> =
-        request.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    let version = if request.http2 { "--http2-prior-knowledge" } else { "--http1.1" };
-    let format = "\n%{http_code} %header{location}";
-    let mut arguments = vec![version, "--path-as-is", "-X", request.method, "-H", &host, "-w", format];
-    for header in &headers {
+    let url = format!("http://web.{SHOP}.svc.cluster.local:8080{}", request.path);
+    let version = if request.speaks == "http1" { "--http1.1" } else { "--http2-prior-knowledge" };
+    let format = "\n%{http_code} %header{grpc-status} %header{location}";
+    let mut arguments = vec![version, "--path-as-is", "-X", request.method, "-w", format];
+    for header in &request.headers {
         arguments.extend(["-H", header]);
     }
     arguments.push(&url);
-    seen(&from, &arguments)
-}
-
-fn seen(from: &PodRef<'_>, arguments: &[&str]) -> Seen {
     // curl fails where a connection ends without an answer.
-    let Ok(answer) = curl(from, arguments) else { return Seen { status: 0, by: String::new() } };
+    let Ok(answer) = curl(&from, &arguments) else {
+        return Seen { status: 0, grpc: None, by: String::new() };
+    };
     let (body, told) = answer.rsplit_once('\n').unwrap();
-    let (status, place) = told.split_once(' ').unwrap_or((told, ""));
+    let [status, grpc, place] = told.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{told}") };
     let server =
         serde_json::from_str(body).ok().and_then(|told: Value| Some(told["server"].as_str()?.to_owned()));
-    Seen { status: status.parse().unwrap_or(0), by: server.unwrap_or_else(|| place.trim().to_owned()) }
-}
-
-fn path(request: &Request) -> String {
-    match request.query {
-        Some(query) => format!("{}?{query}", request.path),
-        None => request.path.to_owned(),
+    Seen {
+        status: status.parse().unwrap_or(0),
+        grpc: grpc.parse().ok(),
+        by: server.unwrap_or_else(|| place.trim().to_owned()),
     }
 }

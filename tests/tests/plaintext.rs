@@ -101,7 +101,12 @@ fn mirrors_and_retries_do_not_go_there_either() {
         for _ in 0..20 {
             assert_eq!(asked(&strict, &["http://mixed:8080/"]).0, 200);
         }
+        let failures =
+            || count(&meshed, "response_total", &[("direction", "inbound"), ("status_code", "503")]).unwrap();
+        let before = failures();
         assert_eq!(asked(&strict, &["http://mixed:8080/status/503"]).0, 503);
+        MESH.wait_until("both tries where they may be sent", PATIENCE, || failures() >= before + 2.0)
+            .unwrap();
         MESH.wait_until("a mirror that failed", PATIENCE, || {
             assert_eq!(asked(&strict, &["-d", "copied", "http://meshed:8080/mirrored"]).0, 200);
             count(&strict, mirrors, &[("result", "failed")]).unwrap() > 0.0

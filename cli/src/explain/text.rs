@@ -4,7 +4,8 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use anstyle::{AnsiColor, Style};
 use remora_explain::answer::{
-    Answer, Apart, Backend, Client, Course, Endpoint, Lost, Reply, Retry, Rule, Served, Timeouts, Verdict,
+    Answer, Apart, Backend, Client, Course, Endpoint, Lost, Proxy, Reply, Retry, Rule, Served, Timeouts,
+    Verdict,
 };
 
 /// Columns of what a line is about.
@@ -30,7 +31,7 @@ pub(super) fn text(answer: &Answer, invalid: &[String]) -> String {
     lines.row("asks", &format!("{what}{}", asked.to));
     for one in &answer.courses {
         lines.blank();
-        course(&mut lines, one);
+        course(&mut lines, one, &answer.client);
     }
     lines.blank();
     for mistake in invalid {
@@ -61,7 +62,10 @@ fn client(lines: &mut Lines, client: &Client) {
     lines.row("as", client.identity.as_deref().unwrap_or("nobody: without a proxy it has no identity"));
 }
 
-fn course(lines: &mut Lines, course: &Course) {
+fn course(lines: &mut Lines, course: &Course, client: &Client) {
+    if let Some(told) = course.proxy.as_ref().and_then(|proxy| told(proxy, client)) {
+        lines.row("proxy", &told);
+    }
     let address = course.address.map(|address| format!(" ({address})")).unwrap_or_default();
     lines.row("to", &format!("{}{address}", course.target));
     let declared = match course.declared {
@@ -94,6 +98,22 @@ fn course(lines: &mut Lines, course: &Course) {
         self::backend(lines, backend);
     }
     outcomes(lines, course);
+}
+
+/// What the client's proxy was told, where it is not what most are; and of which pods, where others were told otherwise.
+fn told(proxy: &Proxy, client: &Client) -> Option<String> {
+    let demands = match proxy.outbound_default {
+        "all-unauthenticated" => None,
+        "cluster-authenticated" => {
+            Some("mTLS is demanded inside the cluster (cluster-authenticated)".to_owned())
+        }
+        other => Some(format!("mTLS is demanded ({other})")),
+    };
+    let ingress = proxy.ingress.then(|| "in ingress mode".to_owned());
+    let told: Vec<String> = ingress.into_iter().chain(demands).collect();
+    let pods = (proxy.pods != client.pods).then(|| format!("of pod {}", proxy.pods.join(", ")));
+    let all: Vec<String> = pods.into_iter().chain(told).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn rules(lines: &mut Lines, rule: Option<&Rule>, lost: &[Lost]) {
@@ -145,15 +165,20 @@ fn dialled(endpoint: &Endpoint) -> String {
         (Some(identity), _) => format!("mTLS with {identity}"),
         (None, _) => format!("in plain text ({})", endpoint.no_tls.unwrap_or("unknown")),
     };
+    let how = match (&endpoint.reply, &endpoint.passed_over) {
+        (Some(reply), _) => format!("{BAD}{}{BAD:#}", replied(reply)),
+        (None, Some(why)) => format!("{FAINT}passed over: {why}{FAINT:#}"),
+        (None, None) => how,
+    };
     format!("{}{pod}: {how}", endpoint.address)
 }
 
 /// What happens at the endpoints: once for all at which the same does.
 fn outcomes(lines: &mut Lines, course: &Course) {
     let mut groups: Vec<(&[Served], Vec<String>)> = Vec::new();
-    let endpoints =
-        course.backends.iter().filter(|backend| backend.percent > 0.0).flat_map(|backend| &backend.endpoints);
-    for endpoint in endpoints {
+    let used = course.backends.iter().filter(|backend| backend.percent > 0.0);
+    let endpoints = used.flat_map(|backend| &backend.endpoints);
+    for endpoint in endpoints.filter(|endpoint| !endpoint.served.is_empty()) {
         let at = endpoint.address.to_string();
         match groups.iter_mut().find(|(served, _)| *served == endpoint.served) {
             Some((_, all)) if all.contains(&at) => {}

@@ -3,7 +3,7 @@
 use crate::endpoint::NoTlsReason;
 
 /// Who may be connected to in plaintext. With any other than the first, whoever has no identity gets not one byte.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OutboundDefault {
     /// Everybody.
     #[default]

@@ -1,8 +1,8 @@
 //! Pure. What a namespace says for everything in it, and the annotations that pods and Services may have themselves.
 
-use super::{DEFAULT_INBOUND_POLICY, OPAQUE_PORTS};
+use super::{DEFAULT_INBOUND_POLICY, OPAQUE_PORTS, OUTBOUND_DEFAULT_POLICY};
 use crate::ports::PortSet;
-use remora_core::policy::DefaultPolicy;
+use remora_core::policy::{DefaultPolicy, OutboundDefault};
 use std::collections::BTreeMap;
 
 /// What a namespace says for everything in it.
@@ -12,6 +12,8 @@ pub struct Namespace {
     pub opaque_ports: Option<PortSet>,
     /// Default policy of pods without the annotation.
     pub default_policy: Option<DefaultPolicy>,
+    /// Whom proxies of pods without the annotation may reach in plaintext. The injector tells them.
+    pub outbound_default: Option<OutboundDefault>,
 }
 
 impl Namespace {
@@ -21,6 +23,7 @@ impl Namespace {
         Self {
             opaque_ports: ports_of(annotations, OPAQUE_PORTS, |_| None, reasons),
             default_policy: policy_of(annotations, reasons),
+            outbound_default: outbound_of(annotations, reasons),
         }
     }
 }
@@ -50,6 +53,22 @@ pub(super) fn policy_of(
         reasons.push(format!(
             "annotation {DEFAULT_INBOUND_POLICY}: {name:?} is not one of all-unauthenticated, all-authenticated, \
              cluster-unauthenticated, cluster-authenticated, audit, deny; it is ignored"
+        ));
+    }
+    policy
+}
+
+/// Whom an annotation lets a proxy reach in plaintext; `None` if there is no such annotation, or no such policy.
+pub(super) fn outbound_of(
+    annotations: &BTreeMap<String, String>,
+    reasons: &mut Vec<String>,
+) -> Option<OutboundDefault> {
+    let name = annotations.get(OUTBOUND_DEFAULT_POLICY)?;
+    let policy = OutboundDefault::parse(name);
+    if policy.is_none() {
+        let names = OutboundDefault::ALL.map(OutboundDefault::as_str).join(", ");
+        reasons.push(format!(
+            "annotation {OUTBOUND_DEFAULT_POLICY}: {name:?} is not one of {names}; the injector refuses the pod"
         ));
     }
     policy

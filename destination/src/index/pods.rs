@@ -1,8 +1,8 @@
 //! Pure. What of a pod matters to its clients and to its own proxy.
 
 use super::{
-    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, balancing, in_namespace, policy_of, ports_of, relate,
-    swap,
+    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, balancing, in_namespace, outbound_of, policy_of,
+    ports_of, relate, swap,
 };
 use crate::{
     ports::PortSet,
@@ -12,7 +12,7 @@ use k8s_openapi::{
     api::core::v1::{self as api, Container, PodSpec, PodStatus},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use remora_core::policy::DefaultPolicy;
+use remora_core::policy::{DefaultPolicy, OutboundDefault};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -23,6 +23,9 @@ use std::{
 const CONTROL_PLANE_NS: &str = "linkerd.io/control-plane-ns";
 /// The name that the proxy's container must have. Contract 3.1, rule 2.
 const PROXY_CONTAINER: &str = "linkerd-proxy";
+/// The envs by which its proxy is told that it is a gateway's, and whom it may reach in plaintext.
+const INGRESS: &str = "LINKERD2_PROXY_INGRESS_MODE";
+const OUTBOUND_DEFAULT: &str = "REMORA_PROXY_OUTBOUND_DEFAULT_POLICY";
 /// The env by which that container says where it takes transport headers.
 const INBOUND: &str = "LINKERD2_PROXY_INBOUND_LISTEN_ADDR";
 
@@ -63,6 +66,8 @@ pub struct Pod {
     pub require_identity_ports: PortSet,
     /// `config.linkerd.io/default-inbound-policy`.
     pub default_policy: Option<DefaultPolicy>,
+    /// `config.linkerd.io/outbound-default-policy`: what the injector tells the pod's proxy.
+    pub outbound_default: Option<OutboundDefault>,
     /// Its share of its Services' traffic, in ten-thousandths of an ordinary pod's, if it says one.
     pub weight: Option<u32>,
     /// Its proxy, if it has one.
@@ -79,6 +84,17 @@ pub struct Mesh {
     /// Where it listens; `None` if the pod claims a proxy but has none that can be found. Clients must not be sent to
     /// such a pod: what they should speak to it is unknown.
     pub ports: Option<ProxyPorts>,
+    /// What it was told of what its pod sends.
+    pub sends: Sends,
+}
+
+/// How a proxy was told to treat what its pod sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sends {
+    /// Whom it may reach in plaintext.
+    pub plaintext: OutboundDefault,
+    /// Is it in ingress mode: do requests name the Service that they are for?
+    pub ingress: bool,
 }
 
 /// The ports of a proxy.
@@ -136,6 +152,7 @@ impl Pod {
             )
             .unwrap_or_default(),
             default_policy: policy_of(annotations, reasons),
+            outbound_default: outbound_of(annotations, reasons),
             weight: balancing::weight(annotations, reasons),
             mesh: mesh(metadata, spec, reasons),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
@@ -326,18 +343,31 @@ fn mesh(metadata: &ObjectMeta, spec: &PodSpec, reasons: &mut Vec<String>) -> Opt
             reasons.push(format!("labelled {CONTROL_PLANE_NS} but {reason}; clients are not sent to it"));
         })
         .ok();
-    Some(Mesh { control_namespace, ports })
+    Some(Mesh { control_namespace, ports, sends: sends(spec) })
+}
+
+fn proxy(spec: &PodSpec) -> Option<&Container> {
+    let mut containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    containers.find(|container| container.name == PROXY_CONTAINER)
+}
+
+/// A literal variable of a container's environment.
+fn variable<'a>(container: &'a Container, name: &str) -> Option<&'a str> {
+    container.env.iter().flatten().find(|env| env.name == name)?.value.as_deref()
+}
+
+/// A proxy does not start with a word that it does not know.
+fn sends(spec: &PodSpec) -> Sends {
+    let told = |name| proxy(spec).and_then(|proxy| variable(proxy, name)).map(str::trim);
+    Sends {
+        plaintext: told(OUTBOUND_DEFAULT).and_then(OutboundDefault::parse).unwrap_or_default(),
+        ingress: told(INGRESS) == Some("true"),
+    }
 }
 
 fn proxy_ports(spec: &PodSpec) -> Result<ProxyPorts, String> {
-    let mut containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let proxy = containers
-        .find(|container| container.name == PROXY_CONTAINER)
-        .ok_or_else(|| format!("it has no container named {PROXY_CONTAINER}"))?;
-    let port = |variable: &str| -> Option<u16> {
-        let env = proxy.env.iter().flatten().find(|env| env.name == variable)?;
-        env.value.as_ref()?.parse().ok().map(|addr: SocketAddr| addr.port())
-    };
+    let proxy = proxy(spec).ok_or_else(|| format!("it has no container named {PROXY_CONTAINER}"))?;
+    let port = |name: &str| variable(proxy, name)?.parse().ok().map(|addr: SocketAddr| addr.port());
     let inbound = port(INBOUND)
         .ok_or_else(|| format!("the env {INBOUND} of {PROXY_CONTAINER} is no literal address:port"))?;
     Ok(ProxyPorts {

@@ -1,5 +1,10 @@
 //! Random meshes and requests, in plain data and as YAML. Small vocabularies, so that what is drawn meets often.
 
+pub(crate) mod clients;
+pub(crate) mod profile;
+
+use clients::{Authorization, RateLimit};
+use profile::Profile;
 use std::fmt::Write as _;
 
 /// The same draws for the same seed.
@@ -52,6 +57,10 @@ pub(crate) struct Mesh {
     /// Of Servers.
     pub(crate) inbound: Vec<Route>,
     pub(crate) policies: Vec<Policy>,
+    pub(crate) authorizations: Vec<Authorization>,
+    pub(crate) limit: Option<RateLimit>,
+    /// At most one of each namespace.
+    pub(crate) profiles: Vec<Profile>,
     /// May HTTPRoutes of shop refer to bank's Services, and the other way round?
     pub(crate) granted: bool,
     /// Of pods of `web`.
@@ -76,6 +85,8 @@ pub(crate) struct Rule {
     pub(crate) filter: Filter,
     /// A header that is set.
     pub(crate) header: Option<Pair>,
+    /// Who gets copies: namespace and name.
+    pub(crate) mirror: Option<(&'static str, &'static str)>,
     /// Namespace and name, weight.
     pub(crate) backends: Vec<(&'static str, &'static str, u32)>,
 }
@@ -154,13 +165,19 @@ pub(crate) const MESH_TLS: [(&str, &str); 3] = [
     ("clerk", "clerk.bank.serviceaccount.identity.remora.cluster.local"),
 ];
 /// Pods that ask: namespace, account, address, whether they have a proxy.
-pub(crate) const CLIENTS: [(&str, &str, &str, bool); 3] = [
+pub(crate) const CLIENTS: [(&str, &str, &str, bool); 4] = [
     ("shop", "till", "10.1.0.9", true),
+    ("shop", STRICT, "10.1.0.10", true),
     ("bank", "clerk", "10.2.0.9", true),
     ("shop", "old", "10.1.0.8", false),
 ];
+/// The account that demands mTLS of everybody.
+pub(crate) const STRICT: &str = "strict";
+/// The server without a proxy.
+pub(crate) const PLAIN: &str = "plain";
 /// Pods that serve: namespace, `app`, addresses. `none` has none.
-pub(crate) const SERVERS: [(&str, &str, &[&str]); 4] = [
+pub(crate) const SERVERS: [(&str, &str, &[&str]); 5] = [
+    ("shop", PLAIN, &["10.1.0.4"]),
     ("shop", "web", &["10.1.0.1", "10.1.0.2"]),
     ("shop", "v2", &["10.1.0.3"]),
     ("shop", "none", &[]),
@@ -189,8 +206,17 @@ const METHODS: [&str; 2] = ["GET", "POST"];
 impl Mesh {
     /// Without any rules.
     pub(crate) fn bare() -> Self {
-        let (routes, servers, inbound, policies) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { routes, servers, inbound, policies, granted: false, default_policy: None }
+        Self {
+            routes: Vec::new(),
+            servers: Vec::new(),
+            inbound: Vec::new(),
+            policies: Vec::new(),
+            authorizations: Vec::new(),
+            limit: None,
+            profiles: Vec::new(),
+            granted: false,
+            default_policy: None,
+        }
     }
 
     pub(crate) fn draw(dice: &mut Dice) -> Self {
@@ -244,6 +270,18 @@ impl Mesh {
             let from = dice.perhaps(3, |dice| dice.one(&["all", "tills", "not-old", "gone"]));
             Policy { name: named("p"), target, who, from }
         });
+        let authorizations = dice.some(2, |dice| {
+            let server = some_server(dice);
+            Authorization::draw(dice, named("a"), server)
+        });
+        let limit = dice.perhaps(2, |dice| {
+            let server = some_server(dice);
+            RateLimit::draw(dice, named("l"), server)
+        });
+        let mut profiles = Vec::new();
+        for namespace in ["shop", "bank"] {
+            profiles.extend(dice.perhaps(4, |dice| Profile::draw(dice, namespace)));
+        }
         let default_policy = dice.perhaps(3, |dice| {
             dice.one(&[
                 "all-authenticated",
@@ -253,7 +291,8 @@ impl Mesh {
                 "audit",
             ])
         });
-        Self { routes, servers, inbound, policies, granted: dice.rarely(2), default_policy }
+        let granted = dice.rarely(2);
+        Self { routes, servers, inbound, policies, authorizations, limit, profiles, granted, default_policy }
     }
 }
 
@@ -279,7 +318,7 @@ impl Rule {
     fn draw(dice: &mut Dice, of_server: bool) -> Self {
         let matches = if dice.rarely(5) { Vec::new() } else { dice.some(2, Match::draw) };
         if of_server {
-            return Self { matches, filter: Filter::None, header: None, backends: Vec::new() };
+            return Self { matches, filter: Filter::None, header: None, mirror: None, backends: Vec::new() };
         }
         let filter = match dice.below(12) {
             0 => Filter::Cors,
@@ -295,14 +334,16 @@ impl Rule {
             }),
             _ => Filter::None,
         };
+        let services = [
+            ("shop", "web"),
+            ("shop", "v2"),
+            ("shop", "none"),
+            ("bank", "safe"),
+            ("shop", "gone"),
+            ("shop", PLAIN),
+        ];
         let backends = dice.some(3, |dice| {
-            let (namespace, name) = dice.one(&[
-                ("shop", "web"),
-                ("shop", "v2"),
-                ("shop", "none"),
-                ("bank", "safe"),
-                ("shop", "gone"),
-            ]);
+            let (namespace, name) = dice.one(&services);
             (namespace, name, dice.one(&[0, 1, 1, 3]))
         });
         let redirects = matches!(filter, Filter::Redirect(_));
@@ -319,6 +360,7 @@ impl Rule {
             matches,
             filter,
             header: dice.perhaps(4, |dice| dice.one(&HEADERS)),
+            mirror: if redirects { None } else { dice.perhaps(4, |dice| dice.one(&services)) },
             // A redirect goes nowhere: Gateway API takes no backends beside it.
             backends: if redirects { Vec::new() } else { backends },
         }
@@ -416,7 +458,7 @@ impl Mesh {
         for (at, (namespace, app, ips)) in SERVERS.iter().enumerate() {
             let policy = self.default_policy.filter(|_| *app == "web");
             for (nth, ip) in ips.iter().enumerate() {
-                text += &pod(namespace, &format!("{app}-{nth}"), app, ip, (true, policy));
+                text += &pod(namespace, &format!("{app}-{nth}"), app, ip, (*app != PLAIN, policy));
             }
             text += &document(&format!(
                 "apiVersion: v1, kind: Service, metadata: {{name: {app}, namespace: {namespace}}}, spec: {{clusterIP: 10.96.0.{}, \
@@ -470,9 +512,10 @@ impl Mesh {
         for route in self.routes.iter().chain(&self.inbound) {
             text += &route.yaml();
         }
-        for policy in &self.policies {
-            text += &policy.yaml();
-        }
+        text.extend(self.policies.iter().map(Policy::yaml));
+        text.extend(self.authorizations.iter().map(Authorization::yaml));
+        text.extend(self.limit.iter().map(RateLimit::yaml));
+        text.extend(self.profiles.iter().map(Profile::yaml));
         text
     }
 }
@@ -489,12 +532,18 @@ fn policy_document(kind: &str, version: &str, name: &str, spec: &str) -> String 
 
 fn pod(namespace: &str, name: &str, app: &str, ip: &str, (meshed, policy): (bool, Option<&str>)) -> String {
     let (label, proxy) = if meshed {
+        let demands = match app {
+            STRICT => ", {name: REMORA_PROXY_OUTBOUND_DEFAULT_POLICY, value: all-authenticated}",
+            _ => "",
+        };
         (
             ", linkerd.io/control-plane-ns: remora",
-            ", {name: linkerd-proxy, env: [{name: LINKERD2_PROXY_INBOUND_LISTEN_ADDR, value: '0.0.0.0:4143'}]}",
+            format!(
+                ", {{name: linkerd-proxy, env: [{{name: LINKERD2_PROXY_INBOUND_LISTEN_ADDR, value: '0.0.0.0:4143'}}{demands}]}}"
+            ),
         )
     } else {
-        ("", "")
+        ("", String::new())
     };
     let policy =
         policy.map(|policy| format!(", annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}"));
@@ -539,6 +588,11 @@ impl Rule {
         let mut filters = Vec::new();
         filters.extend(self.header.map(|(name, value)| {
             format!("{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: {name}, value: '{value}'}}]}}}}")
+        }));
+        filters.extend(self.mirror.map(|(namespace, name)| {
+            format!(
+                "{{type: RequestMirror, requestMirror: {{backendRef: {{name: {name}, namespace: {namespace}, port: 8080}}}}}}"
+            )
         }));
         filters.extend(match &self.filter {
             Filter::None => None,

@@ -36,9 +36,7 @@ impl Named {
 
     async fn look_up(&self, worker: &Arc<Worker>, asked: &HeaderValue) -> Result<Arc<Target>, Fault> {
         let suffixes = &worker.proxy.config.discovery.profile_suffixes;
-        let name = asked.to_str().ok().and_then(|asked| lookup_name(asked, suffixes));
-        let name = name.ok_or(Fault::BadTarget("its l5d-dst-override is no name of a Service"))?;
-        let target = worker.targets.target(worker, Place::Name(name))?;
+        let target = worker.targets.target(worker, Place::Name(service(asked, suffixes)?))?;
         target.first_plan(worker).await?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEPT {
@@ -47,4 +45,10 @@ impl Named {
         known.push((asked.clone(), target.clone()));
         Ok(target)
     }
+}
+
+/// The Service that an `l5d-dst-override` names, as it is looked up. Pure.
+pub fn service(asked: &HeaderValue, suffixes: &[String]) -> Result<Arc<str>, Fault> {
+    let name = asked.to_str().ok().and_then(|asked| lookup_name(asked, suffixes));
+    name.ok_or(Fault::BadTarget("its l5d-dst-override is no name of a Service"))
 }
