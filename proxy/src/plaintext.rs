@@ -18,8 +18,12 @@ pub fn forbidden(
 /// Those of a destination's endpoints among whom one is picked, and those that are passed over: whoever is left out, while
 /// anybody is not. Where all are, they are picked still: who comes is told why.
 pub fn candidates<T>(all: Vec<T>, left_out: impl Fn(&T) -> bool) -> (Vec<T>, Vec<T>) {
-    let (out, candidates): (Vec<T>, Vec<T>) = all.into_iter().partition(left_out);
-    if candidates.is_empty() { (out, candidates) } else { (candidates, out) }
+    let out = all.iter().filter(|one| left_out(one)).count();
+    // As they are, without a copy: there may be thousands.
+    if out == 0 || out == all.len() {
+        return (all, Vec::new());
+    }
+    all.into_iter().partition(|one| !left_out(one))
 }
 
 #[cfg(test)]

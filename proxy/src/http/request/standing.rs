@@ -3,7 +3,7 @@
 
 use super::{Inbound, permitted};
 use crate::{fault::Fault, inbound};
-use http::{HeaderMap, Method, Request, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 use remora_core::route::RequestView;
 use std::{
     future::{Future, pending},
@@ -112,53 +112,23 @@ pub fn news(context: &Arc<Inbound>) -> impl FnMut(&mut Context<'_>) -> bool + Se
     }
 }
 
-/// What policy sees of a request, kept in few allocations.
+/// What policy sees of a request. Values are shared with the request, not copied: of an HTTP/2 head that is a few bytes of
+/// references to its connection's table, a copy would be many times as large as what came.
 struct Head {
     method: Method,
     uri: Uri,
-    /// One after the other: the lengths of name and value, name, value.
-    fields: Vec<u8>,
+    fields: Box<[(HeaderName, HeaderValue)]>,
 }
-
-/// Bytes of the lengths of a name and of a value.
-const NAME: usize = 2;
-const VALUE: usize = 4;
 
 impl Head {
     fn of<B>(request: &Request<B>) -> Self {
-        Self { method: request.method().clone(), uri: request.uri().clone(), fields: kept(request.headers()) }
+        let fields = request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self { method: request.method().clone(), uri: request.uri().clone(), fields }
     }
 
-    fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut rest = &*self.fields;
-        std::iter::from_fn(move || {
-            let (name, after) = rest.split_first_chunk::<NAME>()?;
-            let (value, after) = after.split_first_chunk::<VALUE>()?;
-            let (name, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*name)))?;
-            let (value, after) = after.split_at_checked(u32::from_le_bytes(*value) as usize)?;
-            rest = after;
-            Some((name, value))
-        })
+    fn values(&self, name: &str) -> impl Iterator<Item = &HeaderValue> {
+        self.fields.iter().filter(move |(field, _)| field == name).map(|(_, value)| value)
     }
-}
-
-fn kept(headers: &HeaderMap) -> Vec<u8> {
-    let size = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
-        NAME + VALUE + name.as_str().len() + value.len()
-    };
-    let mut fields = Vec::with_capacity(headers.iter().map(size).sum());
-    for (name, value) in headers {
-        let name = name.as_str().as_bytes();
-        // No name is longer than 64 KiB, and no head than 4 GiB.
-        let (Ok(names), Ok(values)) = (u16::try_from(name.len()), u32::try_from(value.len())) else {
-            continue;
-        };
-        fields.extend_from_slice(&names.to_le_bytes());
-        fields.extend_from_slice(&values.to_le_bytes());
-        fields.extend_from_slice(name);
-        fields.extend_from_slice(value.as_bytes());
-    }
-    fields
 }
 
 impl RequestView for Head {
@@ -170,8 +140,7 @@ impl RequestView for Head {
         if let Some(authority) = self.uri.authority() {
             return authority.as_str();
         }
-        let host = self.header(header::HOST.as_str()).next().filter(|host| host.is_ascii());
-        host.and_then(|host| str::from_utf8(host).ok()).unwrap_or("")
+        self.values(header::HOST.as_str()).next().and_then(|host| host.to_str().ok()).unwrap_or("")
     }
 
     fn path(&self) -> &str {
@@ -183,8 +152,7 @@ impl RequestView for Head {
     }
 
     fn header(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        let same = move |(field, _): &(&[u8], &[u8])| *field == name.as_bytes();
-        self.fields().filter(same).map(|(_, value)| value)
+        self.values(name).map(HeaderValue::as_bytes)
     }
 }
 
