@@ -211,12 +211,8 @@ impl World<'_> {
             Some(owner) => format!("{} {namespace}/{}", owner.kind, owner.name),
             None => format!("Pod {namespace}/{}", text_at(&object, "/metadata/name")),
         };
-        let kept_out = match self.admitted(&mut object, &namespace, owner) {
-            Ok(()) => None,
-            Err(why) => Some(format!("{called}: the webhook would keep its pods out: {why}")),
-        };
-        if let Some(why) = kept_out {
-            self.supposed.kept_out.push(why);
+        if let Err(why) = self.admitted(&mut object, &namespace, owner) {
+            self.supposed.kept_out.push(format!("{called}: the webhook would keep its pods out: {why}"));
             return None;
         }
         let ip = self.free.next()?;

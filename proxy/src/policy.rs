@@ -228,7 +228,8 @@ pub struct News {
 
 impl News {
     fn of(seen: watch::Receiver<Known<Server>>) -> Self {
-        // Unconstrained: it is asked only when there is something to hear, and would not be asked again.
+        // Unconstrained: where it is pending it has to be waiting for news. With the task's budget used up it would be
+        // pending without that, and is asked again only when there is something to hear.
         let next = Box::pin(unconstrained(next(seen.clone())));
         Self { seen, next, waker: None }
     }
