@@ -505,8 +505,8 @@ impl Image {
             [(Path::new(INIT), "remora-init"), (&nft, "xtables-nft-multi"), (&legacy, "xtables-legacy-multi")]
         {
             let to = folder.path().join(name);
-            fs::copy(from, &to).unwrap();
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+            // By another process: a thread that forks while this one writes would keep the file busy.
+            succeed(Command::new("install").args(["-m", "755"]).args([from, &to]));
             if capable == Capable::Yes {
                 succeed(Command::new("setcap").arg("cap_net_raw,cap_net_admin+eip").arg(&to));
             }

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::XattrFlags;
 
+use crate::executable;
 use crate::spec::{Bind, User};
 
 /// What a container's configuration says when its manifest says nothing.
@@ -322,8 +323,7 @@ fn privileged_copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
-    fs::copy(from, to).with_context(|| format!("copying {} into the image", from.display()))?;
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+    executable::copy(from, to).context("a program of the image")?;
     let setcap = in_path("setcap").context("setcap is not installed: apt-get install libcap2-bin")?;
     let output =
         Command::new(setcap).arg(INIT_FILE_CAPABILITIES).arg(to).output().context("running setcap")?;

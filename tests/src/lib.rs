@@ -4,7 +4,7 @@
 //! is given ordinary Kubernetes YAML and runs it. Nothing in here is for tests alone; `make demo` uses it as well.
 //!
 //! In reading order: what is applied (`world`, `admit`, `webhook`), how a pod lives (`life`, `supervise`, `probe`,
-//! `status`), what it is made of (`image`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
+//! `status`), what it is made of (`image`, `executable`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
 //! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
 //! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
 //! `shop`, `app` and `load` are what tests put on it; `origin`, `frames`, `attack` and `arena` are for bad input, `resources`
@@ -29,6 +29,7 @@ pub mod controller;
 pub mod demo;
 pub mod dns;
 pub mod environment;
+pub mod executable;
 pub mod frames;
 pub mod image;
 pub mod kubelet;

@@ -2,9 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+
+use remora_tests::executable;
 
 /// A cargo whose tests pass, three in each program, but for those of the program `bad`; and which builds all there is.
 const CARGO: &str = "#!/usr/bin/env bash
@@ -42,13 +43,13 @@ fn run(programs: &[&str]) -> (bool, String) {
         fs::create_dir_all(at(folder)).unwrap();
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scripts/test.sh");
-    fs::copy(script, at("scripts/test.sh")).unwrap();
+    executable::copy(&script, &at("scripts/test.sh")).unwrap();
     let tools =
         ["scripts/setup.sh", "scripts/clean-run.sh", "scripts/planted.sh", "bin/shellcheck", "bin/rustfmt"];
     for tool in tools.map(str::to_owned).into_iter().chain([format!("{deny}/cargo-deny")]) {
-        program(&at(&tool), NOTHING);
+        executable::script(&at(&tool), NOTHING).unwrap();
     }
-    program(&at("bin/cargo"), CARGO);
+    executable::script(&at("bin/cargo"), CARGO).unwrap();
     for name in programs {
         fs::write(at(&format!("tests/tests/{name}.rs")), "").unwrap();
     }
@@ -62,9 +63,4 @@ fn run(programs: &[&str]) -> (bool, String) {
         .unwrap();
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     (output.status.success(), said.concat())
-}
-
-fn program(file: &Path, text: &str) {
-    fs::write(file, text).unwrap();
-    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use remora_tests::check;
+use remora_tests::{check, executable};
 
 /// Whom no file belongs to.
 const NOBODY: u32 = 65534;
@@ -99,18 +99,15 @@ impl Machine {
         for folder in ["scripts", "bin"] {
             fs::create_dir(root.path().join(folder)).unwrap();
         }
-        // With their modes.
         for file in ["Cargo.toml", "scripts/demo.sh", "scripts/setup.sh"] {
-            fs::copy(repository.join(file), root.path().join(file)).unwrap();
+            executable::copy(&repository.join(file), &root.path().join(file)).unwrap();
         }
         let bin = root.path().join("bin");
         for program in ["bash", "cat", "dirname", "id", "sed"] {
             symlink(remora_tests::image::in_path(program).unwrap(), bin.join(program)).unwrap();
         }
         for (program, says) in [("cargo", ""), ("rustc", rustc_says), ("apt-get", "")] {
-            let script = bin.join(program);
-            fs::write(&script, format!("#!/usr/bin/env bash\necho '{says}'\n")).unwrap();
-            fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+            executable::script(&bin.join(program), &format!("#!/usr/bin/env bash\necho '{says}'\n")).unwrap();
         }
         Self(root)
     }
