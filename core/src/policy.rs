@@ -1,12 +1,16 @@
 //! May this client do this? Inbound policy of one port, as Linkerd's `WatchPort` states it. Contract 3.4.
 
+mod authorizations;
 mod defaults;
 mod refused;
 
-pub use self::{defaults::DefaultPolicy, refused::Refused};
+pub use self::{
+    authorizations::{Authentication, Authorization, Authorizations},
+    defaults::DefaultPolicy,
+    refused::Refused,
+};
 use crate::{
     identity::Identity,
-    matching::{NetworkMatch, SuffixMatch},
     rate::RateLimits,
     route::{Filter, HttpRoute, RequestView, Table, TwoWays},
 };
@@ -58,7 +62,7 @@ pub struct ServerPolicy {
     /// What the port speaks.
     pub protocol: ServerProtocol,
     /// Who may connect, in order.
-    pub authorizations: Vec<Authorization>,
+    pub authorizations: Authorizations,
     /// How often clients may ask, where that is limited.
     pub rate_limits: Option<Arc<RateLimits>>,
 }
@@ -104,34 +108,7 @@ pub struct InboundRoute {
     /// What is done with the requests of each rule (same indices as `route.rules`), in order.
     pub filters: Vec<Vec<Filter>>,
     /// Who may use it, tried before the server's.
-    pub authorizations: Vec<Authorization>,
-}
-
-/// A rule that admits clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authorization {
-    /// The AuthorizationPolicy, ServerAuthorization or default behind it.
-    pub meta: Arc<ResourceRef>,
-    /// Where the client must be; any one suffices. Empty matches nothing.
-    pub networks: Vec<NetworkMatch>,
-    /// Who the client must be.
-    pub authentication: Authentication,
-}
-
-/// Who a client must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authentication {
-    /// Anybody.
-    Unauthenticated,
-    /// Any TLS client of the mesh, even one without a certificate of its own.
-    TlsUnauthenticated,
-    /// One of these.
-    TlsAuthenticated {
-        /// Exact names.
-        identities: Vec<Identity>,
-        /// Name suffixes.
-        suffixes: Vec<SuffixMatch>,
-    },
+    pub authorizations: Authorizations,
 }
 
 /// What is known of a client.
@@ -181,7 +158,7 @@ pub enum Denial {
 pub fn authorize_tcp(policy: &ServerPolicy, client: IpAddr, peer: &Peer) -> Result<Arc<ResourceRef>, Denial> {
     match &policy.protocol {
         ServerProtocol::Detect { .. } | ServerProtocol::Opaque | ServerProtocol::Tls => {
-            admitting(&policy.authorizations, client, peer).cloned().ok_or(Denial::Unauthorized)
+            admitting([&policy.authorizations], client, peer).cloned().ok_or(Denial::Unauthorized)
         }
         ServerProtocol::Http1 { .. } | ServerProtocol::Http2 { .. } | ServerProtocol::Grpc { .. } => {
             Err(Denial::WrongProtocol)
@@ -246,8 +223,8 @@ pub fn authorize_http<R: RequestView + ?Sized>(
         // Whoever may use one of them might use the other.
         Err(TwoWays) => return Err(Refusal { route: None, denial: Denial::TwoPaths }),
     };
-    let own = routes.get(chosen.route).map_or(&[][..], |inbound| &inbound.authorizations);
-    match admitting(own.iter().chain(&policy.authorizations), client, peer) {
+    let own = routes.get(chosen.route).map(|inbound| &inbound.authorizations);
+    match admitting(own.into_iter().chain([&policy.authorizations]), client, peer) {
         Some(meta) => Ok(Permit { route: chosen.route, rule: chosen.rule, authorization: meta.clone() }),
         None => Err(Refusal { route: Some(chosen.route), denial: Denial::Unauthorized }),
     }
@@ -255,13 +232,13 @@ pub fn authorize_http<R: RequestView + ?Sized>(
 
 /// The first authorization that admits the client; the implicit `localhost` comes last.
 fn admitting<'a>(
-    authorizations: impl IntoIterator<Item = &'a Authorization>,
+    lists: impl IntoIterator<Item = &'a Authorizations>,
     client: IpAddr,
     peer: &Peer,
 ) -> Option<&'a Arc<ResourceRef>> {
-    authorizations
+    lists
         .into_iter()
-        .find(|authorization| authorization.admits(client, peer))
+        .find_map(|authorizations| authorizations.admitting(client, peer))
         .map(|authorization| &authorization.meta)
         .or_else(|| is_localhost(client).then(localhost))
 }
@@ -278,26 +255,6 @@ fn is_localhost(client: IpAddr) -> bool {
 fn localhost() -> &'static Arc<ResourceRef> {
     static META: OnceBox<Arc<ResourceRef>> = OnceBox::new();
     META.get_or_init(|| Box::new(Arc::new(ResourceRef::default_kind("localhost"))))
-}
-
-impl Authorization {
-    /// Does it admit this client?
-    pub fn admits(&self, client: IpAddr, peer: &Peer) -> bool {
-        self.authentication.holds(peer) && self.networks.iter().any(|network| network.contains(client))
-    }
-}
-
-impl Authentication {
-    /// Is the peer one of those?
-    pub fn holds(&self, peer: &Peer) -> bool {
-        match self {
-            Self::Unauthenticated => true,
-            Self::TlsUnauthenticated => matches!(peer, Peer::Tls { .. }),
-            Self::TlsAuthenticated { identities, suffixes } => peer.identity().is_some_and(|identity| {
-                identities.contains(identity) || suffixes.iter().any(|suffix| suffix.matches(identity))
-            }),
-        }
-    }
 }
 
 /// The routes of a policy as requests are looked up in them.
@@ -322,6 +279,7 @@ mod tests {
         defaults::{catch_all, everywhere},
         *,
     };
+    use crate::matching::{NetworkMatch, SuffixMatch};
     use crate::route::{HostMatch, HttpMatch, HttpRule, PathMatch, normal};
     use alloc::{
         string::{String, ToString},
@@ -477,7 +435,7 @@ mod tests {
     fn a_routes_authorizations_come_before_the_servers() {
         let routes = vec![route("r", "/", vec![allow("route", identities(&[WEB], &[]))])];
         let policy = ServerPolicy {
-            authorizations: vec![allow("server", Authentication::TlsUnauthenticated)],
+            authorizations: vec![allow("server", Authentication::TlsUnauthenticated)].into(),
             ..detect(routes)
         };
         http(&policy, INSIDE, &meshed(WEB), "/", Ok("route"));
@@ -502,7 +460,7 @@ mod tests {
         let everywhere =
             Authorization { networks: everywhere(), ..allow("probe", Authentication::Unauthenticated) };
         let policy = ServerPolicy {
-            authorizations: vec![allow("server", Authentication::TlsUnauthenticated)],
+            authorizations: vec![allow("server", Authentication::TlsUnauthenticated)].into(),
             ..detect(vec![matching("probe", probe, vec![everywhere]), catch_all()])
         };
         http(&policy, OUTSIDE, &Peer::Plain, "/healthz", Ok("probe"));
@@ -646,6 +604,7 @@ mod tests {
             let client = client.parse().unwrap();
             let admitted = |authorizations: Vec<Authorization>| {
                 let by_tcp = authorize_tcp(&opaque(authorizations.clone()), client, &peer).is_ok();
+                let authorizations = authorizations.into();
                 let policy = ServerPolicy { authorizations, ..detect(vec![catch_all()]) };
                 let by_http = authorize_http(&policy, &table(&policy), client, &peer, &Get("/")).is_ok();
                 assert_eq!(by_tcp, by_http);
@@ -677,7 +636,7 @@ mod tests {
                 route.route.hosts = hosted.then(|| HostMatch::Exact("web.org".into())).into_iter().collect();
                 route
             });
-            let policy = ServerPolicy { authorizations: who(server), ..detect(routes.collect()) };
+            let policy = ServerPolicy { authorizations: who(server).into(), ..detect(routes.collect()) };
             let compiled = table(&policy);
             let name = if of_other_host { "api.org" } else { "web.org" };
             let host: String = name.chars().zip(upper)
@@ -760,6 +719,7 @@ mod tests {
 
     fn opaque(authorizations: Vec<Authorization>) -> ServerPolicy {
         let meta = Arc::new(ResourceRef::default_kind("test"));
+        let authorizations = authorizations.into();
         ServerPolicy { meta, protocol: ServerProtocol::Opaque, authorizations, rate_limits: None }
     }
 
@@ -779,7 +739,7 @@ mod tests {
         let meta = Arc::new(ResourceRef::default_kind(name));
         let rules = vec![HttpRule { matches: vec![conditions] }];
         let route = HttpRoute { meta, hosts: vec![], rules };
-        InboundRoute { route, filters: vec![vec![]], authorizations }
+        InboundRoute { route, filters: vec![vec![]], authorizations: authorizations.into() }
     }
 
     #[track_caller]

@@ -140,8 +140,10 @@ impl Asker {
                 |origin: &Origin| origin.ips.iter().find(family).or_else(|| origin.ips.first()).copied();
             return self.origins.iter().filter_map(seen).collect();
         }
-        let all =
-            policy.authorizations.iter().chain(routes(policy).iter().flat_map(|route| &route.authorizations));
+        let all = policy
+            .authorizations
+            .iter()
+            .chain(routes(policy).iter().flat_map(|route| route.authorizations.iter()));
         let mut found = BTreeSet::new();
         for network in all.flat_map(|one: &Authorization| &one.networks) {
             for net in [&network.net].into_iter().chain(&network.except) {

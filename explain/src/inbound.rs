@@ -151,7 +151,7 @@ impl World<'_> {
                     Err(refusal) => refusal.route,
                 };
                 let own = route.and_then(|at| policy::routes(policy).get(at));
-                asked.extend(own.into_iter().flat_map(|route| &route.authorizations));
+                asked.extend(own.into_iter().flat_map(|route| route.authorizations.iter()));
                 if let Ok(permit) = &permit {
                     let limits = policy.rate_limits.as_deref();
                     served.rate_limits = limits.map_or_else(Vec::new, |limits| limited(limits, peer));
@@ -163,7 +163,7 @@ impl World<'_> {
                 policy::authorize_tcp(policy, from, peer).map_err(|denial| Refusal { route: None, denial })
             }
         };
-        asked.extend(&policy.authorizations);
+        asked.extend(policy.authorizations.iter());
         match decision {
             Ok(by) => Self::admitted(&mut served, &by),
             Err(refusal) => {

@@ -106,7 +106,7 @@ fn inbound_holds(wire: &inbound::Server, complete: bool) {
         _ => assert!(understood, "{wire:?}"),
     }
     let has_network = |one: &Authorization| !one.networks.is_empty();
-    let of_routes = routes(&policy).iter().flat_map(|route| &route.authorizations);
+    let of_routes = routes(&policy).iter().flat_map(|route| route.authorizations.iter());
     assert!(policy.authorizations.iter().chain(of_routes).all(has_network));
 }
 

@@ -1,6 +1,8 @@
 //! The policies of ports that no Server is about. Contract 3.4.
 
-use super::{Authentication, Authorization, InboundRoute, ResourceRef, ServerPolicy, ServerProtocol};
+use super::{
+    Authentication, Authorization, Authorizations, InboundRoute, ResourceRef, ServerPolicy, ServerProtocol,
+};
 use crate::{
     matching::{NetworkMatch, SuffixMatch},
     route::{HttpRoute, HttpRule},
@@ -107,6 +109,6 @@ pub(super) fn catch_all() -> InboundRoute {
     InboundRoute {
         route: HttpRoute { meta, hosts: Vec::new(), rules },
         filters: vec![Vec::new()],
-        authorizations: Vec::new(),
+        authorizations: Authorizations::default(),
     }
 }

@@ -22,8 +22,8 @@ impl Refused {
     /// Of a client that the policy refuses so.
     pub fn of(policy: &ServerPolicy, Refusal { route, denial }: &Refusal) -> Self {
         let matched = route.and_then(|index| routes(policy).get(index));
-        let own = matched.map_or(&[][..], |route| &route.authorizations);
-        let asked = own.iter().chain(&policy.authorizations);
+        let own = matched.into_iter().flat_map(|route| route.authorizations.iter());
+        let asked = own.chain(policy.authorizations.iter());
         let asked = (*denial == Denial::Unauthorized).then_some(asked).into_iter().flatten();
         let route = matched.map(|matched| &matched.route.meta).filter(|meta| !meta.is_default("default"));
         Self {
@@ -79,7 +79,7 @@ fn listed<'a>(mut policies: impl Iterator<Item = &'a ResourceRef>) -> String {
 mod tests {
     use super::*;
     use crate::{
-        policy::{Authentication, Authorization, InboundRoute, ServerProtocol},
+        policy::{Authentication, Authorization, Authorizations, InboundRoute, ServerProtocol},
         route::HttpRoute,
     };
     use alloc::{format, string::ToString, vec, vec::Vec};
@@ -125,7 +125,7 @@ mod tests {
                 networks: Vec::new(),
                 authentication: Authentication::Unauthenticated,
             };
-            names.iter().map(admit).collect::<Vec<_>>()
+            names.iter().map(admit).collect::<Authorizations>()
         };
         let route = HttpRoute { meta: meta("HTTPRoute", route), hosts: Vec::new(), rules: Vec::new() };
         let route = InboundRoute { route, filters: Vec::new(), authorizations: admit(own) };

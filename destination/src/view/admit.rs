@@ -168,7 +168,7 @@ fn by_policies(
 /// Whom a default policy admits.
 pub(super) fn by_default(settings: &Settings, policy: DefaultPolicy) -> Option<Admission> {
     let stated = policy.server_policy(&settings.cluster_networks, Duration::ZERO, false);
-    let one = stated.authorizations.into_iter().next().filter(|one| !one.networks.is_empty())?;
+    let one = stated.authorizations.first().cloned().filter(|one| !one.networks.is_empty())?;
     Some(Admission { by: Authority::Default(policy), networks: one.networks, clients: one.authentication })
 }
 

@@ -4,7 +4,10 @@ use super::{Converted, Invalid, Reading, filters, parts, rate, routes};
 use linkerd2_proxy_api::inbound as wire;
 use remora_core::{
     matching::SuffixMatch,
-    policy::{Authentication, Authorization, InboundRoute, ResourceRef, ServerPolicy, ServerProtocol},
+    policy::{
+        Authentication, Authorization, Authorizations, InboundRoute, ResourceRef, ServerPolicy,
+        ServerProtocol,
+    },
     rate::RateLimits,
     route::{HttpRoute, HttpRule},
 };
@@ -22,19 +25,19 @@ pub fn server_policy(wire: wire::Server) -> Converted<ServerPolicy> {
         Err(invalid) => ServerPolicy {
             meta,
             protocol: ServerProtocol::Invalid(invalid.to_string().into()),
-            authorizations: Vec::new(),
+            authorizations: Authorizations::default(),
             rate_limits: None,
         },
     };
     reading.finish(policy)
 }
 
-type Rules = (ServerProtocol, Vec<Authorization>, Option<Arc<RateLimits>>);
+type Rules = (ServerProtocol, Authorizations, Option<Arc<RateLimits>>);
 
 fn rules(reading: &mut Reading, wire: wire::Server) -> Result<Rules, Invalid> {
     let kind = wire.protocol.and_then(|protocol| protocol.kind);
     let (protocol, limits) = reading.required("protocol", kind, protocol)?;
-    Ok((protocol, reading.each("authorizations", wire.authorizations, authorization)?, limits))
+    Ok((protocol, authorizations(reading, wire.authorizations)?, limits))
 }
 
 fn protocol(
@@ -75,7 +78,7 @@ fn protocol(
 
 fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<InboundRoute, Invalid> {
     let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
-    let authorizations = reading.each("authorizations", wire.authorizations, authorization)?;
+    let authorizations = authorizations(reading, wire.authorizations)?;
     let rules = reading.each("rules", wire.rules, |reading, rule| {
         let matches = reading.each("matches", rule.matches, routes::http_match)?;
         Ok((HttpRule { matches }, filters::inbound_http(reading, rule.filters)?))
@@ -86,13 +89,17 @@ fn http_route(reading: &mut Reading, wire: wire::HttpRoute) -> Result<InboundRou
 
 fn grpc_route(reading: &mut Reading, wire: wire::GrpcRoute) -> Result<InboundRoute, Invalid> {
     let (meta, hosts) = routes::head(reading, wire.metadata, wire.hosts)?;
-    let authorizations = reading.each("authorizations", wire.authorizations, authorization)?;
+    let authorizations = authorizations(reading, wire.authorizations)?;
     let rules = reading.each("rules", wire.rules, |reading, rule| {
         let matches = reading.each("matches", rule.matches, routes::grpc_match)?;
         Ok((HttpRule { matches }, filters::inbound_grpc(reading, rule.filters)?))
     })?;
     let (rules, filters) = rules.into_iter().unzip();
     Ok(InboundRoute { route: HttpRoute { meta, hosts, rules }, filters, authorizations })
+}
+
+fn authorizations(reading: &mut Reading, wire: Vec<wire::Authz>) -> Result<Authorizations, Invalid> {
+    reading.each("authorizations", wire, authorization).map(Authorizations::from)
 }
 
 fn authorization(reading: &mut Reading, wire: wire::Authz) -> Result<Authorization, Invalid> {
