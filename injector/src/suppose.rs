@@ -4,7 +4,10 @@
 //! For whoever asks about a directory of manifests as it is written, not as `kubectl get` prints it. What came out of a
 //! cluster stays as it is.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
 
 use serde_json::{Map, Value, json};
 
@@ -50,13 +53,11 @@ pub fn suppose(files: &BTreeMap<String, String>, config: &InjectorConfig) -> Sup
         collect_namespaces(object, &mut namespaces);
         collect_pods(object, &mut running);
     }
-    let taken = |ip: &IpAddr| {
-        let ip = ip.to_string();
-        files.values().any(|text| text.contains(&ip))
-    };
+    let taken: BTreeSet<IpAddr> = files.values().flat_map(|text| named(text)).collect();
     // From the end of the network, where the addresses of clusters seldom begin.
     let network = config.cluster_networks.first();
-    let free = network.into_iter().flat_map(|network| network.hosts().rev()).filter(|ip| !taken(ip));
+    let free = network.into_iter().flat_map(|network| network.hosts().rev());
+    let free = free.filter(move |ip| !taken.contains(ip));
     let mut world = World {
         config,
         namespaces,
@@ -81,6 +82,16 @@ pub fn suppose(files: &BTreeMap<String, String>, config: &InjectorConfig) -> Sup
         }
     }
     world.supposed
+}
+
+/// The addresses that a text names, also those with a port or the length of a prefix.
+fn named(text: &str) -> impl Iterator<Item = IpAddr> {
+    let words = text.split(|letter: char| !letter.is_ascii_hexdigit() && !matches!(letter, '.' | ':'));
+    words.filter(|word| word.contains(['.', ':'])).filter_map(|word| {
+        let address = |word: &str| word.parse().or_else(|_| word.parse().map(|addr: SocketAddr| addr.ip()));
+        // What ends a sentence, or a key of YAML, is no part of it.
+        address(word).or_else(|_| address(word.trim_end_matches(['.', ':']))).ok()
+    })
 }
 
 /// A pod that is among the manifests.

@@ -123,6 +123,21 @@ fn addresses_are_those_that_no_manifest_names() {
     assert_eq!(objects(&supposed, "shop.yaml")[1]["spec"]["clusterIP"], "10.255.255.253");
 }
 
+#[test]
+fn addresses_are_found_however_they_are_written() {
+    for (text, addresses) in [
+        ("clusterIP: 10.0.0.1\n", &["10.0.0.1"][..]),
+        (r#"{"podIP":"10.0.0.1","podIPs":[{"ip":"fd00::0001"}]}"#, &["10.0.0.1", "fd00::1"]),
+        ("- --upstream=10.0.0.1:80,[fd00::1]:80", &["10.0.0.1", "fd00::1"]),
+        ("cidr: 10.0.0.0/8, fd00::/8", &["10.0.0.0", "fd00::"]),
+        ("# not 10.0.0.1.\n10.0.0.2: b", &["10.0.0.1", "10.0.0.2"]),
+        ("web.shop:80 1.2 10.0.0.256 12:30:00 ::", &["::"]),
+    ] {
+        let found: Vec<String> = named(text).map(|ip| ip.to_string()).collect();
+        assert_eq!(found, addresses, "{text}");
+    }
+}
+
 fn of(files: &[(&str, &str)]) -> Supposed {
     let files = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
     suppose(&files, &InjectorConfig::default())
