@@ -4,11 +4,11 @@
 //! is given ordinary Kubernetes YAML and runs it. Nothing in here is for tests alone; `make demo` uses it as well.
 //!
 //! In reading order: what is applied (`world`, `admit`, `webhook`), how a pod lives (`life`, `supervise`, `probe`,
-//! `status`), what it is made of (`image`, `executable`, `container`, `environment`, `volumes`, `token`), the network (`sandbox`,
-//! `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node with
-//! Remora's control plane; `peer` plays Linkerd's proxy by hand against it,
-//! `shop`, `app` and `load` are what tests put on it; `origin`, `frames`, `attack` and `arena` are for bad input, `resources`
-//! what that costs. `demo`, `bench` and `soak` are the stories of `make demo`, `make bench` and `make soak`.
+//! `status`), what it is made of (`image`, `executable`, `container`, `environment`, `volumes`, `token`), the network
+//! (`sandbox`, `services`, `dns`), what one looks at it with (`node`, `capture`, `metrics`). A [`mesh::Mesh`] is a node
+//! with Remora's control plane; `peer` plays Linkerd's proxy by hand against it, `shop`, `shelf`, `app` and `load` are
+//! what tests put on it; `origin`, `frames`, `attack` and `arena` are for bad input, `resources` what that costs. `demo`,
+//! `bench` and `soak` are the stories of `make demo`, `make bench` and `make soak`.
 
 pub mod app;
 pub mod arena;
@@ -43,6 +43,7 @@ pub mod rules;
 pub mod sandbox;
 pub mod scripted;
 pub mod services;
+pub mod shelf;
 pub mod shop;
 pub mod soak;
 pub mod status;

@@ -7,28 +7,21 @@
     reason = "a test says what it expects"
 )]
 
+use remora_tests::shelf::{self, REPLICAS, SHELF, ZOO};
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, identity};
-use remora_tests::wire::{client, count, kit};
+use remora_tests::wire::{client, count};
 use remora_tests::{Mesh, PodRef, check};
 use serde_json::Value;
 use std::sync::LazyLock;
 
-const SHELF: &str = "shelf.shop.svc.cluster.local:8000";
-const ZOO: &str = "zoo.shop.svc.cluster.local:8001";
-const REPLICAS: [&str; 2] = ["shelf-0", "shelf-1"];
 /// Paths that the gateways send to both replicas, one after the other.
 const BOTH: &str = "/both";
 
-/// `shelf` has two replicas and a route, `zoo` the same replicas and a ServiceProfile; `v2` is where the route moves to.
 /// The gateways come when the replicas' addresses are known; a visitor has no proxy.
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let replica = |name: &str| {
-        kit(name, 8080, "http", &[]).replace(&format!("labels: {{app: {name}}}"), "labels: {app: shelf}")
-    };
-    let [first, second] = REPLICAS.map(replica);
     let visitor = client("visitor", &[("linkerd.io/inject", "disabled")]);
-    let mesh = shop::open(&[first, second, kit("v2", 8080, "http", &[]), visitor]).unwrap();
-    mesh.apply(OBJECTS).unwrap();
+    let mesh = shop::open(&[&shelf::pods()[..], &[visitor]].concat()).unwrap();
+    mesh.apply(shelf::OBJECTS).unwrap();
     let ips = REPLICAS.map(|name| mesh.pod(SHOP, name).unwrap().ip().unwrap().to_string());
     let addressed = |manifest: &str| manifest.replace("FIRST", &ips[0]).replace("SECOND", &ips[1]);
     for gateway in [ENVOY, TRAEFIK, NGINX] {
@@ -37,39 +30,6 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     mesh.wait_ready(PATIENCE).unwrap();
     mesh
 });
-
-const OBJECTS: &str = "
-kind: HTTPRoute
-apiVersion: gateway.networking.k8s.io/v1
-metadata: {name: canary, namespace: shop}
-spec:
-  parentRefs: [{group: core, kind: Service, name: shelf, port: 8000}]
-  rules:
-  - matches: [{headers: [{name: x-canary, value: 'yes'}]}]
-    backendRefs: [{name: v2, port: 8080}]
-  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-by, value: shelf}]}}]
-    backendRefs: [{name: shelf, port: 8000}]
----
-kind: Service
-apiVersion: v1
-metadata: {name: shelf, namespace: shop}
-spec:
-  selector: {app: shelf}
-  ports: [{name: http, port: 8000, targetPort: 8080}]
----
-kind: Service
-apiVersion: v1
-metadata: {name: zoo, namespace: shop}
-spec:
-  selector: {app: shelf}
-  ports: [{name: http, port: 8001, targetPort: 8080}]
----
-kind: ServiceProfile
-apiVersion: linkerd.io/v1alpha2
-metadata: {name: zoo.shop.svc.cluster.local, namespace: shop}
-spec:
-  routes: [{name: everything, condition: {pathRegex: '.*'}}]
-";
 
 /// Paths `/both` and `/both2` (by HTTP/2) go to the replicas in turn, the others to the first of them.
 const ENVOY: &str = r#"

@@ -2,8 +2,9 @@
 //! it chose is kept unless a route moves the request. Design, "Pod IPs".
 #![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
+use remora_tests::shelf::{self, REPLICAS, SHELF, ZOO};
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, state};
-use remora_tests::wire::{client, count, kit};
+use remora_tests::wire::{client, count};
 use remora_tests::{Mesh, PodRef, check};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -11,66 +12,20 @@ use std::sync::LazyLock;
 /// It asks in Linkerd's API alone.
 const LINKERDS: (&str, &str) =
     ("config.linkerd.io/proxy-additional-env", r#"[{"name":"REMORA_PROXY_API","value":""}]"#);
-const SHELF: &str = "shelf.shop.svc.cluster.local:8000";
-const ZOO: &str = "zoo.shop.svc.cluster.local:8001";
 
-/// `shelf` has two replicas and a route, `zoo` the same replicas and a ServiceProfile; `v2` is where the route moves to.
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
-    let replica = |name: &str| {
-        kit(name, 8080, "http", &[]).replace(&format!("labels: {{app: {name}}}"), "labels: {app: shelf}")
-    };
-    let objects = [
-        replica("shelf-0"),
-        replica("shelf-1"),
-        kit("v2", 8080, "http", &[]),
-        client("gateway", &[]),
-        client("linkerds", &[LINKERDS]),
-        client("bytes", &[]),
-    ];
-    let mesh = shop::open(&objects).unwrap();
-    mesh.apply(OBJECTS).unwrap();
+    let clients = [client("gateway", &[]), client("linkerds", &[LINKERDS]), client("bytes", &[])];
+    let mesh = shop::open(&[&shelf::pods()[..], &clients].concat()).unwrap();
+    mesh.apply(shelf::OBJECTS).unwrap();
     mesh
 });
-
-const OBJECTS: &str = "
-kind: HTTPRoute
-apiVersion: gateway.networking.k8s.io/v1
-metadata: {name: canary, namespace: shop}
-spec:
-  parentRefs: [{group: core, kind: Service, name: shelf, port: 8000}]
-  rules:
-  - matches: [{headers: [{name: x-canary, value: 'yes'}]}]
-    backendRefs: [{name: v2, port: 8080}]
-  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-by, value: shelf}]}}]
-    backendRefs: [{name: shelf, port: 8000}]
----
-kind: Service
-apiVersion: v1
-metadata: {name: shelf, namespace: shop}
-spec:
-  selector: {app: shelf}
-  ports: [{name: http, port: 8000, targetPort: 8080}]
----
-kind: Service
-apiVersion: v1
-metadata: {name: zoo, namespace: shop}
-spec:
-  selector: {app: shelf}
-  ports: [{name: http, port: 8001, targetPort: 8080}]
----
-kind: ServiceProfile
-apiVersion: linkerd.io/v1alpha2
-metadata: {name: zoo.shop.svc.cluster.local, namespace: shop}
-spec:
-  routes: [{name: everything, condition: {pathRegex: '.*'}}]
-";
 
 #[test]
 fn a_pod_that_is_dialled_is_kept_and_its_services_route_holds() {
     for gateway in ["gateway", "linkerds"] {
         let Some(gateway) = ready(gateway) else { return };
         for version in ["--http1.1", "--http2-prior-knowledge"] {
-            for replica in ["shelf-0", "shelf-1"] {
+            for replica in REPLICAS {
                 let url = format!("http://{}/", address(replica));
                 let asked = ["-H", "Host: shop.example", "-D", "-", version, &url];
                 for _ in 0..5 {
