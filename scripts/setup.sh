@@ -8,6 +8,8 @@
 #   scripts/setup.sh test           ... and what the checks run: promtool, cargo-deny, shellcheck, Traefik
 #   scripts/setup.sh --dry-run test says what is missing and installs nothing
 #
+# What is there is then built into a target folder that is this checkout's: scripts/target.sh.
+#
 # Says what it installs and what for. With root and apt-get it installs; otherwise it prints the command that would, and
 # ends with 69. No service is started or enabled. When nothing is missing it is done in well under a second.
 set -euo pipefail
@@ -237,3 +239,4 @@ if wanted test; then
     compile_cargo_deny
 fi
 [ -z "$unavailable" ] || exit "$NOT_AVAILABLE"
+[ -n "$dry_run" ] || "$ROOT/scripts/target.sh"

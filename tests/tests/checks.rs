@@ -1,4 +1,5 @@
-//! `make test` tells the truth: one program that fails makes it fail, whatever runs beside it.
+//! `make test` tells the truth: one program that fails makes it fail, whatever runs beside it, and what it runs is what this
+//! checkout has.
 #![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use std::fs;
@@ -32,6 +33,34 @@ fn what_passes_is_counted() {
     let (passes, said) = run(&["good", "attacks_good", "other"]);
     // The libraries', the programs' own and the documentation's are three more.
     assert!(passes && said.contains("make test: all passed: 18 tests, 6 ignored"), "{said}");
+}
+
+/// Two checkouts with one target folder, the newer of which built last.
+#[test]
+fn what_another_checkout_built_is_not_taken_for_ours() {
+    let root = tempfile::tempdir().unwrap();
+    let checkout = |name: &str| {
+        let at = |path: &str| root.path().join(name).join(path);
+        for folder in ["scripts", "src"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("scripts/target.sh");
+        executable::copy(&script, &at("scripts/target.sh")).unwrap();
+        let manifest = "[workspace]\n[package]\nname = \"of-a-test\"\nedition = \"2024\"\n";
+        fs::write(at("Cargo.toml"), format!("{manifest}[profile.dist]\ninherits = \"release\"\n")).unwrap();
+        fs::write(at("Cargo.lock"), "version = 4\n[[package]]\nname = \"of-a-test\"\nversion = \"0.0.0\"\n")
+            .unwrap();
+        fs::write(at("src/main.rs"), format!("fn main() {{ print!(\"{name}\") }}")).unwrap();
+        at("")
+    };
+    let (older, newer) = (checkout("older"), checkout("newer"));
+    for (at, name) in [(&newer, "newer"), (&older, "older"), (&older, "older")] {
+        let mut command = Command::new("sh");
+        command.args(["-c", "scripts/target.sh && cargo run --quiet --locked --offline"]).current_dir(at);
+        let output = command.env("CARGO_TARGET_DIR", root.path().join("target")).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert_eq!(said, [name, ""]);
+    }
 }
 
 /// Runs the script in a repository that has these test programs, with tools that find nothing wrong.
