@@ -3,9 +3,9 @@
 //!
 //! In reading order: what is this connection ([`detect`], [`client_hello`], [`header`]); who is it ([`identity`]);
 //! may it ([`matching`], [`policy`]); where does it go ([`route`], [`profile`], [`endpoint`]); which one
-//! ([`balance`], [`ewma`], [`breaker`], [`pool`]); when again ([`backoff`], [`cert`], [`retry`]); how long is waited for ([`patience`]); how much
-//! may be under way ([`bandwidth`]), how often one may ask ([`rate`]); is there room ([`room`]). [`mux`] is how many streams share a connection, [`http1`]
-//! how messages do.
+//! ([`balance`], [`ewma`], [`breaker`], [`pool`]); when again ([`backoff`], [`cert`], [`retry`]); how long is waited for
+//! ([`patience`], [`http2`]); how much may be under way ([`bandwidth`]), how often one may ask ([`rate`]); is there room
+//! ([`room`]). [`mux`] is how many streams share a connection, [`http1`] how messages do.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -22,6 +22,7 @@ pub mod endpoint;
 pub mod ewma;
 pub mod header;
 pub mod http1;
+pub mod http2;
 pub mod identity;
 pub mod matching;
 pub mod mux;

@@ -236,7 +236,7 @@ pub struct Limits {
     pub max_header_bytes: usize,
     /// Header fields accepted per message (`REMORA_PROXY_MAX_HEADERS`, 100).
     pub max_headers: usize,
-    /// From the first byte of an HTTP/1 request's head to its last (`REMORA_PROXY_REQUEST_HEAD_TIMEOUT`, 10 s).
+    /// From the first byte of a request's head to its last (`REMORA_PROXY_REQUEST_HEAD_TIMEOUT`, 10 s).
     pub head_timeout: Duration,
     /// Waiting for a part of a request's body worth the name (`REMORA_PROXY_REQUEST_BODY_TIMEOUT`, 5 m).
     pub body_timeout: Duration,

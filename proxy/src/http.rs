@@ -94,7 +94,11 @@ impl Settings {
     fn http2(&self) -> http2::serve::Settings {
         // What is a little too long is answered and counted in `headers::check`.
         let bytes = u32::try_from(self.header_list.bytes).unwrap_or(u32::MAX);
-        http2::serve::Settings { http2: self.http2, header_list_bytes: bytes.saturating_mul(2) }
+        http2::serve::Settings {
+            http2: self.http2,
+            header_list_bytes: bytes.saturating_mul(2),
+            head_timeout: self.head_timeout,
+        }
     }
 }
 

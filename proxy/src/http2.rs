@@ -9,6 +9,7 @@
 
 pub mod body;
 pub mod exchange;
+mod late;
 pub mod ping;
 pub mod portions;
 pub mod serve;

@@ -119,7 +119,7 @@ pub const GROUPS: &[Group] = &[
             "REMORA_PROXY_POOL_MAX_AGE" | "10m" | "Age at which a pooled connection is retired"
             "REMORA_PROXY_MAX_HEADER_BYTES" | "65536" | "Bytes of header accepted per message"
             "REMORA_PROXY_MAX_HEADERS" | "100" | "Header fields accepted per message; of HTTP/2, each also counts 32 bytes of the above"
-            "REMORA_PROXY_REQUEST_HEAD_TIMEOUT" | "10s" | "From the first byte of an HTTP/1 request's head to its last"
+            "REMORA_PROXY_REQUEST_HEAD_TIMEOUT" | "10s" | "From the first byte of a request's head to its last; of HTTP/2 the preface too"
             "REMORA_PROXY_REQUEST_BODY_TIMEOUT" | "5m" | "Waiting for 1 KiB of a request's body, or its end, before the answer has begun; gRPC is not waited for"
             "REMORA_PROXY_MAX_RETRY_BODY" | "65536" | "Bytes kept of a request's body for its retries; a longer one is not sent again. 0 to 1048576"
             "REMORA_PROXY_MAX_RETRIES" | "10" | "Retries of one request at most, whatever the budget of its ServiceProfile"

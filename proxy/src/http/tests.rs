@@ -8,7 +8,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use remora_runtime::metrics::{Counter, Registry};
 use std::{sync::OnceLock, task::Poll};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 #[tokio::test]
 async fn a_panic_in_one_connection_is_counted_and_others_are_served() {
@@ -138,4 +141,23 @@ async fn what_is_under_way_is_polled_when_there_is_news() {
         tell.send(()).await.unwrap();
         assert_eq!(status(answer.await.unwrap()), 200);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_has_its_own_time_whatever_empty_lines_come_before_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (near, _) = listener.accept().await.unwrap();
+    tokio::spawn(async move {
+        let stream = Stream::plain(near);
+        serve(stream, SessionProtocol::Http1, settings(), &Drain::new(), no_news, clumsy).await
+    });
+    for part in ["\r", "\n", "GET / HTTP/1.1\r\n", "host: web\r\nconnection: close\r\n\r\n"] {
+        client.write_all(part.as_bytes()).await.unwrap();
+        // Less than a head may take, all of them together more.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+    }
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }

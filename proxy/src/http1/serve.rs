@@ -137,6 +137,8 @@ async fn next(
             }
         }
         if wire.ahead.bytes.is_empty() {
+            // What had begun was an empty line: the next head has its own time.
+            late = None;
             return draining.as_mut().poll(cx).map(|()| Ok(None));
         }
         let limit = settings.head_timeout;

@@ -3,6 +3,7 @@
 //! and those that are too large are let go.
 
 use crate::stream::Stream;
+use remora_core::http2::Progress;
 use std::{
     io,
     pin::Pin,
@@ -26,6 +27,8 @@ pub struct Portion(Arc<Shared>);
 struct Shared {
     left: AtomicUsize,
     read: AtomicU64,
+    /// Of a client: what the connection waits for to be ended, one more than its number; 0 if it waits for nothing.
+    owed: AtomicU64,
 }
 
 impl Portion {
@@ -44,9 +47,14 @@ impl Portion {
         self.0.read.load(Ordering::Relaxed)
     }
 
+    /// What a client has begun and now leaves so, by a number that no earlier one had.
+    pub fn owed(&self) -> Option<u64> {
+        self.0.owed.load(Ordering::Relaxed).checked_sub(1)
+    }
+
     fn took(&self, bytes: usize) {
         // One task reads and renews.
-        let Shared { left, read } = &*self.0;
+        let Shared { left, read, .. } = &*self.0;
         left.store(left.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
         read.store(self.read() + bytes as u64, Ordering::Relaxed);
     }
@@ -56,11 +64,18 @@ impl Portion {
 pub struct Portions {
     stream: Stream,
     portion: Portion,
+    /// Of a client.
+    progress: Option<Progress>,
 }
 
 impl Portions {
     pub fn new(stream: Stream, portion: Portion) -> Self {
-        Self { stream, portion }
+        Self { stream, portion, progress: None }
+    }
+
+    /// Keeps account of what the client at the other end has begun.
+    pub fn of_client(stream: Stream, portion: Portion) -> Self {
+        Self { progress: Some(Progress::default()), ..Self::new(stream, portion) }
     }
 }
 
@@ -74,7 +89,14 @@ impl AsyncRead for Portions {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        this.portion.took(buf.filled().len() - before);
+        let taken = buf.filled().get(before..).unwrap_or_default();
+        this.portion.took(taken.len());
+        if let Some(progress) = &mut this.progress {
+            progress.take(taken);
+            // As long as there is more to read, nothing is waited for.
+            let owed = progress.unfinished().filter(|_| polled.is_pending());
+            this.portion.0.owed.store(owed.map_or(0, |number| number + 1), Ordering::Relaxed);
+        }
         polled
     }
 }

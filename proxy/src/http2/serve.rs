@@ -4,6 +4,7 @@
 use super::{
     CONNECTION_WINDOW, FRAME, MAX_ERROR_RESETS, STREAM_WINDOW,
     body::{Incoming, Outgoing},
+    late::Late,
     ping::{KeepAlive, Pings, Told},
     portions::{Portion, Portions},
 };
@@ -50,6 +51,8 @@ pub struct Settings {
     /// A list of fields that is longer than allowed is answered by the service; one that is longer than this is never
     /// kept, and h2 answers it with 431 by itself.
     pub header_list_bytes: u32,
+    /// For the fields of a request, and for the connection's preface, from their first byte.
+    pub head_timeout: Duration,
 }
 
 /// Serves requests until the client, the drain or an answer that closes ends the connection. A service's error resets
@@ -67,12 +70,20 @@ where
     F: Future<Output = Result<Response<Body>, Fault>>,
 {
     let portion = Portion::default();
-    let mut handshake = builder(&settings).handshake(Portions::new(stream, portion.clone()));
+    let mut late = Late::new(settings.head_timeout);
+    let mut draining = std::pin::pin!(drain.draining());
+    let mut handshake = builder(&settings).handshake(Portions::of_client(stream, portion.clone()));
     let begun = poll_fn(|cx| {
         portion.begin();
-        Pin::new(&mut handshake).poll(cx)
+        if let Poll::Ready(begun) = Pin::new(&mut handshake).poll(cx) {
+            return Poll::Ready(begun.map(Some).map_err(broken));
+        }
+        if let Poll::Ready(limit) = late.poll(cx, &portion) {
+            return Poll::Ready(Err(Fault::HeadTimeout(limit)));
+        }
+        draining.as_mut().poll(cx).map(|()| Ok(None))
     });
-    let mut connection = begun.await.map_err(broken)?;
+    let Some(mut connection) = begun.await? else { return Ok(()) };
     let http2 = settings.http2;
     let keep_alive = http2
         .keep_alive_interval
@@ -83,12 +94,12 @@ where
         connection,
         portion,
         pings,
+        late,
         answers: FuturesUnordered::new(),
         closing: Arc::default(),
         closes: false,
         silent: false,
     };
-    let mut draining = std::pin::pin!(drain.draining());
     poll_fn(|cx| {
         if !serving.closes && draining.as_mut().poll(cx).is_ready() {
             serving.close();
@@ -140,6 +151,7 @@ struct Serving<F> {
     connection: server::Connection<Portions, Bytes>,
     portion: Portion,
     pings: Option<Pings>,
+    late: Late,
     /// A panic in one ends its stream and nothing else.
     answers: FuturesUnordered<CatchUnwind<AssertUnwindSafe<Answer<F>>>>,
     /// An answer asked for the connection's end. In its head it says so to an HTTP/1 client; to HTTP/2 it is a GOAWAY.
@@ -169,9 +181,16 @@ impl<F: Future<Output = Result<Response<Body>, Fault>>> Serving<F> {
                 return Poll::Ready(ended);
             }
             if self.answers.len() == before {
-                return Poll::Pending;
+                return self.late.poll(cx, &self.portion).map(|limit| Err(self.give_up(cx, limit)));
             }
         }
+    }
+
+    /// Says so, if there is room, to a client that does not end what it has begun.
+    fn give_up(&mut self, cx: &mut Context<'_>, limit: Duration) -> Fault {
+        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        let _ = self.connection.poll_accept(cx);
+        Fault::HeadTimeout(limit)
     }
 
     /// Begins to answer every request that is there.

@@ -46,6 +46,42 @@ async fn a_client_that_does_not_answer_a_ping_is_served_no_longer() {
     assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_may_not_leave_what_it_begins() {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // HEADERS without END_HEADERS: GET / of http.
+    let fields: &[u8] = b"\0\0\x03\x01\x01\0\0\0\x01\x82\x84\x86";
+    let more: &[u8] = b"\0\0\0\x09\0\0\0\0\x01";
+    for begun in [
+        preface[..1].to_vec(),
+        preface[..26].to_vec(),
+        [preface, &fields[..9]].concat(),
+        [preface, fields].concat(),
+    ] {
+        let (near, mut client) = pair().await;
+        let began = Instant::now();
+        let drain = Drain::new();
+        let served =
+            serve::serve(Stream::plain(near), settings(Http2Config::default()), &drain, no_news, reads);
+        // Nothing is begun yet, and nobody waits.
+        let later = async {
+            tokio::time::sleep(3 * LIMIT).await;
+            client.write_all(&begun).await.unwrap();
+            if begun.ends_with(fields) {
+                tokio::time::sleep(LIMIT / 2).await;
+                client.write_all(more).await.unwrap();
+            }
+            tokio::time::sleep(3 * LIMIT).await;
+        };
+        let served =
+            tokio::select! { served = served => served, () = later => panic!("{begun:?}: it waits") };
+        assert!(matches!(served, Err(Fault::HeadTimeout(LIMIT))), "{begun:?}: {served:?}");
+        let waited = began.elapsed();
+        assert!(waited >= 4 * LIMIT && waited < 4 * LIMIT + Duration::from_secs(1), "{begun:?}: {waited:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_window_that_is_measured_grows_with_what_comes() {
     let (near, client) = pair().await;
@@ -118,7 +154,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 fn settings(http2: Http2Config) -> serve::Settings {
-    serve::Settings { http2, header_list_bytes: 16_384 }
+    serve::Settings { http2, header_list_bytes: 16_384, head_timeout: Duration::from_secs(10) }
 }
 
 fn get() -> Request<Body> {
