@@ -1,16 +1,15 @@
-//! A soak: mixed traffic for a long time while every certificate is renewed again and again, and what came of it.
+//! A soak: mixed traffic (`transfers`, beside requests) for a long time while every certificate is renewed again and again, and what came of it.
 //!
 //! Nothing is asserted about time. It ends with failed requests (there may be none), the slope of resident memory and
 //! the descriptors of both proxies.
 
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::arena::usage;
 use crate::load::{Load, Plan};
@@ -18,14 +17,14 @@ use crate::mesh::Mesh;
 use crate::node::{Options, PodRef};
 use crate::resources::Usage;
 use crate::shop::{self, PATIENCE, SHOP};
-use crate::wire::{LIMIT, client, connect, kit, read_response};
+use crate::wire::{LIMIT, client, connect, kit};
+
+mod transfers;
 
 /// Certificates live so long; they are renewed at 70 % of it.
 const LIFETIME: Duration = Duration::from_secs(43);
 /// Between two lines of progress.
 const EVERY: Duration = Duration::from_secs(30);
-/// Bytes of each download and each upload.
-const BULK: usize = 4 << 20;
 /// What resident memory may grow by in an hour, judged by the last two thirds: what allocators and tables reach in time
 /// is not growth, and in less than 20 minutes a wave of half a MiB would be.
 const MOST_SLOPE: f64 = 2.0 * 1024.0 * 1024.0;
@@ -51,11 +50,12 @@ pub fn run(minutes: u64, mut tell: impl FnMut(&str)) -> Result<bool> {
         shop::web("web-1"),
         kit("kit", 8080, "http", &[]),
         kit("bytes", 7000, "echo", &[]),
+        kit("grpc", 9000, "grpc", &[]),
         client("client", &[]),
     ];
     mesh.apply(&manifests.concat())?;
     mesh.wait_ready(PATIENCE)?;
-    let pods = ["web-0", "kit", "bytes", "client"].map(|name| mesh.pod(SHOP, name));
+    let pods = ["web-0", "kit", "bytes", "grpc", "client"].map(|name| mesh.pod(SHOP, name));
     let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
     let from = pods.last().context("no client")?;
     let service =
@@ -65,9 +65,12 @@ pub fn run(minutes: u64, mut tell: impl FnMut(&str)) -> Result<bool> {
     let plan = Plan { target: kit, host: "kit:8080".into(), path: "/status/200".into(), kept: 2, fresh: 1 };
     let more = Load::start(from, plan)?;
     let others = [
-        Worker::start(from, kit, download)?,
-        Worker::start(from, kit, upload)?,
-        Worker::start(from, service("bytes", 7000)?, echo)?,
+        Worker::start(from, kit, transfers::download)?,
+        Worker::start(from, kit, transfers::upload)?,
+        Worker::start(from, kit, transfers::upgraded)?,
+        Worker::start(from, kit, transfers::streams)?,
+        Worker::start(from, service("grpc", 9000)?, transfers::grpc)?,
+        Worker::start(from, service("bytes", 7000)?, transfers::echo)?,
     ];
 
     let began = Instant::now();
@@ -200,32 +203,6 @@ impl Worker {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("a worker of the soak panicked"))
     }
-}
-
-fn download(mut stream: std::net::TcpStream) -> Result<()> {
-    stream.write_all(format!("GET /bytes/{BULK} HTTP/1.1\r\nHost: kit\r\n\r\n").as_bytes())?;
-    let (head, body) = read_response(&mut stream)?;
-    ensure!(head.starts_with("HTTP/1.1 200 ") && body.len() == BULK, "{head}");
-    Ok(())
-}
-
-fn upload(mut stream: std::net::TcpStream) -> Result<()> {
-    stream.write_all(format!("POST / HTTP/1.1\r\nHost: kit\r\nContent-Length: {BULK}\r\n\r\n").as_bytes())?;
-    stream.write_all(&vec![b'x'; BULK])?;
-    let (head, _) = read_response(&mut stream)?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    Ok(())
-}
-
-fn echo(mut stream: std::net::TcpStream) -> Result<()> {
-    for round in 0..10 {
-        let said = format!("*1\r\n$6\r\nround{round}\r\n");
-        stream.write_all(said.as_bytes())?;
-        let mut back = vec![0; said.len()];
-        stream.read_exact(&mut back)?;
-        ensure!(back == said.as_bytes(), "other bytes came back");
-    }
-    Ok(())
 }
 
 #[cfg(test)]
