@@ -21,7 +21,7 @@ mod settings;
 
 use draw::{Dice, Mesh, Request, pods};
 use model::{Answered, Outcome, by_profile, expected, mirrored, number, outdated, unread, unsound};
-use pods::{NEW, OVERRIDE};
+use pods::{NEW, OVERRIDE, REQUIRE};
 use remora_destination::{
     index::Index,
     resources::{Document, Name, parse},
@@ -109,6 +109,7 @@ fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
         "outside of the cluster",
         "by another Service's name",
         "for another port than it has",
+        "by who is required, and not by others",
         "a second host to its proxy",
         "a second host to the server's proxy",
         "a body without an end",
@@ -174,6 +175,7 @@ fn question(request: &Request) -> Question {
     let own = request.headers.iter().chain(&request.spoiled);
     headers.extend(own.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     headers.extend(request.named.map(|named| (OVERRIDE.to_owned(), named.to_owned())));
+    headers.extend(request.required.map(|identity| (REQUIRE.to_owned(), identity.to_owned())));
     let path = match request.query {
         Some(query) => format!("{}?{query}", request.path),
         None => request.path.to_owned(),
@@ -205,6 +207,7 @@ fn met(request: &Request, outcome: &Outcome) -> Vec<&'static str> {
         Outcome::Sent(_) => None,
     };
     let hosts = unread(request).is_none() && unsound(request);
+    let required = request.required.is_some() && any(&taken) && any(&|one| one.status == Some(502));
     let kinds = [
         ("some passed over", any(&|one| one.status.is_none())),
         ("in plaintext beside mTLS", mixed),
@@ -218,6 +221,7 @@ fn met(request: &Request, outcome: &Outcome) -> Vec<&'static str> {
             !request.http2 && !hosts && unread(request) == Some(400) && itself == Some(400),
         ),
         ("of a connection over HTTP/2", request.http2 && unread(request) == Some(0) && itself == Some(0)),
+        ("by who is required, and not by others", required),
         ("for another port than it has", any(&|one| one.at.is_none() && one.status == Some(403))),
     ];
     kinds.into_iter().filter(|(_, is)| *is).map(|(kind, _)| kind).collect()

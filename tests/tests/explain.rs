@@ -16,7 +16,7 @@ mod grpc;
 
 use draw::{
     Dice, Mesh as Drawn, Request,
-    pods::{GATE, MIXED, NEW, OVERRIDE, PLAIN, STRICT},
+    pods::{GATE, MIXED, NEW, OVERRIDE, PLAIN, REQUIRE, STRICT},
 };
 use remora_tests::node::bin_dir;
 use remora_tests::shop::{self, PATIENCE, SHOP, curl};
@@ -163,7 +163,8 @@ impl Asking {
         let spoiled =
             request.spoiled.iter().filter(|one| raw || **one == ("connection", "x") && !request.http2);
         let named = request.named.map(|named| (OVERRIDE, named));
-        let headers = request.headers.iter().chain(spoiled).chain(&named);
+        let required = request.required.map(|identity| (REQUIRE, identity));
+        let headers = request.headers.iter().chain(spoiled).chain(&named).chain(&required);
         let headers = headers.map(|(name, value)| format!("{name}: {value}"));
         Self {
             namespace: request.namespace,

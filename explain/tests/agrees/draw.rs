@@ -415,6 +415,8 @@ pub(crate) struct Request {
     pub(crate) spoiled: Vec<Pair>,
     /// Its `l5d-dst-override`.
     pub(crate) named: Option<&'static str>,
+    /// Its `l5d-require-id`.
+    pub(crate) required: Option<&'static str>,
     /// The injector's word for accounts of which nothing else is said.
     pub(crate) default_outbound: &'static str,
 }
@@ -464,6 +466,7 @@ impl Request {
             // What HTTP/2 makes of a length is its library's.
             spoiled: spoiled.into_iter().filter(|(name, _)| !http2 || *name != "content-length").collect(),
             named: dice.perhaps(3, |dice| dice.one(&pods::NAMED)),
+            required: dice.perhaps(12, |dice| dice.one(&pods::REQUIRED)),
             default_outbound: dice.one(&pods::OUTBOUND),
         }
     }

@@ -1,5 +1,5 @@
 //! What should become of a request, by Gateway API's HTTPRoute and GAMMA, Linkerd's policy resources and the rules that
-//! `docs/routes.md`, `docs/policy.md`, `docs/plaintext.md` and `docs/gateways.md` state. Read naively, on plain data.
+//! `docs/routes.md`, `docs/policy.md`, `docs/plaintext.md`, `docs/balancing.md` and `docs/gateways.md` state. Read naively, on plain data.
 
 use crate::{
     draw::{
@@ -336,6 +336,8 @@ struct Client {
     /// Do its requests name the Service that they are for?
     gateway: bool,
     http2: bool,
+    /// Who has to answer.
+    required: Option<&'static str>,
     /// Of its request: what it is answered before it is asked who it is, and whether it is not taken if it may come.
     unread: Option<u16>,
     unsound: bool,
@@ -362,6 +364,7 @@ impl Client {
             },
             gateway: told.is_some_and(|told| told.ingress),
             http2: request.http2,
+            required: request.required.filter(|_| request.has_proxy && !request.unmeshed),
             unread: unread(request),
             unsound: unsound(request),
             address: octets(request.address),
@@ -397,16 +400,22 @@ impl Client {
         ips.sort_unstable();
         let may: Vec<bool> = ips.iter().map(|ip| self.may_send(mesh, ip)).collect();
         let nobody = may.iter().all(|may| !may);
+        // Nobody else is asked while one of these is there.
+        let weighs = |ip: &str| self.identity.is_none() || !mesh.pods.is_weightless(ip);
+        let weighty = ips.iter().zip(&may).any(|(ip, may)| (*may || nobody) && weighs(ip));
         let answered = |(ip, may): (&&str, &bool)| {
+            let pod = mesh.pods.meshed_at(ip).filter(|_| self.identity.is_some());
+            let identity = pod.map(|(namespace, app)| identity(namespace, app));
+            let another = self.required.is_some_and(|required| identity.as_deref() != Some(required));
             let (status, rates) = match may {
+                _ if weighty && !weighs(ip) => (None, Vec::new()),
+                false => (nobody.then_some(502), Vec::new()),
+                true if another => (Some(502), Vec::new()),
                 true => {
                     let (status, rates) = mesh.at(ip, asked, self);
                     (Some(status), rates)
                 }
-                false => (nobody.then_some(502), Vec::new()),
             };
-            let pod = mesh.pods.meshed_at(ip).filter(|_| self.identity.is_some());
-            let identity = pod.map(|(namespace, app)| identity(namespace, app));
             Answered { at: Some(format!("{ip}:8080")), identity, status, rates }
         };
         let all: Vec<Answered> = ips.iter().zip(&may).map(answered).collect();

@@ -43,6 +43,13 @@ const BEHIND_OUTER: [&str; 4] = ["10.1.0.1", "10.1.0.4", "10.1.0.7", "192.0.2.1"
 
 /// The header by which a gateway's request names a Service.
 pub(crate) const OVERRIDE: &str = "l5d-dst-override";
+/// The header by which a request says who has to answer it.
+pub(crate) const REQUIRE: &str = "l5d-require-id";
+/// Whom requests require by it.
+pub(crate) const REQUIRED: [&str; 2] = [
+    "mixed.shop.serviceaccount.identity.remora.cluster.local",
+    "web.shop.serviceaccount.identity.remora.cluster.local",
+];
 /// What requests name by it.
 pub(crate) const NAMED: [&str; 15] = [
     "web.shop.svc.cluster.local:8080",
@@ -73,6 +80,8 @@ pub(crate) struct Pods {
     pub(crate) inbound_default: Option<&'static str>,
     /// Addresses of servers without a proxy, beside those that never have one.
     bare: Vec<&'static str>,
+    /// Addresses of servers that ask for no traffic.
+    weightless: Vec<&'static str>,
     /// The endpoints of [`OUTER`].
     outer: Vec<&'static str>,
     /// Of an account's proxy; without one nothing special.
@@ -102,11 +111,12 @@ impl Pods {
                 "audit",
             ])
         });
-        let of_mesh = SERVERS.iter().flat_map(|(.., ips)| *ips).copied();
+        let servers = || SERVERS.iter().flat_map(|(.., ips)| *ips).copied();
         let with = CLIENTS.iter().filter(|(_, account, _, meshed)| *meshed && *account != NEW);
         Self {
             inbound_default,
-            bare: of_mesh.filter(|_| dice.rarely(5)).collect(),
+            bare: servers().filter(|_| dice.rarely(5)).collect(),
+            weightless: servers().filter(|_| dice.rarely(6)).collect(),
             outer: BEHIND_OUTER.into_iter().filter(|_| dice.rarely(2)).collect(),
             told: with.map(|(_, account, ..)| (*account, Told::draw(dice))).collect(),
             asked: ["shop", "bank"]
@@ -123,6 +133,11 @@ impl Pods {
         }
         let (.., ips) = SERVERS.iter().find(|(_, app, _)| *app == service).unwrap();
         ips.to_vec()
+    }
+
+    /// Does the pod at an address ask for no traffic?
+    pub(crate) fn is_weightless(&self, ip: &str) -> bool {
+        self.weightless.contains(&ip)
     }
 
     /// Namespace, label `app` and account of the pod at an address, if it has a proxy.
@@ -153,9 +168,11 @@ impl Pods {
         for (at, (namespace, app, ips)) in SERVERS.iter().enumerate() {
             for (nth, ip) in ips.iter().enumerate() {
                 let policy = self.inbound_default.filter(|_| *app == "web");
-                let annotation = policy.map(|policy| ("default-inbound-policy", policy));
+                let policy = policy.map(|policy| ("config.linkerd.io/default-inbound-policy", policy));
+                let weight = self.is_weightless(ip).then_some(("balancer.remora.io/weight", "'0'"));
                 let env = self.meshed_at(ip).map(|_| String::new());
-                text += &pod((namespace, &format!("{app}-{nth}"), app, ip), env, annotation);
+                let annotations: Vec<(&str, &str)> = policy.into_iter().chain(weight).collect();
+                text += &pod((namespace, &format!("{app}-{nth}"), app, ip), env, &annotations);
             }
             text += &service(namespace, app, at + 1, &format!(", selector: {{app: {app}}}"));
         }
@@ -164,8 +181,9 @@ impl Pods {
         for (namespace, account, ip, meshed) in CLIENTS.iter().filter(|(_, account, ..)| *account != NEW) {
             let told = self.told(account);
             let env = meshed.then(|| told.map(Told::env).unwrap_or_default());
-            let asked = told.and_then(|told| told.asked).map(|asked| ("outbound-default-policy", asked));
-            text += &pod((namespace, account, account, ip), env, asked);
+            let asked = told.and_then(|told| told.asked);
+            let asked = asked.map(|asked| ("config.linkerd.io/outbound-default-policy", asked));
+            text += &pod((namespace, account, account, ip), env, asked.as_slice());
         }
         text
     }
@@ -214,11 +232,11 @@ fn slice(ips: &[&str]) -> String {
     ))
 }
 
-/// `env`: what its proxy is told besides, if it has one. `annotation`: of `config.linkerd.io`.
+/// `env`: what its proxy is told besides, if it has one.
 fn pod(
     (namespace, name, app, ip): (&str, &str, &str, &str),
     env: Option<String>,
-    annotation: Option<(&str, &str)>,
+    annotations: &[(&str, &str)],
 ) -> String {
     let (label, proxy) = match env {
         Some(env) => (
@@ -229,12 +247,12 @@ fn pod(
         ),
         None => ("", String::new()),
     };
-    let annotations =
-        annotation.map(|(name, value)| format!(", annotations: {{config.linkerd.io/{name}: {value}}}"));
+    let annotations: Vec<String> =
+        annotations.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     document(&format!(
-        "apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {app}{label}}}{}}}, spec: \
+        "apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {app}{label}}}, annotations: {{{}}}}}, spec: \
          {{serviceAccountName: {app}, containers: [{{name: app, ports: [{{name: http, containerPort: 8080}}]}}{proxy}]}}, status: \
          {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}",
-        annotations.unwrap_or_default()
+        annotations.join(", ")
     ))
 }
