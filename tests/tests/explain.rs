@@ -73,7 +73,13 @@ fn live_proxies_do_what_explain_says() {
         of_bank(client("clerk", &[])),
         client("old", &[BARE]),
     ];
-    let mut live = Live { mesh: shop::open(&pods).unwrap(), objects: BTreeSet::new(), met: BTreeSet::new() };
+    let mut live = Live {
+        mesh: shop::open(&pods).unwrap(),
+        objects: BTreeSet::new(),
+        met: BTreeSet::new(),
+        by: BTreeSet::new(),
+        kinds: BTreeSet::new(),
+    };
     for round in 0..ROUNDS {
         let mut dice = Dice::new(1_000_000 + round);
         let rules = named_port(&Drawn::draw(&mut dice).rules());
@@ -92,13 +98,28 @@ fn live_proxies_do_what_explain_says() {
     {
         assert!(live.met.contains(&(status, grpc)), "no {status} {grpc:?} among {:?}", live.met);
     }
+    for pod in ["web", "v2", "safe", MIXED, "bare", PLAIN] {
+        assert!(live.by.contains(pod), "no answer of {pod} among {:?}", live.by);
+    }
+    let kinds = [OTHERWISE, PASSED_OVER, RAW, REQUIRING];
+    assert_eq!(live.kinds, kinds.into(), "of what was asked");
 }
 
-/// A mesh, what of its objects was drawn, and what was answered: statuses of HTTP and gRPC.
+/// Kinds of requests: to the Service that it names, past somebody who may not be reached, one that no proxy takes, and one
+/// that says who has to answer.
+const OTHERWISE: &str = "by a name";
+const PASSED_OVER: &str = "past somebody";
+const RAW: &str = "no request";
+const REQUIRING: &str = "of somebody";
+
+/// A mesh, what of its objects was drawn, and what was answered: statuses of HTTP and gRPC, by which pods, to which kinds
+/// of requests.
 struct Live {
     mesh: Mesh,
     objects: BTreeSet<(String, Name)>,
     met: BTreeSet<(u16, Option<u16>)>,
+    by: BTreeSet<String>,
+    kinds: BTreeSet<&'static str>,
 }
 
 impl Live {
@@ -127,6 +148,9 @@ impl Live {
             let seen = asked(mesh, request);
             assert!(said.allows(&seen), "{request:?}: {said:?}, not {seen:?}\n{rules}");
             self.met.insert((seen.status, seen.grpc));
+            self.by.insert(seen.by);
+            self.kinds.extend(&said.kinds);
+            self.kinds.extend(request.raw.then_some(RAW));
         }
         self.objects = now;
     }
@@ -200,6 +224,9 @@ fn named_port(rules: &str) -> String {
     rules.replace("port: http,", "port: 8080,")
 }
 
+/// What is asked for.
+const TARGET: &str = "Service shop/web:8080";
+
 /// Kind and name of every document.
 fn objects(rules: &str) -> BTreeSet<(String, Name)> {
     let documents = rules.split("---\n").filter(|document| !document.trim().is_empty());
@@ -215,6 +242,7 @@ fn objects(rules: &str) -> BTreeSet<(String, Name)> {
 #[derive(Debug)]
 struct Said {
     outcomes: BTreeSet<Seen>,
+    kinds: Vec<&'static str>,
 }
 
 /// What happened.
@@ -262,7 +290,16 @@ fn explained(manifests: &Path, request: &Asking) -> Said {
         _ => 2,
     };
     assert_eq!(output.status.code(), Some(expected), "{json:#}");
-    Said { outcomes: outcomes(&json) }
+    let text = json["courses"].to_string();
+    let otherwise = json["courses"].as_array().unwrap().iter().any(|course| course["target"] != TARGET)
+        && json["verdict"] == "admitted";
+    let kinds = [
+        (OTHERWISE, otherwise),
+        (PASSED_OVER, text.contains("\"passedOver\"")),
+        (REQUIRING, text.contains("requires the server identity")),
+    ];
+    let kinds = kinds.into_iter().filter(|(_, is)| *is).map(|(kind, _)| kind).collect();
+    Said { outcomes: outcomes(&json), kinds }
 }
 
 fn outcomes(json: &Value) -> BTreeSet<Seen> {

@@ -317,8 +317,14 @@ impl Route {
 
 impl Rule {
     fn draw(dice: &mut Dice, of_server: bool) -> Self {
-        let matches = if dice.rarely(5) { Vec::new() } else { dice.some(2, Match::draw) };
+        let mut matches = if dice.rarely(5) { Vec::new() } else { dice.some(2, Match::draw) };
         if of_server {
+            matches.extend(dice.perhaps(3, |_| Match {
+                method: None,
+                path: None,
+                headers: vec![OVERRIDE],
+                query: Vec::new(),
+            }));
             return Self { matches, filter: Filter::None, header: None, mirror: None, backends: Vec::new() };
         }
         let filter = match dice.below(12) {
@@ -424,8 +430,12 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         let (namespace, account, address, has_proxy) = dice.one(&CLIENTS);
-        let spoiled = if dice.rarely(6) { dice.some(2, |dice| dice.one(&SPOILING)) } else { Vec::new() };
+        let mut spoiled = if dice.rarely(6) { dice.some(2, |dice| dice.one(&SPOILING)) } else { Vec::new() };
         let http2 = dice.rarely(3);
+        let headers: Vec<Pair> = dice.perhaps(2, |dice| dice.one(&HEADERS)).into_iter().collect();
+        if !http2 && headers.iter().any(|(name, _)| *name == "x") && dice.rarely(4) {
+            spoiled.push(("connection", "x"));
+        }
         Self {
             namespace,
             account,
@@ -462,7 +472,7 @@ impl Request {
                 "/x%20y",
             ]),
             query: dice.perhaps(3, |dice| dice.one(&["q=1", "q=a+b&r", "q=a%20b", "r=1"])),
-            headers: dice.perhaps(2, |dice| dice.one(&HEADERS)).into_iter().collect(),
+            headers,
             // What HTTP/2 makes of a length is its library's.
             spoiled: spoiled.into_iter().filter(|(name, _)| !http2 || *name != "content-length").collect(),
             named: dice.perhaps(3, |dice| dice.one(&pods::NAMED)),

@@ -51,8 +51,10 @@ pub(crate) const REQUIRED: [&str; 2] = [
     "web.shop.serviceaccount.identity.remora.cluster.local",
 ];
 /// What requests name by it.
-pub(crate) const NAMED: [&str; 15] = [
+pub(crate) const NAMED: [&str; 17] = [
     "web.shop.svc.cluster.local:8080",
+    "v2.shop.svc.cluster.local:8080",
+    "v2.shop.svc.cluster.local:8080",
     "v2.shop.svc.cluster.local:8080",
     "V2.Shop.svc.Cluster.local.:8080",
     "mixed.shop.svc.cluster.local:8080",
