@@ -5,6 +5,7 @@ use crate::{
     answer::{Apart, Endpoint, Lost, Reply, Rule, Served},
     backends::peer,
     outbound::{Carried, apply},
+    sound::{unread, unsound},
     words,
 };
 use http::{Request, Version};
@@ -56,14 +57,25 @@ impl World<'_> {
             ServerRef::Server(name) => format!("Server {name}"),
         };
         let policy = server_policy(wire::server(&seen, self.settings)).value;
-        if let Some(why) = unspoken(&policy, plan, carried) {
+        let sent = carried;
+        let carried = arriving(&policy, endpoint, plan, sent);
+        let requests = (sent, &carried);
+        // What the client's proxy has written can be read.
+        let raw = match requests {
+            (Carried::Request(request), Carried::Request(_)) if !self.client.meshed => unread(request),
+            _ => None,
+        };
+        if let Some(reply) = unspoken(&policy, plan, sent).map(Reply::ended).or(raw) {
             let mut served = self.undecided("");
             (served.server, served.declared, served.admitted) =
                 (Some(server), declared(&policy.protocol), false);
-            (served.reply, served.notes) = (Some(Reply::ended(why)), Vec::new());
+            (served.reply, served.notes) = (Some(reply), Vec::new());
             return vec![served];
         }
-        let carried = arriving(&policy, endpoint, plan, carried);
+        let unsound = match requests {
+            (Carried::Request(request), Carried::Request(_)) => unsound(request),
+            _ => None,
+        };
         let peer = match policy.protocol {
             // Nothing of it is looked at.
             ServerProtocol::Opaque if matches!(plan, DialPlan::Plain { .. }) => Peer::Plain,
@@ -71,7 +83,7 @@ impl World<'_> {
         };
         let mut outcomes: Vec<Served> = Vec::new();
         for from in self.client.addresses(endpoint.addr.ip(), &policy) {
-            let mut served = self.decided(&policy, &server, (&peer, from), &carried);
+            let mut served = self.decided(&policy, &server, (&peer, from), (&carried, unsound.as_ref()));
             let same = |other: &&mut Served| Served { from: other.from.clone(), ..served.clone() } == **other;
             if let Some(other) = outcomes.iter_mut().find(same) {
                 other.from.push(from);
@@ -116,13 +128,13 @@ impl World<'_> {
         }
     }
 
-    /// What a proxy with this policy does with it, for one client.
+    /// What a proxy with this policy does with it, for one client. `unsound`: what it answers once it is admitted.
     fn decided(
         &self,
         policy: &ServerPolicy,
         server: &str,
         (peer, from): (&Peer, IpAddr),
-        carried: &Carried,
+        (carried, unsound): (&Carried, Option<&Reply>),
     ) -> Served {
         let mut served = Served {
             from: Vec::new(),
@@ -155,7 +167,10 @@ impl World<'_> {
                 if let Ok(permit) = &permit {
                     let limits = policy.rate_limits.as_deref();
                     served.rate_limits = limits.map_or_else(Vec::new, |limits| limited(limits, peer));
-                    self.filtered(&mut served, policy, permit, request);
+                    match unsound {
+                        Some(reply) => served.reply = Some(reply.clone()),
+                        None => self.filtered(&mut served, policy, permit, request),
+                    }
                 }
                 permit.map(|permit| permit.authorization)
             }

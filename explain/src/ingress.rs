@@ -7,6 +7,7 @@ use crate::{
     known::Discovered,
     outbound::{Carried, stripped},
     question::{Speaks, over_http2},
+    sound::{unread, unsound},
     spoken::{Spoken, spoken},
 };
 use http::Request;
@@ -41,6 +42,8 @@ impl World<'_> {
         if let Err(fault) = service {
             let mut course = self.course(addr, &known, &speaks);
             self.fails(&mut course, &fault, request);
+            // What is no request is asked nothing.
+            course.reply = untaken(&speaks, request).or(course.reply);
             return course;
         }
         self.looked_for(addr, &known, &speaks, request)
@@ -55,6 +58,10 @@ impl World<'_> {
         request: &Request<()>,
     ) -> Course {
         let mut course = self.course(addr, known, speaks);
+        course.reply = untaken(speaks, request);
+        if course.reply.is_some() {
+            return course;
+        }
         let (policy, http2) = (&known.policy, *speaks == Spoken::Http2);
         let bytes = matches!(speaks, Spoken::Bytes | Spoken::Tls(_));
         let mut sent = if http2 { over_http2(request) } else { request.clone() };
@@ -93,5 +100,15 @@ impl World<'_> {
             }
         }
         course
+    }
+}
+
+/// What is answered to what is no request, before it is asked what it is for.
+fn untaken(speaks: &Spoken, request: &Request<()>) -> Option<Reply> {
+    let of = |request: &Request<()>| unread(request).or_else(|| unsound(request));
+    match speaks {
+        Spoken::Bytes | Spoken::Tls(_) => None,
+        Spoken::Http1 => of(request),
+        Spoken::Http2 => of(&over_http2(request)),
     }
 }

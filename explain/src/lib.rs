@@ -2,7 +2,7 @@
 //! without either.
 //!
 //! In reading order: [`question`] is what is asked; `client` who asks; `known` what its proxy knows of the
-//! target; `outbound` what it does with the request, `ingress` what instead in a gateway's pod, `backends` where that may lead; `inbound` what the server's proxy does; `missing` what of it refers to nothing;
+//! target; `sound` what no proxy takes for a request; `outbound` what it does with the request, `ingress` what instead in a gateway's pod, `backends` where that may lead; `inbound` what the server's proxy does; `missing` what of it refers to nothing;
 //! [`answer`] is what comes out, and `words` has the words for it. Nothing is decided here: what a controller would say is
 //! computed by `remora_destination::view`, written by its `wire`, read by `remora_runtime::api`, and put to
 //! `remora_core` and the proxy's own functions as a proxy does.
@@ -17,6 +17,7 @@ mod known;
 mod missing;
 mod outbound;
 pub mod question;
+mod sound;
 mod spoken;
 mod words;
 

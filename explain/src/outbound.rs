@@ -6,6 +6,7 @@ use crate::{
     answer::{Apart, Backend, Course, Lost, Reply, Retry, Rule, Timeouts},
     known::Discovered,
     question::{Speaks, over_http2},
+    sound::{unread, unsound},
     spoken::{Spoken, declared, spoken},
     words,
 };
@@ -187,6 +188,10 @@ impl World<'_> {
         accrual: Option<&Accrual>,
         mut request: Request<()>,
     ) {
+        if let Some(reply) = unread(&request).or_else(|| unsound(&request)) {
+            course.reply = Some(reply);
+            return;
+        }
         let required = stripped(&mut request);
         if let Some((profile, name)) = &known.profile
             && let Some(split) = split_of(known, profile)

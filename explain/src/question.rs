@@ -146,6 +146,13 @@ impl Question {
                 .map_err(|_| Unanswerable::To(self.to.clone(), "no host of a request".into()))?;
             request.headers_mut().insert(header::HOST, host);
         }
+        if request.method() == Method::CONNECT
+            && let Some(host) = request.headers().get(header::HOST)
+            && let Ok(tunnel) = Uri::try_from(host.as_bytes())
+        {
+            // Its target is where the tunnel leads. RFC 9112 section 3.2.3.
+            *request.uri_mut() = tunnel;
+        }
         if self.speaks == Speaks::Grpc && !request.headers().contains_key(header::CONTENT_TYPE) {
             let grpc = HeaderValue::from_static("application/grpc");
             request.headers_mut().insert(header::CONTENT_TYPE, grpc);
@@ -166,7 +173,7 @@ impl Question {
     }
 }
 
-/// The same request over HTTP/2, whose target has the host.
+/// The same request over HTTP/2, whose target has the host: the first one that was said.
 pub(crate) fn over_http2(request: &Request<()>) -> Request<()> {
     let mut request = request.clone();
     *request.version_mut() = Version::HTTP_2;
@@ -177,7 +184,12 @@ pub(crate) fn over_http2(request: &Request<()>) -> Request<()> {
     if parts.authority.is_some()
         && let Ok(uri) = Uri::from_parts(parts)
     {
+        let others: Vec<HeaderValue> =
+            request.headers().get_all(header::HOST).iter().skip(1).cloned().collect();
         request.headers_mut().remove(header::HOST);
+        for other in others {
+            request.headers_mut().append(header::HOST, other);
+        }
         *request.uri_mut() = uri;
     }
     request

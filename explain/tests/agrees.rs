@@ -19,8 +19,9 @@ mod routes;
 #[path = "agrees/settings.rs"]
 mod settings;
 
-use draw::{Dice, Mesh, Request};
-use model::{Answered, Outcome, by_profile, expected, mirrored, number};
+use draw::{Dice, Mesh, Request, pods};
+use model::{Answered, Outcome, by_profile, expected, mirrored, number, outdated, unread, unsound};
+use pods::{NEW, OVERRIDE, REQUIRE};
 use remora_destination::{
     index::Index,
     resources::{Document, Name, parse},
@@ -29,7 +30,7 @@ use remora_destination::{
 use remora_explain::{
     answer::{Answer, Backend, Course, Endpoint, Reply, Served, Verdict},
     explain,
-    question::{Question, Speaks},
+    question::{OutboundDefault, Question, Speaks},
 };
 use settings::settings;
 use std::collections::BTreeMap;
@@ -61,7 +62,7 @@ fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
                 *seen.entry("by a profile".to_owned()).or_default() += 1;
             }
             if let Outcome::Sent(to) = &wanted {
-                let rated = to.iter().flat_map(|(.., answered)| answered).any(|(_, rates)| !rates.is_empty());
+                let rated = to.iter().flat_map(|(.., all)| all).any(|one| !one.rates.is_empty());
                 *seen.entry(if rated { "rated" } else { "not rated" }.to_owned()).or_default() += 1;
                 let copies = mirrored(&mesh, &request);
                 assert_eq!(copied(&answer), copies, "seed {seed}: {request:?} in {mesh:#?}\n{answer:#?}");
@@ -69,6 +70,18 @@ fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
                     .entry(if copies.is_some() { "copied" } else { "not copied" }.to_owned())
                     .or_default() += 1;
             }
+            for kind in met(&request, &wanted) {
+                *seen.entry(kind.to_owned()).or_default() += 1;
+            }
+            let note = outdated(&mesh, &request).map(|(told, wanted)| {
+                format!("was started with config.linkerd.io/outbound-default-policy {told}, and {wanted} is")
+            });
+            let said = answer.notes.iter().find(|said| said.contains("was started with"));
+            let agrees = match (&note, said) {
+                (Some(note), Some(said)) => said.contains(note),
+                (note, said) => note.is_none() && said.is_none(),
+            };
+            assert!(agrees, "seed {seed}: {note:?} {request:?} in {mesh:#?}\n{answer:#?}");
             let fine = wanted.is_fine();
             assert_eq!(answer.courses.iter().all(Course::is_admitted), fine, "{answer:#?}");
             assert!(fine || answer.verdict != Verdict::Admitted, "seed {seed}: {answer:#?}");
@@ -90,6 +103,17 @@ fn thousands_of_random_requests_have_the_answer_that_the_specification_gives() {
         "by a profile",
         "copied",
         "rated",
+        "some passed over",
+        "in plaintext beside mTLS",
+        "without a pod",
+        "outside of the cluster",
+        "by another Service's name",
+        "for another port than it has",
+        "by who is required, and not by others",
+        "a second host to its proxy",
+        "a second host to the server's proxy",
+        "a body without an end",
+        "of a connection over HTTP/2",
     ];
     for kind in kinds {
         assert!(seen.get(kind).is_some_and(|count| *count >= 10), "too few of {kind}: {seen:?}");
@@ -148,7 +172,10 @@ fn read(yaml: &str) -> Index {
 
 fn question(request: &Request) -> Question {
     let mut headers = vec![("host".to_owned(), request.host.to_owned())];
-    headers.extend(request.headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let own = request.headers.iter().chain(&request.spoiled);
+    headers.extend(own.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    headers.extend(request.named.map(|named| (OVERRIDE.to_owned(), named.to_owned())));
+    headers.extend(request.required.map(|identity| (REQUIRE.to_owned(), identity.to_owned())));
     let path = match request.query {
         Some(query) => format!("{}?{query}", request.path),
         None => request.path.to_owned(),
@@ -159,8 +186,45 @@ fn question(request: &Request) -> Question {
         method: Some(request.method.to_owned()),
         path,
         headers,
+        from_ip: (request.account == NEW).then(|| request.address.parse().unwrap()),
+        default_outbound_policy: OutboundDefault::parse(request.default_outbound).unwrap(),
         ..Question::new(Name::new(request.namespace, request.account), "web.shop:8080")
     }
+}
+
+/// For counting what was met.
+fn met(request: &Request, outcome: &Outcome) -> Vec<&'static str> {
+    let any = |is: &dyn Fn(&Answered) -> bool| outcome.asked().any(is);
+    let at =
+        |start: &'static str| move |one: &Answered| one.at.as_ref().is_some_and(|at| at.starts_with(start));
+    let taken = |one: &Answered| one.status == Some(200);
+    let mixed = any(&|one| taken(one) && one.identity.is_some())
+        && any(&|one| taken(one) && one.identity.is_none() && at("10.")(one));
+    let to_web = |to: &[(String, u32, Vec<Answered>)]| to.iter().all(|(name, ..)| name.contains("shop/web:"));
+    let elsewhere = matches!(outcome, Outcome::Sent(to) if !to_web(to));
+    let itself = match outcome {
+        Outcome::Answered(status, _) => Some(*status),
+        Outcome::Sent(_) => None,
+    };
+    let hosts = unread(request).is_none() && unsound(request);
+    let required = request.required.is_some() && any(&taken) && any(&|one| one.status == Some(502));
+    let kinds = [
+        ("some passed over", any(&|one| one.status.is_none())),
+        ("in plaintext beside mTLS", mixed),
+        ("without a pod", request.account == NEW),
+        ("outside of the cluster", any(&|one| taken(one) && at("192.")(one))),
+        ("by another Service's name", request.named.is_some() && elsewhere),
+        ("a second host to its proxy", hosts && itself == Some(400)),
+        ("a second host to the server's proxy", hosts && any(&|one| one.status == Some(400))),
+        (
+            "a body without an end",
+            !request.http2 && !hosts && unread(request) == Some(400) && itself == Some(400),
+        ),
+        ("of a connection over HTTP/2", request.http2 && unread(request) == Some(0) && itself == Some(0)),
+        ("by who is required, and not by others", required),
+        ("for another port than it has", any(&|one| one.at.is_none() && one.status == Some(403))),
+    ];
+    kinds.into_iter().filter(|(_, is)| *is).map(|(kind, _)| kind).collect()
 }
 
 /// What an answer comes to.
@@ -171,22 +235,29 @@ fn outcome(answer: &Answer) -> Outcome {
     }
     let used = course.backends.iter().filter(|backend| backend.percent > 0.0);
     Outcome::Sent(
-        used.map(|backend| (backend.of.clone(), backend.percent.round() as u32, statuses(backend))).collect(),
+        used.map(|backend| (backend.of.clone(), backend.percent.round() as u32, answered(backend))).collect(),
     )
 }
 
-fn statuses(backend: &Backend) -> Vec<Answered> {
+fn answered(backend: &Backend) -> Vec<Answered> {
     // A connection that ends has none.
     let of = |reply: &Reply| reply.status.unwrap_or(0);
-    let refused = |reply: &Reply| (of(reply), Vec::new());
     if let Some(reply) = &backend.reply {
-        return vec![refused(reply)];
+        return vec![Answered::itself(of(reply))];
     }
-    let served = |served: &Served| (served.reply.as_ref().map_or(200, of), rates(served));
-    let at = |endpoint: &Endpoint| -> Vec<Answered> {
-        endpoint.reply.iter().map(refused).chain(endpoint.served.iter().map(served)).collect()
+    let at = |endpoint: &Endpoint| {
+        let (status, rates) = match (&endpoint.reply, endpoint.served.as_slice()) {
+            (Some(reply), []) => (Some(of(reply)), Vec::new()),
+            (None, [served]) => (Some(served.reply.as_ref().map_or(200, of)), rates(served)),
+            (None, []) if endpoint.passed_over.is_some() => (None, Vec::new()),
+            _ => panic!("{endpoint:#?}"),
+        };
+        let at = Some(endpoint.address.to_string());
+        Answered { at, identity: endpoint.tls.clone(), status, rates }
     };
-    backend.endpoints.iter().flat_map(at).collect()
+    let mut all: Vec<Answered> = backend.endpoints.iter().map(at).collect();
+    all.sort();
+    all
 }
 
 /// `HTTPLocalRateLimitPolicy shop/l1: 100 requests per second of …`

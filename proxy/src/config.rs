@@ -248,13 +248,18 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
-/// Bounds of an HTTP/2 request's header list.
+/// Bounds of a request's head: of HTTP/1 of its bytes and fields, of HTTP/2 of its header list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderList {
     /// As RFC 9113 section 6.5.2 counts them.
     pub bytes: usize,
     /// Each crumb of a cookie is one.
     pub fields: usize,
+}
+
+impl HeaderList {
+    /// Of a proxy that was told none.
+    pub const DEFAULT: Self = Self { bytes: 64 << 10, fields: 100 };
 }
 
 impl Config {

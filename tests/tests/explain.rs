@@ -8,19 +8,23 @@
 )]
 
 #[path = "../../explain/tests/agrees/draw.rs"]
-#[expect(dead_code, reason = "the addresses of its pods are of a mesh on paper")]
+#[expect(dead_code, reason = "its pods are of a mesh on paper")]
 mod draw;
 #[path = "../../explain/tests/agrees/grpc.rs"]
 #[expect(dead_code, reason = "what is expected here is what explain says")]
 mod grpc;
 
-use draw::{Dice, Mesh as Drawn, Request};
+use draw::{
+    Dice, Mesh as Drawn, Request,
+    pods::{GATE, MIXED, NEW, OVERRIDE, PLAIN, REQUIRE, STRICT},
+};
 use remora_tests::node::bin_dir;
 use remora_tests::shop::{self, PATIENCE, SHOP, curl};
-use remora_tests::wire::{client, kit};
-use remora_tests::{Mesh, Name, check};
+use remora_tests::wire::{address, client, connect, kit, read_until};
+use remora_tests::{Mesh, Name, PodRef, check};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -30,6 +34,16 @@ const REQUESTS: usize = 24;
 /// Sets of routes for calls of gRPC.
 const CALL_ROUNDS: u64 = 5;
 
+/// Of pods without a proxy.
+const BARE: (&str, &str) = ("linkerd.io/inject", "disabled");
+/// Fields that no proxy takes, beside those that a request has.
+const BAD: [(&str, &str); 5] = [
+    ("host", "web"),
+    ("host", "other"),
+    ("transfer-encoding", "gzip"),
+    ("content-length", "5, 5"),
+    ("content-length", "-1"),
+];
 const BANK: &str = "
 kind: Namespace
 apiVersion: v1
@@ -49,17 +63,27 @@ fn live_proxies_do_what_explain_says() {
         kit("v2", 8080, "http", &[]),
         of_bank(kit("safe", 8080, "http", &[])),
         shop::service("none", 8080, "8080"),
-        kit("plain", 8080, "http", &[("linkerd.io/inject", "disabled")]),
+        kit(PLAIN, 8080, "http", &[BARE]),
+        kit(MIXED, 8080, "http", &[]),
+        // Behind the same Service.
+        kit("bare", 8080, "http", &[BARE]).replace("app: bare", "app: mixed"),
         client("till", &[]),
-        client("strict", &[("config.linkerd.io/outbound-default-policy", "all-authenticated")]),
+        client(STRICT, &[("config.linkerd.io/outbound-default-policy", "all-authenticated")]),
+        client(GATE, &[("linkerd.io/inject", "ingress")]),
         of_bank(client("clerk", &[])),
-        client("old", &[("linkerd.io/inject", "disabled")]),
+        client("old", &[BARE]),
     ];
-    let mut live = Live { mesh: shop::open(&pods).unwrap(), objects: BTreeSet::new(), met: BTreeSet::new() };
+    let mut live = Live {
+        mesh: shop::open(&pods).unwrap(),
+        objects: BTreeSet::new(),
+        met: BTreeSet::new(),
+        by: BTreeSet::new(),
+        kinds: BTreeSet::new(),
+    };
     for round in 0..ROUNDS {
         let mut dice = Dice::new(1_000_000 + round);
         let rules = named_port(&Drawn::draw(&mut dice).rules());
-        let requests: Vec<Asking> = (0..REQUESTS).map(|_| Asking::of(&Request::draw(&mut dice))).collect();
+        let requests: Vec<Asking> = (0..REQUESTS).map(|_| Asking::of(&request_of_a_pod(&mut dice))).collect();
         live.agree(&rules, &requests);
     }
     for round in 0..CALL_ROUNDS {
@@ -74,13 +98,28 @@ fn live_proxies_do_what_explain_says() {
     {
         assert!(live.met.contains(&(status, grpc)), "no {status} {grpc:?} among {:?}", live.met);
     }
+    for pod in ["web", "v2", "safe", MIXED, "bare", PLAIN] {
+        assert!(live.by.contains(pod), "no answer of {pod} among {:?}", live.by);
+    }
+    let kinds = [OTHERWISE, PASSED_OVER, RAW, REQUIRING];
+    assert_eq!(live.kinds, kinds.into(), "of what was asked");
 }
 
-/// A mesh, what of its objects was drawn, and what was answered: statuses of HTTP and gRPC.
+/// Kinds of requests: to the Service that it names, past somebody who may not be reached, one that no proxy takes, and one
+/// that says who has to answer.
+const OTHERWISE: &str = "by a name";
+const PASSED_OVER: &str = "past somebody";
+const RAW: &str = "no request";
+const REQUIRING: &str = "of somebody";
+
+/// A mesh, what of its objects was drawn, and what was answered: statuses of HTTP and gRPC, by which pods, to which kinds
+/// of requests.
 struct Live {
     mesh: Mesh,
     objects: BTreeSet<(String, Name)>,
     met: BTreeSet<(u16, Option<u16>)>,
+    by: BTreeSet<String>,
+    kinds: BTreeSet<&'static str>,
 }
 
 impl Live {
@@ -109,8 +148,21 @@ impl Live {
             let seen = asked(mesh, request);
             assert!(said.allows(&seen), "{request:?}: {said:?}, not {seen:?}\n{rules}");
             self.met.insert((seen.status, seen.grpc));
+            self.by.insert(seen.by);
+            self.kinds.extend(&said.kinds);
+            self.kinds.extend(request.raw.then_some(RAW));
         }
         self.objects = now;
+    }
+}
+
+/// Of an account that has a pod.
+fn request_of_a_pod(dice: &mut Dice) -> Request {
+    loop {
+        let request = Request::draw(dice);
+        if request.account != NEW {
+            return request;
+        }
     }
 }
 
@@ -124,11 +176,20 @@ struct Asking {
     path: String,
     /// `<name>: <value>`.
     headers: Vec<String>,
+    /// No client of HTTP would send it.
+    raw: bool,
 }
 
 impl Asking {
     fn of(request: &Request) -> Self {
-        let headers = request.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+        // An application may read it as it likes, so it is sent only where a proxy is asked first.
+        let raw = !request.http2 && request.has_proxy && request.spoiled.iter().any(|one| BAD.contains(one));
+        let spoiled =
+            request.spoiled.iter().filter(|one| raw || **one == ("connection", "x") && !request.http2);
+        let named = request.named.map(|named| (OVERRIDE, named));
+        let required = request.required.map(|identity| (REQUIRE, identity));
+        let headers = request.headers.iter().chain(spoiled).chain(&named).chain(&required);
+        let headers = headers.map(|(name, value)| format!("{name}: {value}"));
         Self {
             namespace: request.namespace,
             account: request.account,
@@ -139,6 +200,7 @@ impl Asking {
                 None => request.path.to_owned(),
             },
             headers: std::iter::once(format!("host: {}", request.host)).chain(headers).collect(),
+            raw,
         }
     }
 
@@ -152,6 +214,7 @@ impl Asking {
             method: "POST",
             path: format!("/{}/{}", call.service, call.method),
             headers: own.into_iter().chain(headers).collect(),
+            raw: false,
         }
     }
 }
@@ -160,6 +223,9 @@ impl Asking {
 fn named_port(rules: &str) -> String {
     rules.replace("port: http,", "port: 8080,")
 }
+
+/// What is asked for.
+const TARGET: &str = "Service shop/web:8080";
 
 /// Kind and name of every document.
 fn objects(rules: &str) -> BTreeSet<(String, Name)> {
@@ -176,6 +242,7 @@ fn objects(rules: &str) -> BTreeSet<(String, Name)> {
 #[derive(Debug)]
 struct Said {
     outcomes: BTreeSet<Seen>,
+    kinds: Vec<&'static str>,
 }
 
 /// What happened.
@@ -223,7 +290,16 @@ fn explained(manifests: &Path, request: &Asking) -> Said {
         _ => 2,
     };
     assert_eq!(output.status.code(), Some(expected), "{json:#}");
-    Said { outcomes: outcomes(&json) }
+    let text = json["courses"].to_string();
+    let otherwise = json["courses"].as_array().unwrap().iter().any(|course| course["target"] != TARGET)
+        && json["verdict"] == "admitted";
+    let kinds = [
+        (OTHERWISE, otherwise),
+        (PASSED_OVER, text.contains("\"passedOver\"")),
+        (REQUIRING, text.contains("requires the server identity")),
+    ];
+    let kinds = kinds.into_iter().filter(|(_, is)| *is).map(|(kind, _)| kind).collect();
+    Said { outcomes: outcomes(&json), kinds }
 }
 
 fn outcomes(json: &Value) -> BTreeSet<Seen> {
@@ -240,11 +316,10 @@ fn outcomes(json: &Value) -> BTreeSet<Seen> {
         let backends = list(&course["backends"]);
         for backend in backends.iter().filter(|backend| backend["percent"].as_f64() > Some(0.0)) {
             found.extend(Some(&backend["reply"]).filter(|reply| !reply.is_null()).map(replied));
-            // `Service shop/web:8080`: the application has the Service's name.
-            let of = backend["of"].as_str().unwrap_or_default();
-            let name =
-                of.rsplit_once('/').and_then(|(_, rest)| rest.split_once(':')).map_or("", |(name, _)| name);
             for endpoint in list(&backend["endpoints"]) {
+                // `shop/web`: the application has the pod's name.
+                let pod = endpoint["pod"].as_str().and_then(|pod| pod.split_once('/'));
+                let name = pod.map_or("", |(_, name)| name);
                 found.extend(Some(&endpoint["reply"]).filter(|reply| !reply.is_null()).map(replied));
                 found.extend(list(&endpoint["served"]).iter().map(|served| match &served["reply"] {
                     Value::Null => Seen { status: 200, grpc: None, by: name.to_owned() },
@@ -258,6 +333,9 @@ fn outcomes(json: &Value) -> BTreeSet<Seen> {
 
 fn asked(mesh: &Mesh, request: &Asking) -> Seen {
     let from = mesh.pod(request.namespace, request.account).unwrap();
+    if request.raw {
+        return asked_raw(mesh, &from, request);
+    }
     let url = format!("http://web.{SHOP}.svc.cluster.local:8080{}", request.path);
     let version = if request.speaks == "http1" { "--http1.1" } else { "--http2-prior-knowledge" };
     let format = "\n%{http_code} %header{grpc-status} %header{location}";
@@ -279,4 +357,16 @@ fn asked(mesh: &Mesh, request: &Asking) -> Seen {
         grpc: grpc.parse().ok(),
         by: server.unwrap_or_else(|| place.trim().to_owned()),
     }
+}
+
+/// What is no request is answered without a body.
+fn asked_raw(mesh: &Mesh, from: &PodRef<'_>, request: &Asking) -> Seen {
+    let head =
+        format!("{} {} HTTP/1.1\r\n{}\r\n\r\n", request.method, request.path, request.headers.join("\r\n"));
+    let mut stream = connect(from, address(mesh, "web", 8080).unwrap()).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let answer = read_until(&mut stream, b"\r\n\r\n").unwrap_or_default();
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Seen { status: status.unwrap_or(0), grpc: None, by: String::new() }
 }

@@ -1,7 +1,7 @@
 //! ServerAuthorizations, and rate limits of Servers: drawn, written as YAML, and read naively as `docs/policy.md` and
 //! `docs/rate-limits.md` state them.
 
-use super::{CLIENTS, Dice, policy_document};
+use super::{Dice, pods::CLIENTS, policy_document};
 
 /// Who may use a Server, the older way.
 #[derive(Debug)]

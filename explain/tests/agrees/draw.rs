@@ -1,9 +1,11 @@
 //! Random meshes and requests, in plain data and as YAML. Small vocabularies, so that what is drawn meets often.
 
 pub(crate) mod clients;
+pub(crate) mod pods;
 pub(crate) mod profile;
 
 use clients::{Authorization, RateLimit};
+use pods::{CLIENTS, GONE, MIXED, OUTER, PLAIN, Pods};
 use profile::Profile;
 use std::fmt::Write as _;
 
@@ -50,7 +52,8 @@ type Pair = (&'static str, &'static str);
 
 #[derive(Debug)]
 pub(crate) struct Mesh {
-    /// Of the Service `web`, in `shop` or `bank`.
+    pub(crate) pods: Pods,
+    /// Of Services, in `shop` or `bank`.
     pub(crate) routes: Vec<Route>,
     /// Of pods with this label, all in `shop`.
     pub(crate) servers: Vec<Server>,
@@ -59,12 +62,10 @@ pub(crate) struct Mesh {
     pub(crate) policies: Vec<Policy>,
     pub(crate) authorizations: Vec<Authorization>,
     pub(crate) limit: Option<RateLimit>,
-    /// At most one of each namespace.
+    /// At most one of each namespace and Service.
     pub(crate) profiles: Vec<Profile>,
     /// May HTTPRoutes of shop refer to bank's Services, and the other way round?
     pub(crate) granted: bool,
-    /// Of pods of `web`.
-    pub(crate) default_policy: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -75,6 +76,8 @@ pub(crate) struct Route {
     pub(crate) created: Option<u32>,
     /// The Server, if it is about one.
     pub(crate) server: Option<String>,
+    /// The Service, if it is about none: namespace and name.
+    pub(crate) service: Pair,
     pub(crate) hosts: Vec<&'static str>,
     pub(crate) rules: Vec<Rule>,
 }
@@ -164,26 +167,6 @@ pub(crate) const MESH_TLS: [(&str, &str); 3] = [
     ("of-shop", "*.shop.serviceaccount.identity.remora.cluster.local"),
     ("clerk", "clerk.bank.serviceaccount.identity.remora.cluster.local"),
 ];
-/// Pods that ask: namespace, account, address, whether they have a proxy.
-pub(crate) const CLIENTS: [(&str, &str, &str, bool); 4] = [
-    ("shop", "till", "10.1.0.9", true),
-    ("shop", STRICT, "10.1.0.10", true),
-    ("bank", "clerk", "10.2.0.9", true),
-    ("shop", "old", "10.1.0.8", false),
-];
-/// The account that demands mTLS of everybody.
-pub(crate) const STRICT: &str = "strict";
-/// The server without a proxy.
-pub(crate) const PLAIN: &str = "plain";
-/// Pods that serve: namespace, `app`, addresses. `none` has none.
-pub(crate) const SERVERS: [(&str, &str, &[&str]); 5] = [
-    ("shop", PLAIN, &["10.1.0.4"]),
-    ("shop", "web", &["10.1.0.1", "10.1.0.2"]),
-    ("shop", "v2", &["10.1.0.3"]),
-    ("shop", "none", &[]),
-    ("bank", "safe", &["10.2.0.1"]),
-];
-
 const HOSTS: [&str; 6] = ["web", "web.shop", "*.example", "a.example", "*.a.example", "other"];
 const PATHS: [Pair; 12] = [
     ("exact", "/"),
@@ -200,13 +183,39 @@ const PATHS: [Pair; 12] = [
     ("regex", "/.*secret"),
 ];
 const HEADERS: [Pair; 3] = [("x", "1"), ("x", "2"), ("y", "1")];
+/// What routes ask for besides: no proxy leaves it on a request.
+const OVERRIDE: Pair = (pods::OVERRIDE, "v2.shop.svc.cluster.local:8080");
+/// Services that routes are about.
+const PARENTS: [Pair; 7] = [
+    ("shop", "web"),
+    ("shop", "web"),
+    ("shop", "web"),
+    ("shop", "web"),
+    ("shop", "v2"),
+    ("shop", MIXED),
+    ("bank", "safe"),
+];
 const QUERIES: [Pair; 3] = [("q", "1"), ("q", "a b"), ("r", "1")];
+/// What requests say of their connection and their body, or once more of their host. Of HTTP/1 each may come twice.
+const SPOILING: [Pair; 10] = [
+    ("host", "web"),
+    ("host", "other"),
+    ("connection", "x"),
+    ("te", "trailers"),
+    ("transfer-encoding", "chunked"),
+    ("transfer-encoding", "gzip"),
+    ("content-length", "5"),
+    ("content-length", "6"),
+    ("content-length", "5, 5"),
+    ("content-length", "-1"),
+];
 const METHODS: [&str; 2] = ["GET", "POST"];
 
 impl Mesh {
     /// Without any rules.
     pub(crate) fn bare() -> Self {
         Self {
+            pods: Pods::default(),
             routes: Vec::new(),
             servers: Vec::new(),
             inbound: Vec::new(),
@@ -215,7 +224,6 @@ impl Mesh {
             limit: None,
             profiles: Vec::new(),
             granted: false,
-            default_policy: None,
         }
     }
 
@@ -225,7 +233,7 @@ impl Mesh {
             names += 1;
             format!("{prefix}{names}")
         };
-        let routes = dice.some(3, |dice| Route::draw(dice, named("r"), None));
+        let routes = dice.some(4, |dice| Route::draw(dice, named("r"), None));
         let servers: Vec<Server> = dice.some(2, |dice| Server {
             name: named("s"),
             app: dice.perhaps(2, |dice| dice.one(&["web", "v2", "safe"])),
@@ -279,20 +287,12 @@ impl Mesh {
             RateLimit::draw(dice, named("l"), server)
         });
         let mut profiles = Vec::new();
-        for namespace in ["shop", "bank"] {
-            profiles.extend(dice.perhaps(4, |dice| Profile::draw(dice, namespace)));
+        for (namespace, service) in [("shop", "web"), ("bank", "web"), ("shop", "v2"), ("bank", "v2")] {
+            profiles.extend(dice.perhaps(4, |dice| Profile::draw(dice, namespace, service)));
         }
-        let default_policy = dice.perhaps(3, |dice| {
-            dice.one(&[
-                "all-authenticated",
-                "cluster-unauthenticated",
-                "cluster-authenticated",
-                "deny",
-                "audit",
-            ])
-        });
         let granted = dice.rarely(2);
-        Self { routes, servers, inbound, policies, authorizations, limit, profiles, granted, default_policy }
+        let pods = Pods::draw(dice);
+        Self { pods, routes, servers, inbound, policies, authorizations, limit, profiles, granted }
     }
 }
 
@@ -304,6 +304,7 @@ impl Route {
             name,
             created: dice.perhaps(2, |dice| 2020 + u32::try_from(dice.below(3)).unwrap()),
             server,
+            service: dice.one(&PARENTS),
             hosts: if dice.rarely(3) { dice.some(2, |dice| dice.one(&HOSTS)) } else { Vec::new() },
             rules: {
                 let mut rules = vec![Rule::draw(dice, of_server)];
@@ -316,8 +317,14 @@ impl Route {
 
 impl Rule {
     fn draw(dice: &mut Dice, of_server: bool) -> Self {
-        let matches = if dice.rarely(5) { Vec::new() } else { dice.some(2, Match::draw) };
+        let mut matches = if dice.rarely(5) { Vec::new() } else { dice.some(2, Match::draw) };
         if of_server {
+            matches.extend(dice.perhaps(3, |_| Match {
+                method: None,
+                path: None,
+                headers: vec![OVERRIDE],
+                query: Vec::new(),
+            }));
             return Self { matches, filter: Filter::None, header: None, mirror: None, backends: Vec::new() };
         }
         let filter = match dice.below(12) {
@@ -339,8 +346,10 @@ impl Rule {
             ("shop", "v2"),
             ("shop", "none"),
             ("bank", "safe"),
-            ("shop", "gone"),
+            ("shop", GONE),
             ("shop", PLAIN),
+            ("shop", MIXED),
+            ("shop", OUTER),
         ];
         let backends = dice.some(3, |dice| {
             let (namespace, name) = dice.one(&services);
@@ -382,7 +391,10 @@ impl Match {
         Self {
             method: dice.perhaps(4, |dice| dice.one(&METHODS)),
             path: (!dice.rarely(4)).then(|| dice.one(&PATHS)),
-            headers: dice.perhaps(4, |dice| dice.one(&HEADERS)).into_iter().collect(),
+            headers: dice
+                .perhaps(4, |dice| if dice.rarely(4) { OVERRIDE } else { dice.one(&HEADERS) })
+                .into_iter()
+                .collect(),
             query: dice.perhaps(5, |dice| dice.one(&QUERIES)).into_iter().collect(),
         }
     }
@@ -405,18 +417,32 @@ pub(crate) struct Request {
     pub(crate) path: &'static str,
     pub(crate) query: Option<&'static str>,
     pub(crate) headers: Vec<Pair>,
+    /// Of [`SPOILING`].
+    pub(crate) spoiled: Vec<Pair>,
+    /// Its `l5d-dst-override`.
+    pub(crate) named: Option<&'static str>,
+    /// Its `l5d-require-id`.
+    pub(crate) required: Option<&'static str>,
+    /// The injector's word for accounts of which nothing else is said.
+    pub(crate) default_outbound: &'static str,
 }
 
 impl Request {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         let (namespace, account, address, has_proxy) = dice.one(&CLIENTS);
+        let mut spoiled = if dice.rarely(6) { dice.some(2, |dice| dice.one(&SPOILING)) } else { Vec::new() };
+        let http2 = dice.rarely(3);
+        let headers: Vec<Pair> = dice.perhaps(2, |dice| dice.one(&HEADERS)).into_iter().collect();
+        if !http2 && headers.iter().any(|(name, _)| *name == "x") && dice.rarely(4) {
+            spoiled.push(("connection", "x"));
+        }
         Self {
             namespace,
             account,
             address,
             unmeshed: dice.rarely(8),
             has_proxy,
-            http2: dice.rarely(3),
+            http2,
             method: dice.one(&["GET", "GET", "POST"]),
             host: dice.one(&[
                 "web",
@@ -446,7 +472,12 @@ impl Request {
                 "/x%20y",
             ]),
             query: dice.perhaps(3, |dice| dice.one(&["q=1", "q=a+b&r", "q=a%20b", "r=1"])),
-            headers: dice.perhaps(2, |dice| dice.one(&HEADERS)).into_iter().collect(),
+            headers,
+            // What HTTP/2 makes of a length is its library's.
+            spoiled: spoiled.into_iter().filter(|(name, _)| !http2 || *name != "content-length").collect(),
+            named: dice.perhaps(3, |dice| dice.one(&pods::NAMED)),
+            required: dice.perhaps(12, |dice| dice.one(&pods::REQUIRED)),
+            default_outbound: dice.one(&pods::OUTBOUND),
         }
     }
 }
@@ -454,22 +485,7 @@ impl Request {
 impl Mesh {
     /// The same as manifests.
     pub(crate) fn yaml(&self) -> String {
-        let mut text = String::new();
-        for (at, (namespace, app, ips)) in SERVERS.iter().enumerate() {
-            let policy = self.default_policy.filter(|_| *app == "web");
-            for (nth, ip) in ips.iter().enumerate() {
-                text += &pod(namespace, &format!("{app}-{nth}"), app, ip, (*app != PLAIN, policy));
-            }
-            text += &document(&format!(
-                "apiVersion: v1, kind: Service, metadata: {{name: {app}, namespace: {namespace}}}, spec: {{clusterIP: 10.96.0.{}, \
-                 selector: {{app: {app}}}, ports: [{{name: http, port: 8080, targetPort: http}}]}}",
-                at + 1
-            ));
-        }
-        for (namespace, account, ip, meshed) in CLIENTS {
-            text += &pod(namespace, account, account, ip, (meshed, None));
-        }
-        text + &self.rules()
+        self.pods.yaml() + &self.rules()
     }
 
     /// What of it is drawn, but for what pods say themselves.
@@ -530,41 +546,18 @@ fn policy_document(kind: &str, version: &str, name: &str, spec: &str) -> String 
     ))
 }
 
-fn pod(namespace: &str, name: &str, app: &str, ip: &str, (meshed, policy): (bool, Option<&str>)) -> String {
-    let (label, proxy) = if meshed {
-        let demands = match app {
-            STRICT => ", {name: REMORA_PROXY_OUTBOUND_DEFAULT_POLICY, value: all-authenticated}",
-            _ => "",
-        };
-        (
-            ", linkerd.io/control-plane-ns: remora",
-            format!(
-                ", {{name: linkerd-proxy, env: [{{name: LINKERD2_PROXY_INBOUND_LISTEN_ADDR, value: '0.0.0.0:4143'}}{demands}]}}"
-            ),
-        )
-    } else {
-        ("", String::new())
-    };
-    let policy =
-        policy.map(|policy| format!(", annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}"));
-    document(&format!(
-        "apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {app}{label}}}{}}}, spec: \
-         {{serviceAccountName: {app}, containers: [{{name: app, ports: [{{name: http, containerPort: 8080}}]}}{proxy}]}}, status: \
-         {{podIP: {ip}, podIPs: [{{ip: {ip}}}]}}",
-        policy.unwrap_or_default()
-    ))
-}
-
 impl Route {
     fn yaml(&self) -> String {
         let created = self
             .created
             .map(|year| format!(", creationTimestamp: '{year}-01-01T00:00:00Z'"))
             .unwrap_or_default();
-        let parent = match &self.server {
-            Some(server) => format!("{{group: policy.linkerd.io, kind: Server, name: {server}}}"),
-            None => "{group: core, kind: Service, name: web, namespace: shop, port: 8080}".to_owned(),
-        };
+        let (namespace, service) = self.service;
+        let of_service =
+            || format!("{{group: core, kind: Service, name: {service}, namespace: {namespace}, port: 8080}}");
+        let of_server =
+            |server: &String| format!("{{group: policy.linkerd.io, kind: Server, name: {server}}}");
+        let parent = self.server.as_ref().map_or_else(of_service, of_server);
         let hosts =
             if self.hosts.is_empty() { String::new() } else { format!(", hostnames: {:?}", self.hosts) };
         let rules: Vec<String> = self.rules.iter().map(Rule::yaml).collect();

@@ -1,10 +1,15 @@
-//! ServiceProfiles of the Service `web`: drawn, written as YAML, and read naively as `docs/profiles.md` states them.
+//! ServiceProfiles of Services of `shop`: drawn, written as YAML, and read naively as `docs/profiles.md` states them.
 
-use super::{Dice, document};
+use super::{
+    Dice, document,
+    pods::{MIXED, OUTER},
+};
 
 #[derive(Debug)]
 pub(crate) struct Profile {
     pub(crate) namespace: &'static str,
+    /// Of shop.
+    pub(crate) service: &'static str,
     conditions: Vec<Condition>,
     /// Service of shop, thousandths.
     pub(crate) overrides: Vec<(&'static str, u32)>,
@@ -25,12 +30,18 @@ const PATHS: [&str; 4] = ["/a", "/a/.*", "/[ab]", "/.*secret.*"];
 
 impl Profile {
     /// One that says something: it comes before routes.
-    pub(crate) fn draw(dice: &mut Dice, namespace: &'static str) -> Self {
-        let overrides: Vec<(&str, u32)> =
-            dice.some(2, |dice| (dice.one(&["web", "v2", "none", "plain"]), dice.one(&[0, 500, 1000, 3000])));
+    pub(crate) fn draw(dice: &mut Dice, namespace: &'static str, service: &'static str) -> Self {
+        let overrides: Vec<(&str, u32)> = dice.some(2, |dice| {
+            (dice.one(&["web", "v2", "none", "plain", MIXED, OUTER]), dice.one(&[0, 500, 1000, 3000]))
+        });
         let least = usize::from(overrides.iter().all(|(_, weight)| *weight == 0));
         let routes = least + dice.below(3);
-        Self { namespace, conditions: (0..routes).map(|_| Condition::draw(dice, 2)).collect(), overrides }
+        Self {
+            namespace,
+            service,
+            conditions: (0..routes).map(|_| Condition::draw(dice, 2)).collect(),
+            overrides,
+        }
     }
 
     /// The number of the first route that matches. `like`: whether a pattern covers the whole path.
@@ -52,8 +63,9 @@ impl Profile {
         };
         let overrides: Vec<String> = self.overrides.iter().map(to).collect();
         document(&format!(
-            "apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: web.shop.svc.cluster.local, namespace: {}}}, \
+            "apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {{name: {}.shop.svc.cluster.local, namespace: {}}}, \
              spec: {{routes: [{}], dstOverrides: [{}]}}",
+            self.service,
             self.namespace,
             routes.join(", "),
             overrides.join(", ")

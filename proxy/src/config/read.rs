@@ -2,8 +2,8 @@
 //! the mistake is noted in the environment; the others are read all the same, so that all mistakes come at once.
 
 use super::{
-    AccessLog, AdminConfig, Config, ControlAddr, Cores, DiscoveryConfig, Http2Config, IdentityConfig,
-    InboundConfig, Limits, OutboundConfig, SocketConfig, StreamLimits, workers,
+    AccessLog, AdminConfig, Config, ControlAddr, Cores, DiscoveryConfig, HeaderList, Http2Config,
+    IdentityConfig, InboundConfig, Limits, OutboundConfig, SocketConfig, StreamLimits, workers,
 };
 use remora_core::{
     identity::{Identity, Kind},
@@ -319,10 +319,14 @@ fn limits(env: &mut Env) -> Limits {
         pool_max_age: env.or("REMORA_PROXY_POOL_MAX_AGE", 600 * SECOND, positive),
         max_header_bytes: env.or(
             "REMORA_PROXY_MAX_HEADER_BYTES",
-            65_536,
+            HeaderList::DEFAULT.bytes,
             parse::number_within(8_192, 1 << 20),
         ),
-        max_headers: env.or("REMORA_PROXY_MAX_HEADERS", 100, parse::number_within(1, 10_000)),
+        max_headers: env.or(
+            "REMORA_PROXY_MAX_HEADERS",
+            HeaderList::DEFAULT.fields,
+            parse::number_within(1, 10_000),
+        ),
         head_timeout: env.or("REMORA_PROXY_REQUEST_HEAD_TIMEOUT", 10 * SECOND, positive),
         body_timeout: env.or("REMORA_PROXY_REQUEST_BODY_TIMEOUT", 300 * SECOND, positive),
         max_retry_body: env.or("REMORA_PROXY_MAX_RETRY_BODY", 65_536, parse::number_within(0, 1 << 20)),
