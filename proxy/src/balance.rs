@@ -202,8 +202,8 @@ impl Balancer {
             }
             let refusals = set.endpoints.iter().filter_map(|live| live.refusal(now));
             let patience = balance::patience(refusals, set.empty_since, now, FAILFAST);
+            let Some(patience) = patience else { return Err(Fault::NoEndpoint(set.wanted(&self.name))) };
             drop(set);
-            let Some(patience) = patience else { return Err(Fault::NoEndpoint(self.name.clone())) };
             if let (Some(limiter), None) = (&self.limiter, &waits) {
                 waits = Some(limiter.take(Limited::PendingRequests)?);
             }
@@ -292,6 +292,17 @@ impl Set {
     fn all(&self) -> impl Iterator<Item = &Arc<LiveEndpoint>> {
         self.endpoints.iter().chain(&self.passed_over)
     }
+
+    /// Of whom an endpoint is wanted, and what kind of endpoint, where others are passed over.
+    fn wanted(&self, of: &Arc<str>) -> Arc<str> {
+        let forbidden = self.passed_over.first().and_then(|live| live.forbidden());
+        let Some(Fault::NoIdentity { policy, .. }) = forbidden else { return of.clone() };
+        let without = self.passed_over.len();
+        format!(
+            "{of} with an identity, which the outbound default policy {policy} demands ({without} without),"
+        )
+        .into()
+    }
 }
 
 /// A task that ends with its owner.
@@ -320,3 +331,6 @@ async fn follow(balancer: Weak<Balancer>, worker: Arc<Worker>, ewma: Ewma, mut w
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

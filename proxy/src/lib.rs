@@ -28,6 +28,8 @@ pub mod run;
 pub mod scratch;
 pub mod sniff;
 pub mod spare;
+#[cfg(test)]
+pub mod stage;
 pub mod state;
 pub mod stream;
 pub mod tcp;

@@ -95,26 +95,30 @@ impl Limiter {
 
     /// One more connection. Where there is no room, an idle one of another endpoint, or of another worker, is closed.
     pub async fn connection(self: &Arc<Self>) -> Result<Permit, Fault> {
-        let what = Limited::Connections;
-        if let Ok(permit) = self.room_for(what) {
+        if let Ok(permit) = self.room_for(Limited::Connections) {
             return Ok(permit);
         }
-        if self.close_idle() {
-            let room = async {
-                loop {
-                    let closed = self.closed.notified();
-                    if let Ok(permit) = self.room_for(what) {
-                        return permit;
-                    }
-                    closed.await;
-                }
-            };
-            // One that shares its connection with streams closes when its task has seen that.
-            if let Ok(permit) = tokio::time::timeout(CLOSING, room).await {
-                return Ok(permit);
+        let instead = tokio::time::timeout(CLOSING, self.instead_of_idle()).await;
+        instead.ok().flatten().map_or_else(|| self.take(Limited::Connections), Ok)
+    }
+
+    /// A connection in the place of an idle one, as soon as that has closed; `None` where there is none. One that shares its
+    /// connection with streams closes when its task has seen that.
+    async fn instead_of_idle(self: &Arc<Self>) -> Option<Permit> {
+        let mut closing = false;
+        loop {
+            // From before anybody closes: what closes at once is heard of too.
+            let closed = self.closed.notified();
+            if let Ok(permit) = self.room_for(Limited::Connections) {
+                return Some(permit);
             }
+            // Others may have been faster: then one more is closed.
+            closing |= self.close_idle();
+            if !closing {
+                return None;
+            }
+            closed.await;
         }
-        self.take(what)
     }
 
     /// Or how many there may be.
@@ -173,8 +177,18 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        http::client::PoolLimits,
+        http1::exchange::Connection,
+        stream::{Meter, Stream},
+    };
+    use futures_util::poll;
     use remora_runtime::metrics::Registry;
-    use std::num::NonZeroU32;
+    use std::{num::NonZeroU32, pin::pin};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
 
     #[test]
     fn there_is_never_more_than_the_limit_and_what_ends_makes_room() {
@@ -213,5 +227,110 @@ mod tests {
         assert!(limiter.connection().await.is_err(), "there is no idle one to close");
         drop(first);
         assert!(limiter.connection().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_makes_room_has_it_although_others_are_faster() {
+        let limiter = limiter(2);
+        let (closing, other) = (limiter.connection().await.unwrap(), limiter.connection().await.unwrap());
+        // Idle, but it takes a moment to close.
+        let (client, _server) = idle(vec![Arc::default()]).await;
+        limiter.join(&client);
+        let mut waits = pin!(limiter.connection());
+        assert!(poll!(waits.as_mut()).is_pending());
+        // Another one closes, and somebody has taken its place before who waits is asked.
+        drop(other);
+        let _faster = limiter.take(Limited::Connections).unwrap();
+        assert!(poll!(waits.as_mut()).is_pending(), "it does not wait for the one that it closes");
+        drop(closing);
+        assert!(waits.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_more_is_closed_where_others_were_faster() {
+        let limiter = limiter(2);
+        let closes = Arc::new(Held::default());
+        let robbed = Arc::new(Mutex::default());
+        let stolen = Arc::new(Held {
+            permits: Mutex::default(),
+            thief: Some(limiter.clone()),
+            robbed: Arc::clone(&robbed),
+        });
+        for held in [&closes, &stolen] {
+            held.permits.lock().unwrap().push(limiter.take(Limited::Connections).unwrap());
+        }
+        let (client, _server) = idle(vec![closes, stolen]).await;
+        limiter.join(&client);
+        let now = clock::now();
+        assert!(limiter.connection().await.is_ok(), "there was another idle one to close");
+        assert_eq!((robbed.lock().unwrap().len(), clock::now()), (1, now));
+    }
+
+    #[tokio::test]
+    async fn what_its_server_has_closed_makes_room_before_what_can_be_used() {
+        let limiter = limiter(2);
+        let (dead, alive) = (Arc::new(Held::default()), Arc::new(Held::default()));
+        for held in [&dead, &alive] {
+            held.permits.lock().unwrap().push(limiter.take(Limited::Connections).unwrap());
+        }
+        let kept = Arc::downgrade(&alive);
+        let (client, mut server) = idle(vec![dead, alive]).await;
+        drop(server.remove(0));
+        // What comes of another connection comes after that end.
+        let (mut near, mut far) = pair().await;
+        far.write_all(b"x").await.unwrap();
+        near.read_exact(&mut [0]).await.unwrap();
+        limiter.join(&client);
+        assert!(limiter.connection().await.is_ok());
+        assert_eq!((client.idle(), kept.strong_count()), (1, 1));
+    }
+
+    fn limiter(connections: u32) -> Arc<Limiter> {
+        let limits = Limits { connections: NonZeroU32::new(connections), ..Limits::default() };
+        Limiters::default().of(&"web:80".into(), limits, &metrics()).unwrap()
+    }
+
+    /// A client's idle connections, the one used last in the end, and their other ends.
+    async fn idle(held: Vec<Arc<Held>>) -> (Arc<Client>, Vec<TcpStream>) {
+        let (idle, max_age) = (Duration::from_mins(1), Duration::from_mins(1));
+        let limits = PoolLimits { idle, max_age, max_idle: 8, max_header_bytes: 8192, max_headers: 100 };
+        let mut pairs = vec![];
+        for held in held {
+            pairs.push((held, pair().await));
+        }
+        let (client, mut server) = (Client::new(limits), vec![]);
+        for (held, (near, far)) in pairs {
+            client.put_back(Connection::new(Stream::plain(near).metered(held)), clock::now());
+            server.push(far);
+        }
+        (client, server)
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// What a connection holds while it is open; a thief takes its place as it closes, as another thread may.
+    #[derive(Default)]
+    struct Held {
+        permits: Mutex<Vec<Permit>>,
+        thief: Option<Arc<Limiter>>,
+        robbed: Arc<Mutex<Vec<Permit>>>,
+    }
+
+    impl Meter for Held {
+        fn read(&self, _bytes: usize) {}
+        fn wrote(&self, _bytes: usize) {}
+        fn failed(&self, _error: &std::io::Error) {}
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.permits.lock().unwrap().clear();
+            let robbed = self.thief.iter().flat_map(|limiter| limiter.take(Limited::Connections));
+            self.robbed.lock().unwrap().extend(robbed);
+        }
     }
 }

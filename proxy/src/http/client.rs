@@ -278,11 +278,16 @@ impl Client {
         Ok((connection, true))
     }
 
-    /// Closes a connection that nobody uses, if there is one.
+    /// Closes a connection that nobody uses, if there is one; those first that their server has closed.
     pub fn close_idle(&self) -> bool {
-        if self.take_idle(clock::now()).is_some() {
+        let (now, bounds) = (clock::now(), self.limits.bounds());
+        let mut pool = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = pool.idle.len();
+        pool.idle.sweep(now, &bounds, has_ended);
+        if pool.idle.len() < before || pool.idle.take(now, &bounds, has_ended).is_some() {
             return true;
         }
+        drop(pool);
         let mut slot = self.slot();
         let idle = slot.connections.iter().position(|http2| http2.connection.streams() == 0);
         idle.map(|idle| slot.connections.swap_remove(idle)).is_some()
@@ -334,7 +339,10 @@ async fn sweep_http2(client: std::sync::Weak<Client>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::SocketAddr;
+    use std::{
+        net::SocketAddr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
@@ -354,6 +362,44 @@ mod tests {
             client.send(&server, &mut request("POST"), clock::now()).await,
             Err(SendError::Failed(_))
         ));
+    }
+
+    #[tokio::test]
+    async fn connections_that_are_known_to_be_closed_are_not_used_however_many_there_are() {
+        let (client, server, ends, listener) = pool().await;
+        drop(ends);
+        // What comes of another connection comes after those ends.
+        let mut other = TcpStream::connect(server.0).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0;
+        far.write_all(b"x").await.unwrap();
+        other.read_exact(&mut [0]).await.unwrap();
+        let made = answers(listener);
+        // One after the other, and all at once: none may be sent twice, so none is lost.
+        assert!(client.send(&server, &mut request("POST"), clock::now()).await.is_ok());
+        assert_eq!((client.idle(), made.load(Ordering::Relaxed)), (1, 1), "closed ones are kept");
+        for answer in at_once(&client, &server, "POST").await {
+            assert_eq!(answer.ok().unwrap().status(), 200);
+        }
+        assert!(client.idle() <= LIMITS.max_idle && made.load(Ordering::Relaxed) <= 1 + LIMITS.max_idle);
+    }
+
+    #[tokio::test]
+    async fn no_idempotent_request_is_lost_where_all_connections_close_at_the_moment_of_their_use() {
+        let (client, server, ends, listener) = pool().await;
+        let closed = ends.into_iter().map(|mut end| {
+            tokio::spawn(async move {
+                read_head(&mut end).await;
+            })
+        });
+        let closed: Vec<_> = closed.collect();
+        let made = answers(listener);
+        for answer in at_once(&client, &server, "GET").await {
+            assert_eq!(answer.ok().unwrap().status(), 200);
+        }
+        for used in closed {
+            assert!(used.await.is_ok(), "a pooled connection was not used");
+        }
+        assert_eq!(made.load(Ordering::Relaxed), LIMITS.max_idle, "one for each");
     }
 
     #[tokio::test]
@@ -380,6 +426,52 @@ mod tests {
         max_header_bytes: 8192,
         max_headers: 100,
     };
+
+    /// A client with as many pooled connections as there may be, and their other ends.
+    async fn pool() -> (Arc<Client>, Server, Vec<TcpStream>, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, server) = (Client::new(LIMITS), Server(listener.local_addr().unwrap()));
+        let answering = async {
+            let mut ends = vec![];
+            while ends.len() < LIMITS.max_idle {
+                ends.push(listener.accept().await.unwrap().0);
+            }
+            for end in &mut ends {
+                answer(end).await;
+            }
+            ends
+        };
+        let (_, ends) = tokio::join!(at_once(&client, &server, "GET"), answering);
+        assert_eq!(client.idle(), LIMITS.max_idle);
+        (client, server, ends, listener)
+    }
+
+    /// As many requests as there may be pooled connections.
+    async fn at_once(
+        client: &Arc<Client>,
+        server: &Server,
+        method: &str,
+    ) -> Vec<Result<Response<Body>, SendError>> {
+        let send = |_| async move { client.send(server, &mut request(method), clock::now()).await };
+        futures_util::future::join_all((0..LIMITS.max_idle).map(send)).await
+    }
+
+    /// Answers whatever is asked on new connections, which are counted.
+    fn answers(listener: TcpListener) -> Arc<AtomicUsize> {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = made.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    loop {
+                        answer(&mut stream).await;
+                    }
+                });
+            }
+        });
+        made
+    }
 
     /// A client with one pooled connection, which its server closes when it reads the next request; further
     /// connections are answered.

@@ -83,11 +83,13 @@ struct Sending<'a> {
 
 impl Sending<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, upgraded: bool) -> Poll<Result<(), Fault>> {
-        // Before anything else: a client that takes nothing is not waited for.
-        if !self.over
+        // Before anything else: a client that takes nothing is not waited for. What nobody has to be asked for is not
+        // given away either.
+        if (!self.over || !self.shared.lock().out.has_left())
             && let Some(fault) = self.body.refused()
         {
-            return Poll::Ready(Err(self.break_off(cx, Fault::Answer(fault.to_string().into()))));
+            self.keep_back();
+            return Poll::Ready(Err(Fault::Answer(fault.to_string().into())));
         }
         for _ in 0..ROUNDS {
             let waits = match self.take(cx) {
@@ -172,6 +174,14 @@ impl Sending<'_> {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let gone = self.watch.poll(cx, &mut self.shared.lock());
         gone.map(|error| Err(Fault::ClientGone(Arc::new(error))))
+    }
+
+    /// The client is not to have the rest: the connection ends by a reset, before what was to be written on it.
+    fn keep_back(&self) {
+        let mut wire = self.shared.lock();
+        wire.out.clear();
+        wire.stream.reset_on_close();
+        wire.torn = true;
     }
 
     /// The answer broke off: what came of it is sent, and then the connection ends, by a reset where its end would be

@@ -282,6 +282,16 @@ impl Outgoing {
         self.first.is_empty() && self.piece.is_empty() && self.last.is_empty()
     }
 
+    /// Whether the stream has taken all that was to be written, and holds none of it back.
+    pub fn has_left(&self) -> bool {
+        self.is_empty() && !self.unflushed
+    }
+
+    /// Forgets what is to be written.
+    pub fn clear(&mut self) {
+        (self.first, self.piece, self.last) = Default::default();
+    }
+
     /// Where bytes are added.
     pub fn tail(&mut self) -> &mut BytesMut {
         if self.piece.is_empty() { &mut self.first } else { &mut self.last }

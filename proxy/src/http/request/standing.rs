@@ -158,7 +158,86 @@ impl RequestView for Head {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::View, *};
+    use super::{
+        super::{View, respond_with},
+        *,
+    };
+    use crate::{
+        http::{self, body::Body, exchange::Exchange},
+        inbound::Connection,
+        stage,
+        stream::Stream,
+    };
+    use ::http::Response;
+    use remora_core::{header::SessionProtocol, policy::Peer};
+    use remora_runtime::{clock, tasks::Drain};
+    use std::{future::ready, net::SocketAddr, time::Duration};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        sync::mpsc,
+        time::timeout,
+    };
+
+    #[tokio::test]
+    async fn an_answer_that_waits_for_its_client_alone_is_not_given_away() {
+        let (near, mut client) = full().await;
+        let context = context();
+        let (asked, mut was_asked) = mpsc::unbounded_channel();
+        let (tell, mut told) = mpsc::channel(1);
+        let news = move |cx: &mut Context<'_>| matches!(told.poll_recv(cx), Poll::Ready(Some(())));
+        let answers = context.clone();
+        // Its application has said all of it.
+        let service = move |request: Request<Body>| {
+            let Inbound { worker, connection, policy, requests, .. } = &*answers;
+            let (server, view) = (policy.current(), View(&request));
+            let permit = permitted(&server, connection, &view);
+            let counted = requests.of(&worker.proxy.metrics, &server, permit.as_ref(), view.authority());
+            let standing = Standing::of(&answers, &request);
+            asked.send(standing.clone().unwrap()).unwrap();
+            let response = Response::new(Body::absent());
+            let exchange = Exchange::of(&response, counted, clock::now()).stands_by(standing);
+            ready(Ok(respond_with(response, exchange)))
+        };
+        let settings = http::Settings::inbound(&context.worker.proxy.config, false);
+        let serving = tokio::spawn(async move {
+            let drain = Drain::new();
+            http::serve(Stream::plain(near), SessionProtocol::Http1, settings, &drain, news, service).await
+        });
+        client.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n").await.unwrap();
+        let standing = was_asked.recv().await.unwrap();
+        // By now the answer waits to be written. The policy changes.
+        standing.refused.set(Fault::Revoked("web".into())).unwrap();
+        context.changes.fetch_add(1, Ordering::Relaxed);
+        tell.send(()).await.unwrap();
+        let ended = timeout(Duration::from_secs(10), serving).await.expect("it waits for the client");
+        assert!(matches!(ended.unwrap(), Err(Fault::Answer(_))));
+        // What was on its way before comes, and then a reset.
+        let mut piece = vec![0; 1 << 16];
+        while let Ok(count @ 1..) = client.read(&mut piece).await {
+            assert!(piece[..count].iter().all(|byte| *byte == b'x'), "it has got the answer");
+        }
+    }
+
+    /// A connection whose client takes nothing any more, and the client's end.
+    async fn full() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        near.writable().await.unwrap();
+        let piece = vec![b'x'; 1 << 16];
+        while near.try_write(&piece).is_ok() {}
+        (near, client)
+    }
+
+    fn context() -> Arc<Inbound> {
+        let worker = stage::worker(|_| {});
+        let (target, client) =
+            (SocketAddr::from(([127, 0, 0, 1], 80)), SocketAddr::from(([127, 0, 0, 1], 81)));
+        let connection = Connection { client, target, peer: Peer::Plain, no_tls: None, permit: None };
+        let policy = worker.proxy.policies.port(80);
+        Arc::new(Inbound::new(worker, connection, policy))
+    }
 
     #[test]
     fn a_kept_head_is_seen_as_the_request_was() {
