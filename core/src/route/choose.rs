@@ -335,6 +335,8 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 #[cfg(test)]
+mod precedence;
+#[cfg(test)]
 mod server_names;
 
 #[cfg(test)]
