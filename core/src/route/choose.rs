@@ -335,6 +335,11 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 #[cfg(test)]
+mod precedence;
+#[cfg(test)]
+mod server_names;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::policy::ResourceRef;
@@ -706,11 +711,11 @@ mod tests {
     }
 
     #[derive(Clone, Copy, Debug)]
-    struct Request<'a> {
-        method: &'a str,
-        authority: &'a str,
-        path: &'a str,
-        headers: &'a [(&'a str, &'a [u8])],
+    pub(super) struct Request<'a> {
+        pub(super) method: &'a str,
+        pub(super) authority: &'a str,
+        pub(super) path: &'a str,
+        pub(super) headers: &'a [(&'a str, &'a [u8])],
     }
 
     impl RequestView for Request<'_> {
@@ -731,32 +736,32 @@ mod tests {
         }
     }
 
-    fn get(path: &str) -> Request<'_> {
+    pub(super) fn get(path: &str) -> Request<'_> {
         Request { method: "GET", authority: "web.prod", path, headers: &[] }
     }
 
-    fn any() -> HttpMatch {
+    pub(super) fn any() -> HttpMatch {
         HttpMatch::default()
     }
 
-    fn exact(path: &str) -> HttpMatch {
+    pub(super) fn exact(path: &str) -> HttpMatch {
         HttpMatch { path: Some(PathMatch::Exact(path.into())), ..any() }
     }
 
-    fn prefix(path: &str) -> HttpMatch {
+    pub(super) fn prefix(path: &str) -> HttpMatch {
         HttpMatch { path: Some(PathMatch::Prefix(path.into())), ..any() }
     }
 
-    fn regex(pattern: &str) -> HttpMatch {
+    pub(super) fn regex(pattern: &str) -> HttpMatch {
         HttpMatch { path: Some(PathMatch::Regex(whole_match(pattern).unwrap())), ..any() }
     }
 
-    fn value(text: &str) -> ValueMatch {
+    pub(super) fn value(text: &str) -> ValueMatch {
         ValueMatch::Exact(text.into())
     }
 
     /// One rule per match.
-    fn route(hosts: &[&str], matches: Vec<HttpMatch>) -> HttpRoute {
+    pub(super) fn route(hosts: &[&str], matches: Vec<HttpMatch>) -> HttpRoute {
         let host = |host: &&str| match host.strip_prefix("*.") {
             Some(rest) => HostMatch::Suffix(rest.split('.').map(ToString::to_string).collect()),
             None => HostMatch::Exact((*host).into()),

@@ -115,23 +115,47 @@ fn producers_are_for_everybody_and_consumers_for_their_own() {
 
 #[test]
 fn the_oldest_comes_first_then_by_namespace_and_name() {
-    let created = |name: &str, when: &str| {
+    let created = |kind: &str, name: &str, when: &str| {
         let metadata =
             if when.is_empty() { String::new() } else { format!("creationTimestamp: '{when}T00:00:00Z'") };
-        route_with("HTTPRoute", name, &metadata, WEB, TO_V2)
+        route_with(kind, name, &metadata, WEB, TO_V2)
     };
-    for (routes, expected) in [
-        ([("shop/b", "2026-01-01"), ("shop/a", "2026-01-02"), ("shop/c", "")], ["b", "a", "c"]),
-        ([("shop/b", "2026-01-01"), ("shop/a", "2026-01-01"), ("shop/c", "2025-01-01")], ["c", "a", "b"]),
-        ([("shop/b", ""), ("shop/a", ""), ("shop/c", "2026-01-01")], ["c", "a", "b"]),
-    ] {
-        let manifests: String = routes.iter().map(|(name, when)| created(name, when)).collect();
-        assert_eq!(holding(&manifests, 80, None), expected.map(|name| format!("HTTPRoute shop/{name}")));
+    // HTTPRouteRule.matches and GRPCRouteRule.matches, of ties that are left across routes; those before them are in the
+    // tables of `core/src/route/choose/precedence.rs`, where the earlier of equals wins.
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        for (sentence, routes, expected) in [
+            (
+                "the oldest by its creation timestamp",
+                [("shop/b", "2026-01-01"), ("shop/a", "2026-01-02"), ("shop/c", "2026-01-03")],
+                ["b", "a", "c"],
+            ),
+            (
+                "then the first by `{namespace}/{name}`",
+                [("shop/b", "2026-01-01"), ("shop/a", "2026-01-01"), ("shop/c", "2025-01-01")],
+                ["c", "a", "b"],
+            ),
+            // A manifest that was never in a cluster has none.
+            (
+                "without a timestamp it is younger than all",
+                [("shop/b", "2026-01-01"), ("shop/a", "2026-01-02"), ("shop/a0", "")],
+                ["b", "a", "a0"],
+            ),
+            (
+                "and then by name too",
+                [("shop/b", ""), ("shop/a", ""), ("shop/c", "2026-01-01")],
+                ["c", "a", "b"],
+            ),
+        ] {
+            let manifests: String = routes.iter().map(|(name, when)| created(kind, name, when)).collect();
+            let expected = expected.map(|name| format!("{kind} shop/{name}"));
+            assert_eq!(holding(&manifests, 80, None), expected, "{sentence}");
+        }
     }
     let same = format!("{}{}", route("LinkerdHTTPRoute", "shop/a", WEB, TO_V2), http("shop/a", WEB, TO_V2));
     assert_eq!(holding(&same, 80, None), ["HTTPRoute shop/a", "HTTPRoute.policy.linkerd.io shop/a"]);
 }
 
+/// GRPCRouteRule.matches: they are not merged with HTTPRoutes.
 #[test]
 fn one_family_holds() {
     let all = ["TCPRoute", "TLSRoute", "HTTPRoute", "LinkerdHTTPRoute", "GRPCRoute"];
