@@ -101,6 +101,11 @@ fn the_first_name_that_is_an_identity_counts() {
     check_names(&[dns(CLIENT), dns(SERVER)], Ok(CLIENT));
     check_names(&[dns("*.shop.local")], Err(TlsFault::NoIdentity));
     check_names(&[], Err(TlsFault::NoIdentity));
+    // An otherName is nobody's, whatever it says; a name that is there twice is the same one.
+    check_names(&[other(SERVER), dns(CLIENT)], Ok(CLIENT));
+    check_names(&[other(SERVER)], Err(TlsFault::NoIdentity));
+    check_names(&[uri("spiffe://mesh/a"), uri("spiffe://mesh/a")], Ok("spiffe://mesh/a"));
+    check_names(&[uri("spiffe://mesh/a"), uri("spiffe://mesh/b")], Ok("spiffe://mesh/a"));
     // A DNS name is no place for a URI, nor the other way round.
     check_names(&[dns("spiffe://mesh/web")], Err(TlsFault::NoIdentity));
     check_names(&[uri(SERVER)], Err(TlsFault::NoIdentity));
@@ -145,6 +150,11 @@ fn check_names(names: &[SanType], expected: Result<&str, TlsFault>) {
     let leaf = Ca::new().leaf(names, 0, DAY);
     let seen = peer_of_leaf(&leaf, UnixTime::from_secs(1)).map(|peer| peer.identity);
     assert_eq!(seen, expected.map(identity));
+}
+
+/// A user principal name (1.3.6.1.4.1.311.20.2.3).
+fn other(name: &str) -> SanType {
+    SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], OtherNameValue::Utf8String(name.into())))
 }
 
 fn uri(name: &str) -> SanType {
