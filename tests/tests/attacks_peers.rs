@@ -453,6 +453,11 @@ fn bad_certificates() -> Vec<(&'static str, Certificate)> {
         ("a stranger's, with a thousand places of revocation lists", strangers(&listed)),
         ("a wildcard", alone(&leaf(&[dns(&format!("*.{}", identity("friend")))]))),
         ("a NUL in a name", alone(&leaf(&[dns(&format!("{}\0.evil.example", identity("friend")))]))),
+        (
+            "a NUL in a name, beside a good one",
+            alone(&leaf(&[dns(&identity("friend")), dns(&format!("{}\0.evil.example", identity("shown")))])),
+        ),
+        ("a wildcard beside a good one", alone(&leaf(&[dns(&identity("friend")), dns("*.cluster.local")]))),
         ("a common name alone", alone(&leaf(&[]))),
         ("an address", alone(&leaf(&[SanType::IpAddress([10, 0, 0, 1].into())]))),
         ("an authority's own", alone(&authority)),

@@ -83,7 +83,7 @@ async fn a_client_whose_names_are_none_of_ours_has_no_identity() {
             Ok(server) => peer(server.get_ref().1, mesh.clock.unix()).unwrap_err(),
         };
         assert!(
-            ["no_identity", "untrusted", "unreadable"].contains(&refused.label()),
+            ["no_identity", "not_a_name", "untrusted", "unreadable"].contains(&refused.label()),
             "{names:?}: {refused:?}"
         );
     }
