@@ -97,9 +97,13 @@ impl Leaf {
         let listed = self.names.iter().take(99).take(MAX_NAMES);
         let names: Vec<Identity> = listed.filter_map(Name::identity).collect();
         let garbled = self.names.iter().take(99).any(Name::is_garbled);
+        let misleads = self.names.iter().take(99).any(Name::misleads);
         match read {
             Err(TlsFault::Unreadable(why)) => assert!(self.trailing || garbled, "{why}: {self:?}"),
             Err(TlsFault::Authority) => assert_eq!(self.authority, Some(true)),
+            Err(TlsFault::NotAName(_)) => {
+                assert!(misleads, "{self:?}");
+            }
             Err(TlsFault::NoIdentity) => {
                 assert!(names.is_empty() && self.authority != Some(true), "{names:?}");
             }
@@ -109,7 +113,7 @@ impl Leaf {
             }
             Err(other) => panic!("{other}"),
             Ok(peer) => {
-                assert!(!self.trailing && self.authority != Some(true), "{self:?}");
+                assert!(!self.trailing && self.authority != Some(true) && !misleads, "{self:?}");
                 assert!((begins..=ends).contains(&now), "{now} of {begins} to {ends}");
                 assert_eq!(Some(&peer.identity), names.first());
                 assert_eq!(peer.not_after, UnixTime::from_secs(ends));
@@ -187,6 +191,18 @@ impl Name {
         };
         let text = String::from_utf8(text.bytes()).ok()?;
         (text.contains("://") == uri).then(|| Identity::parse(&text).ok()).flatten()
+    }
+
+    /// What some reader takes for another's name or for everybody's: its leaf is nobody's.
+    fn misleads(&self) -> bool {
+        match self {
+            Self::Dns(text) => !text
+                .bytes()
+                .iter()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.')),
+            Self::Uri(text) => !text.bytes().iter().all(|byte| (0x21..0x7f).contains(byte) && *byte != b'*'),
+            Self::Mail(_) | Self::Address(_) | Self::Other(_) => false,
+        }
     }
 
     /// What a reader of certificates may refuse as a whole: text that is not ASCII, an OID that is none.

@@ -11,5 +11,7 @@ pub mod accept;
 mod carrier;
 mod drive;
 pub mod neighbour;
+#[cfg(test)]
+mod tests;
 
 pub use carrier::{Carrier, MuxStream, StreamEnded};

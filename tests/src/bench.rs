@@ -33,7 +33,7 @@ use loads::{CHANGE, HOLDINGS, ROWS, TIMED};
 use machine::Cores;
 use progress::{Progress, write};
 use stage::Stage;
-use verdict::{Block, Lane, Verdict, judge};
+use verdict::{Block, LEAST_BLOCKS, Lane, Verdict, judge};
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -75,6 +75,11 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
         plan.cores.proxies,
         plan.cores.load
     ));
+    if plan.blocks < LEAST_BLOCKS {
+        write(&format!(
+            "With fewer than {LEAST_BLOCKS} blocks ratios prove nothing: their rows will be void.\n"
+        ));
+    }
     progress.at("starting the mesh");
     let mut stage = Stage::set(Options::default(), plan.cores)?;
     start(&mut stage, plan, &progress)?;

@@ -131,12 +131,14 @@ impl Cost {
     /// # Errors
     /// It cost the target more than [`AMPLIFICATION`] times what it cost the attacker, in processor time or in memory.
     pub fn check(&self) -> Result<()> {
+        // First: whoever puts up with what it costs in processor time does not put up with what it holds.
+        self.check_memory()?;
         let cpu = self.target_cpu.as_secs_f64() / self.attacker_cpu.max(TICK).as_secs_f64();
         ensure!(
             self.target_cpu <= FREE_CPU || cpu <= AMPLIFICATION,
             "CPU is amplified {cpu:.1} times: {self:?}"
         );
-        self.check_memory()
+        Ok(())
     }
 
     /// # Errors
@@ -176,7 +178,11 @@ mod tests {
         cost(1000, 100, 0, 0).check().unwrap();
         cost(200, 1, 8 << 20, 1).check().unwrap();
         cost(0, 0, 50 << 20, 5 << 20).check().unwrap();
-        cost(1100, 100, 0, 0).check().unwrap_err();
-        cost(0, 0, 51 << 20, 5 << 20).check().unwrap_err();
+        let told = |cost: Cost| cost.check().unwrap_err().to_string();
+        assert!(told(cost(1100, 100, 0, 0)).contains("CPU is amplified 11.0 times"));
+        for cpu in [0, 1100] {
+            let told = told(cost(cpu, 100, 51 << 20, 5 << 20));
+            assert!(told.contains("memory is amplified 10.2 times") && !told.contains("CPU"), "{told}");
+        }
     }
 }

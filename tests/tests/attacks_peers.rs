@@ -435,9 +435,29 @@ fn bad_certificates() -> Vec<(&'static str, Certificate)> {
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     let mut past = leaf(&[dns(&identity("friend"))]);
     past.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    // CVE-2026-35189: whoever allocated for each would pay more than its sender.
+    let mut listed = leaf(&[dns(&identity("friend"))]);
+    let place =
+        |nth: usize| rcgen::CrlDistributionPoint { uris: vec![format!("http://lists.example/{nth:038}")] };
+    listed.crl_distribution_points = (0..900).map(place).collect();
+    let stranger = {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Issuer::new(params, KeyPair::generate().unwrap())
+    };
+    let strangers = |params: &CertificateParams| {
+        let key = KeyPair::generate().unwrap();
+        certificate(vec![below(params, &key, &stranger)], &key)
+    };
     vec![
+        ("a stranger's, with a thousand places of revocation lists", strangers(&listed)),
         ("a wildcard", alone(&leaf(&[dns(&format!("*.{}", identity("friend")))]))),
         ("a NUL in a name", alone(&leaf(&[dns(&format!("{}\0.evil.example", identity("friend")))]))),
+        (
+            "a NUL in a name, beside a good one",
+            alone(&leaf(&[dns(&identity("friend")), dns(&format!("{}\0.evil.example", identity("shown")))])),
+        ),
+        ("a wildcard beside a good one", alone(&leaf(&[dns(&identity("friend")), dns("*.cluster.local")]))),
         ("a common name alone", alone(&leaf(&[]))),
         ("an address", alone(&leaf(&[SanType::IpAddress([10, 0, 0, 1].into())]))),
         ("an authority's own", alone(&authority)),

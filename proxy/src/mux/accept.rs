@@ -124,32 +124,51 @@ fn begin(worker: &Arc<Worker>, plain: Connection, opened: Opened) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mux::tests::{CLIENT, Ca, SERVER, proxy};
     use remora_core::time::Duration;
 
     #[test]
     fn a_leaf_holds_to_the_end_of_its_last_second() {
-        let bundle = bundle();
-        let mut standing =
-            Standing { not_after: UnixTime::from_secs(100), chain: Vec::new(), bundle: bundle.clone() };
+        let ca = Ca::new();
+        let mut standing = Standing { not_after: UnixTime::from_secs(100), ..standing(&ca) };
         let at = |millis| UnixTime(Duration::from_millis(millis));
-        assert_eq!(standing.holds(&bundle, at(100_999)), Ok(()));
-        assert_eq!(standing.holds(&bundle, at(101_000)), Err(Refusal::Expired));
+        assert_eq!(standing.holds(&ca.bundle, at(100_999)), Ok(()));
+        assert_eq!(standing.holds(&ca.bundle, at(101_000)), Err(Refusal::Expired));
     }
 
-    #[test]
-    fn another_bundle_is_asked_anew() {
-        let mut standing = Standing {
-            not_after: UnixTime::from_secs(u64::MAX),
-            chain: vec![CertificateDer::from(vec![0x30, 0])],
-            bundle: bundle(),
-        };
-        assert_eq!(standing.holds(&bundle(), UnixTime::from_secs(0)), Err(Refusal::Untrusted));
+    /// At every OPEN, as the design's "Mux" wants it.
+    #[tokio::test]
+    async fn whoever_opens_a_stream_is_looked_at_again() {
+        let (ours, theirs) = (Ca::new(), Ca::new());
+        let (proxy, credentials) = proxy(Some(ours.credentials(SERVER)));
+        let worker = Worker::new(proxy.clone());
+        let mut friend = standing(&ours);
+        assert!(admit(&worker, &mut friend).is_ok());
+        friend.not_after = UnixTime::from_secs(1);
+        assert_eq!(admit(&worker, &mut friend).unwrap_err(), Refusal::Expired);
+
+        // The bundle is another one now: who leads to it as well is still a friend, and is not asked again.
+        let mut friend = standing(&ours);
+        let both = format!("{}{}", theirs.bundle.pem(), ours.bundle.pem());
+        let renewed = ours.credentials_within(SERVER, &TrustBundle::from_pem(&both).unwrap());
+        credentials.send_replace(Some(renewed.clone()));
+        assert!(admit(&worker, &mut friend).is_ok());
+        assert!(Arc::ptr_eq(&friend.bundle, renewed.bundle()));
+        credentials.send_replace(Some(theirs.credentials(SERVER)));
+        assert_eq!(admit(&worker, &mut friend).unwrap_err(), Refusal::Untrusted);
+        assert!(admit(&worker, &mut standing(&theirs)).is_ok());
+
+        let permit = admit(&worker, &mut standing(&theirs)).unwrap();
+        assert_eq!(admit(&worker, &mut standing(&theirs)).unwrap_err(), Refusal::Limit);
+        drop(permit);
+        credentials.send_replace(None);
+        assert_eq!(admit(&worker, &mut standing(&theirs)).unwrap_err(), Refusal::NoCredentials);
     }
 
-    fn bundle() -> Arc<TrustBundle> {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        TrustBundle::from_pem(&params.self_signed(&key).unwrap().pem()).unwrap()
+    /// A client of this authority, as its handshake left it.
+    fn standing(ca: &Ca) -> Standing {
+        let client = ca.credentials(CLIENT);
+        let (not_after, chain) = (client.expires(), client.chain().to_vec());
+        Standing { not_after, chain, bundle: ca.bundle.clone() }
     }
 }

@@ -1,6 +1,9 @@
 //! The connections of one worker to one other proxy's port 4143: carriers where it has them, connections with a
 //! transport header where it has not. Shared by all endpoints behind that proxy. Contract 1.5, design decision 9.
 
+#[cfg(test)]
+mod tests;
+
 use super::{Carrier, MuxStream, drive::Driver};
 use crate::{
     Proxy, Worker, config::SocketConfig, connect, fault::Fault, metrics::MuxMetrics, stream::Stream, tls,
@@ -104,7 +107,7 @@ impl Neighbour {
     /// A connection to the application's `port` behind it. HTTP/2 has streams of its own, so it gets a
     /// connection of its own.
     pub async fn connect(&self, port: NonZeroU16, session: Option<SessionProtocol>) -> Result<Stream, Fault> {
-        let credentials = self.credentials.borrow().clone().ok_or(Fault::NoCredentials)?;
+        let credentials = self.credentials()?;
         if !self.proxy.config.mux || session == Some(SessionProtocol::Http2) {
             let originated = self.dial(self.configs(&credentials).1).await?;
             return self.announced(originated, port, session).await;
@@ -118,6 +121,8 @@ impl Neighbour {
         }
         let asked = clock::now();
         let mut failed = self.dialling.lock().await;
+        // They may be others by now: with the old ones it would end the carrier of the new ones, and dial as who it was.
+        let credentials = self.credentials()?;
         if let Some(stream) = self.open(&credentials, port, session)? {
             return Ok(Stream::mux(stream));
         }
@@ -130,6 +135,10 @@ impl Neighbour {
         let originated = self.dial(self.configs(&credentials).0).await;
         let originated = originated.inspect_err(|fault| *failed = Some((clock::now(), fault.clone())))?;
         self.began(&credentials, originated, port, session).await
+    }
+
+    fn credentials(&self) -> Result<Arc<Credentials>, Fault> {
+        self.credentials.borrow().clone().ok_or(Fault::NoCredentials)
     }
 
     /// Carriers in use or at hand, and their streams, for `/state.json`.

@@ -62,6 +62,11 @@ pub enum TlsFault {
     /// An authority's certificate used as a leaf.
     #[error("the peer's certificate is that of an authority")]
     Authority,
+    /// A SAN that some reader takes for somebody else's name, or for everybody's. Escaped, 64 characters of it.
+    #[error(
+        "the peer's certificate holds the name \"{0}\", which no workload can have: a leaf with such a name is nobody's"
+    )]
+    NotAName(String),
     /// No SAN is an identity.
     #[error("the peer's certificate names no identity")]
     NoIdentity,
@@ -100,6 +105,7 @@ impl TlsFault {
             Self::NotYetValid { .. } => "not_yet_valid",
             Self::Unreadable(_) => "unreadable",
             Self::Authority => "authority",
+            Self::NotAName(_) => "not_a_name",
             Self::NoIdentity => "no_identity",
             Self::WrongIdentity { .. } => "wrong_identity",
             Self::NoProtocol => "no_protocol",
@@ -210,11 +216,15 @@ pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<LeafFacts, TlsFaul
         // Another reader would refuse them all, or read others.
         return Err(unreadable("one of its names is malformed".to_owned()));
     }
+    let misleading = sans.iter().flat_map(|san| &san.value.general_names).find_map(misleading);
+    if let Some(name) = misleading {
+        return Err(TlsFault::NotAName(name.chars().take(64).flat_map(char::escape_debug).collect()));
+    }
     let mut names = sans
         .iter()
         .flat_map(|san| &san.value.general_names)
         .take(MAX_NAMES)
-        // What is no identity (wildcards, NUL, addresses) is passed over: it is nobody's name on the mesh.
+        // What is no identity (addresses, names of other kinds) is passed over: it is nobody's name on the mesh.
         .filter_map(|name| match name {
             GeneralName::DNSName(name) if !name.contains("://") => Identity::parse(name).ok(),
             GeneralName::URI(uri) if uri.contains("://") => Identity::parse(uri).ok(),
@@ -235,6 +245,23 @@ pub(super) fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<LeafFacts, TlsFaul
         not_before: unix(leaf.validity().not_before)?,
         spki: leaf.public_key().raw.to_vec(),
     })
+}
+
+/// A name that ends early for who takes NUL for its end, or that a wildcard makes everybody's: whoever signed it did not
+/// look at what it signed, so that the names beside it prove as little. Contract 2.6 has the first name that is an
+/// identity; no authority of the mesh makes a leaf where that would differ.
+fn misleading<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
+    match name {
+        GeneralName::DNSName(name) => {
+            let is_odd = |byte: u8| !(byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            name.bytes().any(is_odd).then_some(*name)
+        }
+        GeneralName::URI(uri) => {
+            let is_odd = |byte: u8| !byte.is_ascii_graphic() || byte == b'*';
+            uri.bytes().any(is_odd).then_some(*uri)
+        }
+        _ => None,
+    }
 }
 
 fn unix(time: ASN1Time) -> Result<UnixTime, TlsFault> {

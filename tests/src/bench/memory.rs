@@ -11,7 +11,7 @@ use super::generate::{Held, until_answered};
 use super::loads::Holding;
 use super::progress::Progress;
 use super::stage::Stage;
-use super::verdict::{Block, Lane, Memory, Sample};
+use super::verdict::{Block, Lane, MEMORY_BLOCKS, Memory, Sample};
 
 /// Lanes that have proxies. One Remora is enough: memory has little noise.
 pub const MEASURED: [Lane; 2] = [Lane::Remora, Lane::Envoy];
@@ -29,7 +29,7 @@ const AFTERWARDS: Duration = Duration::from_secs(30);
 /// Runs it in all of its blocks.
 pub fn run(stage: &mut Stage, plan: &Plan, holding: Holding, progress: &Progress) -> Result<Vec<Block>> {
     let mut blocks = Vec::new();
-    let wanted = plan.blocks.min(MOST_BLOCKS);
+    let wanted = plan.blocks.min(MEMORY_BLOCKS);
     for nth in 0..wanted {
         progress.at(&format!("{} block {}/{wanted}: fresh proxies", holding.name, nth + 1));
         for lane in MEASURED {
@@ -44,9 +44,6 @@ pub fn run(stage: &mut Stage, plan: &Plan, holding: Holding, progress: &Progress
     }
     Ok(blocks)
 }
-
-/// Blocks of a load whose memory is measured.
-const MOST_BLOCKS: usize = 3;
 
 fn measure(stage: &Stage, holding: Holding, at: impl Fn(&str)) -> Result<Block> {
     let mut memories: BTreeMap<Lane, Memory> = BTreeMap::new();

@@ -46,6 +46,11 @@ impl Lane {
 /// What the ratio of a lane to its twin may be at most, and at least, for the row to mean something.
 pub const NULL: (f64, f64) = (0.90, 1.10);
 
+/// Blocks below which a ratio proves nothing: a machine may be quiet, or not, for as long as a few of them.
+pub const LEAST_BLOCKS: usize = 6;
+/// The same of a load whose memory is measured, which never has more.
+pub const MEMORY_BLOCKS: usize = 3;
+
 /// What was counted in one lane in one block, under one load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Sample {
@@ -189,7 +194,9 @@ pub fn judge(row: Row, blocks: &[Block]) -> Verdict {
     let ratio = against(Lane::Remora, Lane::Envoy);
     let null = against(Lane::Again, Lane::Remora);
     let judged = if measure.is_relative() { ratio } else { lanes.get(&Lane::Remora).copied() };
-    let void = failed(blocks).or_else(|| if measure.is_relative() { noisy(null) } else { None });
+    let void = failed(blocks)
+        .or_else(|| few(measure, blocks.len()))
+        .or_else(|| if measure.is_relative() { noisy(null) } else { None });
     let met = |goal: f64| judged.filter(|_| void.is_none()).map(|figure| measure.meets(figure.median, goal));
     let (floor_met, aim_met) = (met(row.floor), met(row.aim));
     Verdict { row, lanes, ratio, null, void, floor_met, aim_met }
@@ -209,6 +216,15 @@ fn failed(blocks: &[Block]) -> Option<String> {
     });
     let told: Vec<String> = told.collect();
     (!told.is_empty()).then(|| told.join("; "))
+}
+
+/// Memory hardly depends on who else runs: it has fewer blocks than a ratio needs.
+fn few(measure: Measure, blocks: usize) -> Option<String> {
+    let least = match measure {
+        Measure::Idle | Measure::Held | Measure::Closed => MEMORY_BLOCKS,
+        Measure::Cpu | Measure::Added | Measure::Throughput | Measure::Change => LEAST_BLOCKS,
+    };
+    (blocks < least).then(|| format!("{blocks} of the {least} blocks that it takes: this proves nothing"))
 }
 
 fn noisy(null: Option<Spread>) -> Option<String> {
@@ -232,7 +248,7 @@ mod tests {
     fn a_ratio_is_the_median_of_the_blocks_ratios() {
         // The machine is twice as slow in the second block, for everybody: the ratio does not see it.
         let blocks = [block(40.0, 100.0, 40.0), block(80.0, 200.0, 82.0), block(44.0, 100.0, 43.0)];
-        let verdict = judge(cpu(), &blocks);
+        let verdict = judge(cpu(), &[&blocks[..], &blocks].concat());
         assert_eq!(verdict.ratio.unwrap(), Spread { median: 0.40, least: 0.40, greatest: 0.44 });
         assert!((verdict.lanes[&Lane::Remora].median - 44.0).abs() < 1e-9);
         assert_eq!((verdict.void, verdict.floor_met, verdict.aim_met), (None, Some(true), Some(false)));
@@ -241,7 +257,7 @@ mod tests {
     #[test]
     fn what_differs_from_its_twin_is_void_and_meets_nothing() {
         for (again, void) in [(36.0, false), (35.9, true), (44.0, false), (44.1, true)] {
-            let verdict = judge(cpu(), &[block(40.0, 100.0, again)]);
+            let verdict = judge(cpu(), &enough(&block(40.0, 100.0, again)));
             assert_eq!(verdict.void.is_some(), void, "{again}");
             assert_eq!(verdict.floor_met.is_none(), void, "{again}");
         }
@@ -251,7 +267,7 @@ mod tests {
     fn without_its_twin_a_ratio_is_void() {
         let mut alone = block(40.0, 100.0, 40.0);
         alone.remove(&Lane::Again);
-        assert!(judge(cpu(), &[alone]).void.unwrap().contains("not measured against itself"));
+        assert!(judge(cpu(), &enough(&alone)).void.unwrap().contains("not measured against itself"));
     }
 
     #[test]
@@ -266,6 +282,22 @@ mod tests {
     }
 
     #[test]
+    fn fewer_blocks_than_it_takes_prove_nothing_and_meet_no_floor() {
+        let good = block(40.0, 100.0, 40.0);
+        for blocks in 0..LEAST_BLOCKS {
+            let verdict = judge(cpu(), &vec![good.clone(); blocks]);
+            let void = verdict.void.unwrap();
+            assert_eq!(void, format!("{blocks} of the 6 blocks that it takes: this proves nothing"));
+            assert_eq!((verdict.floor_met, verdict.aim_met), (None, None), "{blocks}");
+        }
+        assert_eq!(judge(cpu(), &enough(&good)).floor_met, Some(true));
+        let memory = Memory { idle: [5120.0, 6144.0], ..Memory::default() };
+        let held = Block::from([(Lane::Remora, Sample { memory: Some(memory), ..Sample::default() })]);
+        let met = |blocks| judge(row(Measure::Idle), &vec![held.clone(); blocks]).floor_met;
+        assert_eq!([1, 2, 3].map(met), [None, None, Some(true)]);
+    }
+
+    #[test]
     fn latency_is_judged_by_what_is_added_to_direct() {
         let mut block = block(40.0, 100.0, 40.0);
         for (lane, p50) in
@@ -273,7 +305,7 @@ mod tests {
         {
             block.entry(lane).or_default().p50_micros = p50;
         }
-        let verdict = judge(row(Measure::Added), &[block]);
+        let verdict = judge(row(Measure::Added), &enough(&block));
         assert!((verdict.ratio.unwrap().median - 0.4).abs() < 1e-9);
         assert!(!verdict.lanes.contains_key(&Lane::Direct));
     }
@@ -289,7 +321,7 @@ mod tests {
         };
         let block = Block::from([(Lane::Remora, Sample { memory: Some(memory), ..Sample::default() })]);
         for (measure, expected) in [(Measure::Idle, 6.0), (Measure::Held, 2.0), (Measure::Closed, 1.1)] {
-            let verdict = judge(row(measure), std::slice::from_ref(&block));
+            let verdict = judge(row(measure), &vec![block.clone(); MEMORY_BLOCKS]);
             assert!((verdict.lanes[&Lane::Remora].median - expected).abs() < 1e-9, "{measure:?}");
             assert_eq!((verdict.void, verdict.floor_met), (None, Some(true)), "{measure:?}");
         }
@@ -312,6 +344,11 @@ mod tests {
     fn nothing_is_met_where_nothing_was_measured() {
         let verdict = judge(cpu(), &[]);
         assert_eq!((verdict.floor_met, verdict.aim_met, verdict.ratio), (None, None, None));
+    }
+
+    /// The same in as many blocks as it takes.
+    fn enough(block: &Block) -> Vec<Block> {
+        vec![block.clone(); LEAST_BLOCKS]
     }
 
     /// CPU per request in microseconds of the three pairs of proxies.

@@ -28,7 +28,7 @@ struct Args {
     /// Which lanes, for whoever looks at one with another program; rows without all of them are void.
     #[arg(long, value_delimiter = ',', default_value = "direct,remora,envoy,again", value_parser = lane)]
     lanes: Vec<Lane>,
-    /// How often each lane is measured under each load.
+    /// How often each lane is measured under each load. With fewer than six a row is void.
     #[arg(long, default_value = "6", value_parser = clap::value_parser!(u16).range(1..))]
     blocks: u16,
     /// For how long, each time.

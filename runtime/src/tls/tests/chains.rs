@@ -83,9 +83,59 @@ async fn a_client_whose_names_are_none_of_ours_has_no_identity() {
             Ok(server) => peer(server.get_ref().1, mesh.clock.unix()).unwrap_err(),
         };
         assert!(
-            ["no_identity", "untrusted", "unreadable"].contains(&refused.label()),
+            ["no_identity", "not_a_name", "untrusted", "unreadable"].contains(&refused.label()),
             "{names:?}: {refused:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_may_name_only_some_makes_no_others() {
+    const SHOP: &str = "shop.serviceaccount.identity.remora.cluster.local";
+    let mesh = Mesh::new();
+    let dns_only = |permitted: &[&str], excluded: &[&str]| {
+        let trees =
+            |names: &[&str]| names.iter().map(|name| GeneralSubtree::DnsName((*name).into())).collect();
+        let mut params = authority_params("a constrained one");
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: trees(permitted),
+            excluded_subtrees: trees(excluded),
+        });
+        params
+    };
+    // Of URIs rcgen makes none: permitted is `mesh` (RFC 5280 section 4.2.1.10).
+    let mut of_uris = authority_params("one of URIs");
+    let mut constraint =
+        CustomExtension::from_oid_content(&[2, 5, 29, 30], b"\x30\x0a\xa0\x08\x30\x06\x86\x04mesh".to_vec());
+    constraint.set_criticality(true);
+    of_uris.custom_extensions.push(constraint);
+    let bank = "cart.bank.serviceaccount.identity.remora.cluster.local";
+    for (authority, names, is_peer) in [
+        (dns_only(&[SHOP], &[]), vec![dns(CLIENT)], true),
+        (dns_only(&[SHOP], &[]), vec![dns(bank)], false),
+        (dns_only(&[SHOP], &[]), vec![dns(CLIENT), dns(bank)], false),
+        (dns_only(&[SHOP], &[]), vec![dns("*.serviceaccount.identity.remora.cluster.local")], false),
+        (dns_only(&[], &[SHOP]), vec![dns(bank)], true),
+        (dns_only(&[], &[SHOP]), vec![dns(CLIENT)], false),
+        // What the library does not compare it refuses.
+        (of_uris.clone(), vec![SanType::URI("spiffe://other/web".try_into().unwrap())], false),
+        (of_uris, vec![dns(CLIENT)], true),
+    ] {
+        let shown = mesh.shown(|ca| {
+            let above = KeyPair::generate().unwrap();
+            let intermediate = authority.signed_by(&above, &ca.issuer).unwrap().der().clone();
+            let issuer = Issuer::new(authority, above);
+            let key = KeyPair::generate().unwrap();
+            let leaf = leaf_params(&names, 0, mesh.clock.now() + DAY);
+            (vec![leaf.signed_by(&key, &issuer).unwrap().der().clone(), intermediate], key)
+        });
+        let (_client, server) = handshake(shown, mesh.server.server_config()).await;
+        match server {
+            Ok(_) => assert!(is_peer, "{names:?}"),
+            Err(fault) => {
+                assert_eq!((TlsFault::from(&fault).label(), is_peer), ("untrusted", false), "{names:?}");
+            }
+        }
     }
 }
 

@@ -94,16 +94,43 @@ fn validity_ends_after_the_last_second_and_begins_with_the_first() {
 #[test]
 fn the_first_name_that_is_an_identity_counts() {
     check_names(&[dns(SERVER)], Ok(SERVER));
-    check_names(&[dns("*.shop.local"), dns(SERVER)], Ok(SERVER));
-    check_names(&[dns("a\0b"), dns(SERVER)], Ok(SERVER));
     check_names(&[SanType::IpAddress([10, 0, 0, 1].into()), dns(SERVER)], Ok(SERVER));
     check_names(&[uri("spiffe://mesh/web"), dns(SERVER)], Ok("spiffe://mesh/web"));
     check_names(&[dns(CLIENT), dns(SERVER)], Ok(CLIENT));
-    check_names(&[dns("*.shop.local")], Err(TlsFault::NoIdentity));
     check_names(&[], Err(TlsFault::NoIdentity));
-    // A DNS name is no place for a URI, nor the other way round.
-    check_names(&[dns("spiffe://mesh/web")], Err(TlsFault::NoIdentity));
+    // An otherName is nobody's, whatever it says; a name that is there twice is the same one.
+    check_names(&[other(SERVER), dns(CLIENT)], Ok(CLIENT));
+    check_names(&[other(SERVER)], Err(TlsFault::NoIdentity));
+    check_names(&[uri("spiffe://mesh/a"), uri("spiffe://mesh/a")], Ok("spiffe://mesh/a"));
+    check_names(&[uri("spiffe://mesh/a"), uri("spiffe://mesh/b")], Ok("spiffe://mesh/a"));
+    // What is no identity and misleads nobody is passed over; a URI is no place for a DNS name.
     check_names(&[uri(SERVER)], Err(TlsFault::NoIdentity));
+    check_names(&[uri(SERVER), dns(CLIENT)], Ok(CLIENT));
+    check_names(&[dns("a..b"), dns(""), dns(CLIENT)], Ok(CLIENT));
+}
+
+#[test]
+fn a_leaf_with_a_name_that_misleads_is_nobodys_whatever_stands_beside_it() {
+    for (name, told) in [
+        (dns("*.shop.local"), "*.shop.local"),
+        (dns("*"), "*"),
+        (dns("web.shop\0.evil.example"), "web.shop\\0.evil.example"),
+        (dns("a b"), "a b"),
+        (dns("spiffe://mesh/web"), "spiffe://mesh/web"),
+        (dns("\r\nx: y"), "\\r\\nx: y"),
+        (uri("spiffe://mesh/*"), "spiffe://mesh/*"),
+        (uri("spiffe://mesh/web\0"), "spiffe://mesh/web\\0"),
+        (dns(&"*".repeat(5000)), &"*".repeat(64)),
+    ] {
+        let nobody = || Err(TlsFault::NotAName(told.to_owned()));
+        check_names(std::slice::from_ref(&name), nobody());
+        check_names(&[name.clone(), dns(SERVER)], nobody());
+        check_names(&[dns(SERVER), name.clone()], nobody());
+        // Behind those that are looked at, too.
+        let mut many = vec![dns(SERVER); 20];
+        many.push(name);
+        check_names(&many, nobody());
+    }
 }
 
 #[test]
@@ -145,6 +172,11 @@ fn check_names(names: &[SanType], expected: Result<&str, TlsFault>) {
     let leaf = Ca::new().leaf(names, 0, DAY);
     let seen = peer_of_leaf(&leaf, UnixTime::from_secs(1)).map(|peer| peer.identity);
     assert_eq!(seen, expected.map(identity));
+}
+
+/// A user principal name (1.3.6.1.4.1.311.20.2.3).
+fn other(name: &str) -> SanType {
+    SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], OtherNameValue::Utf8String(name.into())))
 }
 
 fn uri(name: &str) -> SanType {
