@@ -34,6 +34,8 @@ const REQUESTS: usize = 24;
 /// Sets of routes for calls of gRPC.
 const CALL_ROUNDS: u64 = 5;
 
+/// Of pods that reach nobody in plaintext.
+const DEMANDING: (&str, &str) = ("config.linkerd.io/outbound-default-policy", "all-authenticated");
 /// Of pods without a proxy.
 const BARE: (&str, &str) = ("linkerd.io/inject", "disabled");
 /// Fields that no proxy takes, beside those that a request has.
@@ -68,8 +70,8 @@ fn live_proxies_do_what_explain_says() {
         // Behind the same Service.
         kit("bare", 8080, "http", &[BARE]).replace("app: bare", "app: mixed"),
         client("till", &[]),
-        client(STRICT, &[("config.linkerd.io/outbound-default-policy", "all-authenticated")]),
-        client(GATE, &[("linkerd.io/inject", "ingress")]),
+        client(STRICT, &[DEMANDING]),
+        client(GATE, &[("linkerd.io/inject", "ingress"), DEMANDING]),
         of_bank(client("clerk", &[])),
         client("old", &[BARE]),
     ];
@@ -83,7 +85,9 @@ fn live_proxies_do_what_explain_says() {
     for round in 0..ROUNDS {
         let mut dice = Dice::new(1_000_000 + round);
         let rules = named_port(&Drawn::draw(&mut dice).rules());
-        let requests: Vec<Asking> = (0..REQUESTS).map(|_| Asking::of(&request_of_a_pod(&mut dice))).collect();
+        let past = [request_past_somebody(&mut dice), request_past_somebody(&mut dice)];
+        let requests = (0..REQUESTS).map(|_| request_of_a_pod(&mut dice)).chain(past);
+        let requests: Vec<Asking> = requests.map(|request| Asking::of(&request)).collect();
         live.agree(&rules, &requests);
     }
     for round in 0..CALL_ROUNDS {
@@ -153,6 +157,18 @@ impl Live {
             self.kinds.extend(request.raw.then_some(RAW));
         }
         self.objects = now;
+    }
+}
+
+/// By a gateway that demands mTLS, to a Service that both kinds of pods are behind.
+fn request_past_somebody(dice: &mut Dice) -> Request {
+    Request {
+        namespace: SHOP,
+        account: GATE,
+        has_proxy: true,
+        spoiled: Vec::new(),
+        named: Some("mixed.shop.svc.cluster.local:8080"),
+        ..Request::draw(dice)
     }
 }
 
