@@ -19,8 +19,11 @@ use std::{
     net::IpAddr,
     ops::Deref,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 use tokio::{sync::watch, task::unconstrained};
 
@@ -220,34 +223,66 @@ impl PortPolicy {
 
 /// News of a policy for a connection that is woken for other reasons: as long as there is none, asking costs a glance.
 pub struct News {
-    seen: watch::Receiver<Known<Server>>,
-    next: Pin<Box<dyn Future<Output = watch::Receiver<Known<Server>>> + Send>>,
-    /// Who is woken by `next`.
-    waker: Option<Waker>,
+    next: Next,
+    /// Who is told by `next`.
+    told: Option<Arc<Told>>,
+}
+
+type Next = Pin<Box<dyn Future<Output = watch::Receiver<Known<Server>>> + Send>>;
+
+/// A task, and whether [`News::next`] has woken it since that was asked last. To look at the policy instead would not do:
+/// `next` is woken also for what it has seen already, and never again before it is asked.
+struct Told {
+    woken: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.task.wake_by_ref();
+    }
 }
 
 impl News {
     fn of(seen: watch::Receiver<Known<Server>>) -> Self {
-        // Unconstrained: where it is pending it has to be waiting for news. With the task's budget used up it would be
-        // pending without that, and is asked again only when there is something to hear.
-        let next = Box::pin(unconstrained(next(seen.clone())));
-        Self { seen, next, waker: None }
+        Self { next: after(seen), told: None }
     }
 
     /// Whether there was news since it was asked last; if not, the task is woken by the next.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        let waits = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-        if waits && !self.seen.has_changed().unwrap_or(false) {
-            return false;
-        }
+        let told = match &self.told {
+            Some(told) if told.task.will_wake(cx.waker()) => {
+                if !told.woken.load(Ordering::Acquire) {
+                    return false;
+                }
+                told.clone()
+            }
+            _ => {
+                let told = Told { woken: AtomicBool::new(false), task: cx.waker().clone() };
+                self.told.insert(Arc::new(told)).clone()
+            }
+        };
+        // Before it is asked: what comes from here on is told anew.
+        told.woken.swap(false, Ordering::AcqRel);
+        let told = Waker::from(told);
         let mut news = false;
-        while let Poll::Ready(seen) = self.next.as_mut().poll(cx) {
+        while let Poll::Ready(seen) = self.next.as_mut().poll(&mut Context::from_waker(&told)) {
             news = true;
-            *self = Self::of(seen);
+            self.next = after(seen);
         }
-        self.waker = Some(cx.waker().clone());
         news
     }
+}
+
+/// Unconstrained: where it is pending it has to be waiting for news. With the task's budget used up it would be pending
+/// without that, and is asked again only when there is something to hear.
+fn after(seen: watch::Receiver<Known<Server>>) -> Next {
+    Box::pin(unconstrained(next(seen)))
 }
 
 /// Waits for news; for ever when there will be none.
@@ -266,6 +301,12 @@ mod tests {
 
     #[test]
     fn every_follower_hears_the_last_word() {
+        // Between a word and its notice there are a few instructions: it takes some rounds to meet them.
+        (0..50).for_each(|_| all_hear_the_last_word());
+    }
+
+    #[track_caller]
+    fn all_hear_the_last_word() {
         const LAST: &str = "1000";
         let (sender, latest) = watch::channel(Known::Pending);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
