@@ -20,8 +20,9 @@ fn a_canary_gets_its_share_and_whoever_asks_for_it() {
         told(&client, arguments).iter().map(|told| told["server"].as_str().unwrap().to_owned()).collect()
     };
     let of_v2 = |servers: &[String]| servers.iter().filter(|server| *server == "v2").count();
-    let shared = servers(&["http://web:8080/[1-300]"]);
-    assert!((5..=80).contains(&of_v2(&shared)), "{} of {}", of_v2(&shared), shared.len());
+    let shared = servers(&["http://web:8080/[1-1000]"]);
+    assert_eq!(shared.len(), 1000);
+    assert!(is_share(of_v2(&shared), 0.1, 1000), "{} of 1000", of_v2(&shared));
     let pinned = servers(&["-H", "X-Canary: always", "http://web:8080/[1-20]"]);
     assert_eq!((of_v2(&pinned), pinned.len()), (20, 20));
 
@@ -136,7 +137,11 @@ fn started(rules: &str) -> Option<Mesh> {
     if !check::can_run() {
         return None;
     }
-    let pods = [kit("web", 8080, "http", &[]), kit("v2", 8080, "http", &[]), client("client", &[])];
+    let pods = [
+        kit("web", 8080, "http", &[]),
+        kit("v2", 8080, "http", &[]),
+        client("client", &[]),
+    ];
     Some(shop::open(&[&pods[..], &[route(rules)]].concat()).unwrap())
 }
 
@@ -152,6 +157,12 @@ fn told(client: &PodRef<'_>, arguments: &[&str]) -> Vec<Value> {
     let answers = curl(client, arguments).unwrap();
     let stream = serde_json::Deserializer::from_str(&answers).into_iter::<Value>();
     stream.collect::<Result<_, _>>().unwrap()
+}
+
+/// Whether so many of `all` are this share, within six standard deviations.
+fn is_share(count: usize, share: f64, all: u32) -> bool {
+    let all = f64::from(all);
+    (count as f64 - all * share).abs() <= 6.0 * (all * share * (1.0 - share)).sqrt()
 }
 
 fn header(told: &Value, name: &str) -> Option<String> {
