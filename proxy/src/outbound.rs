@@ -96,9 +96,9 @@ async fn planned(
             return Box::pin(opaque(worker, split, stream, None, Served::Opaque)).await;
         }
         PlanProtocol::Tls(plans) => {
-            let limit = worker.proxy.config.outbound.detect_timeout;
-            let sni = Box::pin(sniff::sni(&mut stream, limit)).await?;
-            return Box::pin(opaque(worker, by_sni(plans, sni.as_deref())?, stream, None, Served::Tls)).await;
+            let sni = server_name(worker, &mut stream).await?;
+            let split = by_sni(plans, sni.as_deref()).inspect_err(|_| stream.reset_on_close())?;
+            return Box::pin(opaque(worker, split, stream, None, Served::Tls)).await;
         }
         PlanProtocol::Detect { opaque: split, .. } | PlanProtocol::Opaque(split) => {
             let speculation = Speculation { worker, target, split };
@@ -117,7 +117,7 @@ async fn planned(
                 First::Client(Protocol::Tls, spare) if plan.is_of_several() => {
                     // Opened to the pod for whoever names no other of its Services.
                     drop(spare);
-                    let sni = Box::pin(sniff::sni(&mut stream, limit)).await?;
+                    let sni = server_name(worker, &mut stream).await?;
                     let plan = plan.clone().named(|| sni.as_deref().unwrap_or_default());
                     let split = of_bytes(&plan, sni.as_deref()).inspect_err(|_| stream.reset_on_close())?;
                     return Box::pin(opaque(worker, split, stream, None, Served::Opaque)).await;
@@ -135,6 +135,13 @@ async fn planned(
     Ok(requests(worker, target.clone(), stream, version, permit))
 }
 
+/// The server name of a ClientHello, if it is one and has one. A client that does not come to its end is reset.
+async fn server_name(worker: &Worker, stream: &mut Stream) -> Result<Option<String>, Fault> {
+    let limit = worker.proxy.config.outbound.detect_timeout;
+    let sni = Box::pin(sniff::sni(stream, limit)).await;
+    sni.inspect_err(|_| stream.reset_on_close())
+}
+
 /// Detects in spite of a declaration, see [`planned`].
 async fn undeclared(
     worker: &Arc<Worker>,
@@ -144,14 +151,15 @@ async fn undeclared(
     permit: Arc<OwnedSemaphorePermit>,
 ) -> Result<Rest, Fault> {
     let limit = worker.proxy.config.outbound.detect_timeout;
-    let sni = match Box::pin(sniff::protocol(&mut stream, limit, &Never)).await?.first {
+    let detected = Box::pin(sniff::protocol(&mut stream, limit, &Never)).await;
+    let sni = match detected.inspect_err(|_| stream.reset_on_close())?.first {
         First::Client(Protocol::Http1, _) => {
             return Ok(requests(worker, target.clone(), stream, SessionProtocol::Http1, permit));
         }
         First::Client(Protocol::Http2, _) => {
             return Ok(requests(worker, target.clone(), stream, SessionProtocol::Http2, permit));
         }
-        First::Client(Protocol::Tls, _) => Box::pin(sniff::sni(&mut stream, limit)).await?,
+        First::Client(Protocol::Tls, _) => server_name(worker, &mut stream).await?,
         First::Client(Protocol::Opaque, _) | First::Server(_) => None,
     };
     let split = of_bytes(plan, sni.as_deref()).inspect_err(|_| stream.reset_on_close())?;

@@ -232,13 +232,12 @@ fn what_cannot_be_carried_fails_instead() {
 
 #[test]
 fn what_only_our_own_api_can_say_is_beside_what_linkerds_says() {
-    use remora_core::route::{Distribution, Filter, OutboundProtocol};
+    use remora_core::route::{Distribution, Filter, Mirror, OutboundProtocol, Ratio};
     use remora_runtime::{api::own, proto::filters::Routes};
-    let mirror = |name: &str| {
-        format!(
-            "{{type: RequestMirror, requestMirror: {{backendRef: {{name: {name}, port: 80}}, percent: 5}}}}"
-        )
+    let mirror_of = |name: &str, share: &str| {
+        format!("{{type: RequestMirror, requestMirror: {{backendRef: {{name: {name}, port: 80}}, {share}}}}}")
     };
+    let mirror = |name: &str| mirror_of(name, "percent: 5");
     let rewrite = "{type: URLRewrite, urlRewrite: {hostname: a, path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}";
     let manifest = route(
         "HTTPRoute",
@@ -249,7 +248,7 @@ fn what_only_our_own_api_can_say_is_beside_what_linkerds_says() {
             mirror("none"),
             mirror("v2"),
             mirror("v2"),
-            mirror("web"),
+            mirror_of("web", "fraction: {numerator: 2, denominator: 7}"),
         ),
     );
     let own = in_own_words(&manifest);
@@ -265,10 +264,17 @@ fn what_only_our_own_api_can_say_is_beside_what_linkerds_says() {
         panic!("not detected")
     };
     let rules = &http1[0].rules;
-    assert!(matches!(&rules[0].filters[..], [Filter::Rewrite(_), Filter::Mirror(_)]), "{rules:?}");
+    let share = |of, all| Ratio::new(of, all).unwrap();
+    let [Filter::Rewrite(_), Filter::Mirror(Mirror { share: percent, .. })] = &rules[0].filters[..] else {
+        panic!("{rules:?}")
+    };
+    assert_eq!(*percent, share(5, 100), "what is lost of it would be all of the requests");
     assert!(matches!(&rules[1].filters[..], [Filter::Fail(_)]), "{rules:?}");
     let Distribution::RandomAvailable(backends) = &*rules[2].distribution else { panic!("{rules:?}") };
-    assert!(matches!(&backends[0].0.filters[..], [Filter::Mirror(_)]), "{rules:?}");
+    let [Filter::Mirror(Mirror { share: fraction, .. })] = &backends[0].0.filters[..] else {
+        panic!("{rules:?}")
+    };
+    assert_eq!(*fraction, share(2, 7));
 }
 
 #[test]
