@@ -13,6 +13,7 @@ pub const HEADERS: u8 = 1;
 pub const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
+pub const PUSH_PROMISE: u8 = 5;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
@@ -51,11 +52,13 @@ impl Frame {
         if self.kind != HEADERS {
             return None;
         }
-        match *self.payload.first()? {
+        // The first block may begin with the size of the table (RFC 7541 section 6.3), a byte where that is small.
+        let payload = self.payload.strip_prefix(&[0x20]).unwrap_or(&self.payload);
+        match *payload.first()? {
             indexed @ 0x88..=0x8e => INDEXED.get(usize::from(indexed - 0x88)).copied(),
             remembered if remembered & 0x80 != 0 => None,
             _ => {
-                let digits = self.payload.get(1..)?;
+                let digits = payload.get(1..)?;
                 let (length, rest) = digits.split_first()?;
                 let text = rest.get(..usize::from(length & 0x7f))?;
                 if length & 0x80 == 0 {
@@ -217,6 +220,7 @@ mod tests {
         assert_eq!(answer(&[0x88]).status(), Some(200));
         assert_eq!(answer(&[0x8c]).status(), Some(400));
         assert_eq!(answer(b"\x48\x03431").status(), Some(431));
+        assert_eq!(answer(b"\x20\x48\x03431").status(), Some(431));
         // 4 is 011010, 3 is 011001, 1 is 00001; the rest is padding.
         assert_eq!(answer(&[0x48, 0x83, 0b0110_1001, 0b1001_0000, 0b1111_1111]).status(), Some(431));
     }

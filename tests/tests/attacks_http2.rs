@@ -10,15 +10,17 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use remora_tests::attack::{self, BYSTANDER, Scene};
 use remora_tests::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, PING, PRIORITY,
-    RST_STREAM, SETTINGS, WINDOW_UPDATE, field, frame, headers, hello, raw_field, read, read_until,
-    remembered, request, settings, short_request,
+    PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, field, frame, headers, hello, raw_field, read,
+    read_until, remembered, request, settings, short_request,
 };
 use remora_tests::origin::Origin;
 use remora_tests::peer::{self, PATIENCE};
@@ -39,6 +41,7 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
         shop::idle("bombed", &[]),
         shop::idle("framed", &[]),
         shop::idle("answered", &[]),
+        shop::idle("asking", &[]),
     ])
     .unwrap()
 });
@@ -47,6 +50,8 @@ static MESH: LazyLock<Mesh> = LazyLock::new(|| {
 struct Flood {
     writer: BufWriter<TcpStream>,
     sent: u64,
+    /// Streams that were answered 431 or reset so far; all there are when the connection has ended.
+    refused: Arc<AtomicUsize>,
     reader: JoinHandle<Ending>,
 }
 
@@ -62,23 +67,33 @@ struct Ending {
 
 impl Flood {
     fn begin(victim: &PodRef<'_>, values: &[(u16, u32)]) -> Self {
-        let tcp = MESH.dial(victim.at(8000).unwrap()).unwrap();
+        let mut flood = Self::over(MESH.dial(victim.at(8000).unwrap()).unwrap());
+        flood.send(&hello(values)).unwrap();
+        flood.send(&frame(SETTINGS, ACK, 0, &[])).unwrap();
+        flood
+    }
+
+    /// By either side, on a connection that has begun.
+    fn over(tcp: TcpStream) -> Self {
         let mut from = tcp.try_clone().unwrap();
+        let refused = Arc::<AtomicUsize>::default();
+        let counted = refused.clone();
         let reader = std::thread::spawn(move || {
             let mut ending = Ending::default();
             while let Ok(Some(frame)) = read(&mut from) {
                 *ending.frames.entry(frame.kind).or_default() += 1;
                 ending.statuses.extend(frame.status());
+                if frame.kind == RST_STREAM || frame.status() == Some(431) {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
                 if frame.kind == GOAWAY {
                     ending.goaway = frame.code();
                 }
             }
+            counted.store(usize::MAX, Ordering::Relaxed);
             ending
         });
-        let mut flood = Self { writer: BufWriter::with_capacity(BATCH, tcp), sent: 0, reader };
-        flood.send(&hello(values)).unwrap();
-        flood.send(&frame(SETTINGS, ACK, 0, &[])).unwrap();
-        flood
+        Self { writer: BufWriter::with_capacity(BATCH, tcp), sent: 0, refused, reader }
     }
 
     /// An error: the other side has ended the connection.
@@ -274,7 +289,6 @@ fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
     let victim = pod("bombed");
     let app = App::start(&victim, 8000, "app").unwrap();
     let scene = begin("bombed", &app);
-    let requests = app.requests();
     let limit = [("error", "header limit")];
     let before = scene.count("inbound_http_errors_total", &limit);
 
@@ -299,16 +313,19 @@ fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
         .said("REMORA_PROXY_MAX_HEADER_BYTES (65536) and REMORA_PROXY_MAX_HEADERS (100) allow less")
         .unwrap();
 
-    // Far too much of it: a byte on the wire is a field of four kilobytes, or one that is nearly nothing.
+    // Far too much of it: a byte on the wire is a field of four kilobytes, or one that is nearly nothing. Two of them are
+    // just within the limits: they are requests like others, and as many as may be under way.
+    const STREAMS: usize = 150;
     let value = "a".repeat(4000);
-    for (what, remember, references) in [
-        ("large fields", remembered("x", &value), 15),
-        ("too many large fields", remembered("x", &value), 4000),
-        ("as many empty fields as may be", remembered("x", ""), 95),
-        ("empty fields", remembered("x", ""), 1900),
-        ("too many empty fields", remembered("x", ""), 12_000),
-        ("cookie crumbs", remembered("cookie", "a"), 1500),
+    for (what, remember, references, is_refused) in [
+        ("large fields", remembered("x", &value), 15, false),
+        ("too many large fields", remembered("x", &value), 4000, true),
+        ("as many empty fields as may be", remembered("x", ""), 95, false),
+        ("empty fields", remembered("x", ""), 1900, true),
+        ("too many empty fields", remembered("x", ""), 12_000, true),
+        ("cookie crumbs", remembered("cookie", "a"), 1500, true),
     ] {
+        let requests = app.requests();
         let ordinary = || {
             let mut client = MESH.dial(victim.at(8000)?)?;
             let mut bytes = hello(&[]);
@@ -326,24 +343,34 @@ fn header_blocks_that_unpack_to_a_multiple_are_refused_and_pin_no_memory() {
         let cost = scene.replay(what, ordinary, || {
             let mut sent = 0;
             for _ in 0..5 {
-                // No window for the answers: what is kept for them stays.
-                let mut connection = Flood::begin(&victim, &[(INITIAL_WINDOW, 0), (TABLE_SIZE, 4096)]);
+                // No window for the answers: what is kept for them stays. No table for them either, so that their
+                // statuses can be read.
+                let mut connection = Flood::begin(&victim, &[(INITIAL_WINDOW, 0), (TABLE_SIZE, 0)]);
                 connection.send(&headers(1, true, &[request("GET", "/hold"), remember.clone()].concat()))?;
                 let mut block = request("GET", "/hold");
                 block.resize(block.len() + references, 0x80 | 0x3e);
-                connection.run(150, |nth| headers(stream(nth + 1), true, &block));
+                connection.run(STREAMS as u32, |nth| headers(stream(nth + 1), true, &block));
+                // Whoever says no more is not answered over HTTP/2.
+                let refused = || !is_refused || connection.refused.load(Ordering::Relaxed) >= STREAMS;
+                let waited = MESH.wait_until("each to be refused", PATIENCE, refused);
                 let (bytes, ending) = connection.end();
                 println!("{what}: {:?} {:?}", ending.goaway, ending.frames);
+                waited.with_context(|| format!("{what}: {ending:?}"))?;
+                let too_large = ending.statuses.iter().filter(|status| **status == 431).count();
+                let resets = ending.frames.get(&RST_STREAM).copied().unwrap_or(0);
+                let ended = ending.goaway.is_some_and(|code| code != 0);
+                let each = ended || too_large + resets >= STREAMS;
+                anyhow::ensure!(if is_refused { each } else { too_large == 0 }, "{what}: {ending:?}");
                 sent += bytes;
             }
             Ok(sent)
         });
         println!("{what}: {:?}", cost.unwrap());
-        if what.contains("empty") || what.contains("crumbs") {
-            println!("counted {}", scene.count("inbound_http_errors_total", &limit));
-        }
+        println!("counted {}", scene.count("inbound_http_errors_total", &limit));
+        // A hundred ordinary ones, and of each connection the first, which only says what the others refer to.
+        let arrived = app.requests() - requests;
+        assert!(!is_refused || arrived <= 105, "{what}: {arrived} requests arrived");
     }
-    println!("{} requests arrived", app.requests() - requests);
 
     // A table that the client resizes, an integer without end, a reference to nothing.
     for (what, block) in [
@@ -629,6 +656,149 @@ fn an_answer_of_a_server_that_floods_or_goes_away_leaves_nothing_behind() {
     }
     assert_eq!(client.restarts("linkerd-proxy"), 0);
     scene.end().unwrap();
+}
+
+#[test]
+fn a_server_that_floods_the_proxy_that_asks_it_loses_its_connection_or_pays_for_it() {
+    if !check::can_run() {
+        return;
+    }
+    let (client, old) = (pod("asking"), pod(BYSTANDER));
+    let app = App::start(&old, 8006, "app").unwrap();
+    let as_attacked = || ask_from(client.dial(old.at(8006)?)?);
+    let scene = Scene::begin(&MESH, "asking", as_attacked).unwrap();
+    drop(app);
+    let listener = old.listen(8007).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    /// The first frame of a server on a stream, the nth of those that follow, and how many.
+    type Hostile = (&'static str, fn(u32) -> Vec<u8>, fn(u32, u32) -> Vec<u8>, u32, Ends);
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Ends {
+        /// The connection, long before all of it was sent.
+        Soon,
+        /// The request at least.
+        Request,
+        /// Nothing need end: it costs the server what it costs the proxy.
+        Nothing,
+    }
+    let nothing = |_: u32| Vec::new();
+    let answer = |id: u32| headers(id, false, OK);
+    let rows: [Hostile; 10] = [
+        (
+            "CONTINUATION",
+            |id| frame(HEADERS, 0, id, OK),
+            |id, _| frame(CONTINUATION, 0, id, &field("x", "a")),
+            200_000,
+            Ends::Soon,
+        ),
+        (
+            "empty CONTINUATION",
+            |id| frame(HEADERS, 0, id, OK),
+            |id, _| frame(CONTINUATION, 0, id, b""),
+            200_000,
+            Ends::Soon,
+        ),
+        ("empty DATA", answer, |id, _| frame(DATA, 0, id, b""), 500_000, Ends::Soon),
+        (
+            "a head of 16 MB in 8 KB",
+            |id| headers(id, false, &bomb("x", &"a".repeat(4000), 4000)),
+            |_, _| Vec::new(),
+            0,
+            Ends::Request,
+        ),
+        (
+            "a head of 12 000 empty fields",
+            |id| headers(id, false, &bomb("x", "", 12_000)),
+            |_, _| Vec::new(),
+            0,
+            Ends::Request,
+        ),
+        (
+            "trailers of 16 MB in 8 KB",
+            answer,
+            |id, _| headers(id, true, &bomb("x", &"a".repeat(4000), 4000)[1..]),
+            1,
+            Ends::Request,
+        ),
+        (
+            "a promise of what nobody wants",
+            nothing,
+            |id, _| frame(PUSH_PROMISE, END_HEADERS, id, &[&[0, 0, 0, 2], &short_request()[..]].concat()),
+            1,
+            Ends::Request,
+        ),
+        ("interim answers", nothing, |id, _| headers(id, false, b"\x08\x03103"), 50_000, Ends::Nothing),
+        (
+            "PING",
+            nothing,
+            |_, nth| frame(PING, 0, 0, &u64::from(nth).to_be_bytes()),
+            1_000_000,
+            Ends::Nothing,
+        ),
+        (
+            "SETTINGS",
+            nothing,
+            |_, nth| settings(&[(INITIAL_WINDOW, 65_535 + nth % 2)]),
+            500_000,
+            Ends::Nothing,
+        ),
+    ];
+    for (what, first, then, count, ends) in rows {
+        let cost = scene.attack(what, || {
+            // Without a window for the answer's body: what comes has to be kept, or refused.
+            let mut asking = client.dial(old.at(8007)?)?;
+            asking.set_read_timeout(Some(Duration::from_secs(20)))?;
+            asking.write_all(&hello(&[(INITIAL_WINDOW, 0)]))?;
+            asking.write_all(&headers(1, true, &request("POST", "/")))?;
+            let mut served = None;
+            MESH.wait_until("the proxy to dial", PATIENCE, || {
+                served = listener.accept().ok();
+                served.is_some()
+            })?;
+            let (mut served, _) = served.unwrap();
+            served.set_nonblocking(false)?;
+            served.set_read_timeout(Some(PATIENCE))?;
+            served.set_write_timeout(Some(PATIENCE))?;
+            served.read_exact(&mut [0; 24])?;
+            served.write_all(&settings(&[]))?;
+            let asked = read_until(&mut served, |frame| frame.kind == HEADERS)?.stream;
+            served.set_read_timeout(None)?;
+            let mut flood = Flood::over(served);
+            flood.send(&first(asked))?;
+            flood.run(count, |nth| then(asked, nth));
+            let all = count as usize * then(asked, 0).len();
+            if ends == Ends::Nothing {
+                let _ = flood.send(&headers(asked, true, OK));
+            }
+            let (sent, ending) = flood.end();
+            println!("{what}: {sent} of {all} bytes, {ending:?}");
+            if ends == Ends::Soon {
+                anyhow::ensure!(ending.goaway == Some(ENHANCE_YOUR_CALM), "{ending:?}");
+                anyhow::ensure!(sent < all as u64 / 2, "it was read on: {sent} bytes");
+            }
+            // Where the head was good, its end is a reset.
+            let began = first(asked) == answer(asked);
+            let told = read_until(&mut asking, |frame| {
+                let is_head = frame.kind == HEADERS && frame.status().is_none_or(|status| status >= 200);
+                frame.stream == 1 && (frame.kind == RST_STREAM || is_head && !began)
+            })?;
+            anyhow::ensure!(ends == Ends::Nothing || told.status() != Some(200), "it is answered: {told:?}");
+            Ok(sent)
+        });
+        println!("{what}: {:?}", cost.unwrap());
+    }
+    assert_eq!(client.restarts("linkerd-proxy"), 0);
+    scene.end().unwrap();
+}
+
+/// `:status: 200` in the static table.
+const OK: &[u8] = &[0x88];
+
+/// The head of an answer: a field that is remembered, and so many references to it.
+fn bomb(name: &str, value: &str, references: usize) -> Vec<u8> {
+    let mut block = [OK, &remembered(name, value)].concat();
+    block.resize(block.len() + references, 0x80 | 0x3e);
+    block
 }
 
 fn pod(name: &str) -> PodRef<'static> {

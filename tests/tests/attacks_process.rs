@@ -46,6 +46,7 @@ fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
     let target = arena.target().unwrap();
     // Others are those of another pod.
     let others = shop::customers(&MESH, &MESH.pod(SHOP, "web-client").unwrap()).unwrap();
+    let mut best = f64::INFINITY;
     for restarts in 1..=3 {
         let said = MESH.logs(&target, PROXY).len();
         target.signal(PROXY, Signal::KILL).unwrap();
@@ -64,11 +65,15 @@ fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
         let (certified, ready) = (at("certificate in use"), at(": ready inbound"));
         println!("ready {:.1} ms after its first certificate", (ready - certified) * 1000.0);
         assert!(ready - certified < 5.0, "{log}");
+        best = best.min(ready - certified);
         // It serves as before, clients that reuse what they knew of it among them.
         let load = arena.bystanders(2, 2).unwrap();
         arena.goes_on(&load).unwrap();
         served(load).unwrap();
     }
+    // By the proxy's own clock, and the best of three: a busy machine may hold up any of them, hardly each. Most of it is
+    // what is left of the 200 ms, from its start on, in which it waits for connections that must not be made.
+    assert!(best <= 0.2, "{best} s at best");
     served(others).unwrap();
 }
 

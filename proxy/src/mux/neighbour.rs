@@ -1,9 +1,6 @@
 //! The connections of one worker to one other proxy's port 4143: carriers where it has them, connections with a
 //! transport header where it has not. Shared by all endpoints behind that proxy. Contract 1.5, design decision 9.
 
-#[cfg(test)]
-mod tests;
-
 use super::{Carrier, MuxStream, drive::Driver};
 use crate::{
     Proxy, Worker, config::SocketConfig, connect, fault::Fault, metrics::MuxMetrics, stream::Stream, tls,
@@ -285,3 +282,6 @@ async fn drive(driver: Driver, metrics: Arc<MuxMetrics>, addr: SocketAddr) {
         tracing::debug!(%addr, %error, "a carrier ended");
     }
 }
+
+#[cfg(test)]
+mod tests;
