@@ -79,6 +79,7 @@ pub(super) fn copies_from(
     }
     (copied.into_body(), copies)
 }
+
 impl Copied {
     fn new(body: Body, left: Option<u64>, count: usize) -> (Self, Vec<Body>) {
         let pairs = (0..count).map(|_| {
