@@ -293,7 +293,14 @@ mod tests {
     /// A client's idle connections, the one used last in the end, and their other ends.
     async fn idle(held: Vec<Arc<Held>>) -> (Arc<Client>, Vec<TcpStream>) {
         let (idle, max_age) = (Duration::from_mins(1), Duration::from_mins(1));
-        let limits = PoolLimits { idle, max_age, max_idle: 8, max_header_bytes: 8192, max_headers: 100 };
+        let limits = PoolLimits {
+            idle,
+            max_age,
+            max_idle: 8,
+            max_header_bytes: 8192,
+            max_headers: 100,
+            max_replay: 0,
+        };
         let mut pairs = vec![];
         for held in held {
             pairs.push((held, pair().await));
