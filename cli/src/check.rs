@@ -30,7 +30,8 @@ const NOT_FINE: u8 = 2;
 #[command(after_help = "Examples:\n  \
         remora check --manifests deploy/\n  \
         remora check --manifests deploy/ -o json | jq '.routes'\n\n\
-        Exit codes: 0 everything is fine, whatever warnings there are; 2 a document is invalid or a condition is False; \
+        Exit codes: 0 everything is fine, whatever warnings there are; 2 a document is invalid, or of a kind of a mesh that \
+        is not served, or a condition is False; \
         1 the directory cannot be read; 64 the command line is wrong.")]
 pub(crate) struct Check {
     #[command(flatten)]
@@ -74,7 +75,7 @@ struct Printed<'a> {
 fn table(checked: &Checked, supposed: &[String]) -> String {
     let mut text = String::new();
     for (file, report) in &checked.files {
-        for error in &report.errors {
+        for error in report.wrong() {
             let _infallible = writeln!(text, "invalid: {file}: {error}");
         }
     }
@@ -109,7 +110,7 @@ fn table(checked: &Checked, supposed: &[String]) -> String {
             let _infallible = writeln!(text, "{kind}: {line}");
         }
     }
-    let invalid: usize = checked.files.values().map(|file| file.errors.len()).sum();
+    let invalid: usize = checked.files.values().map(|file| file.wrong().count()).sum();
     let _infallible = writeln!(
         text,
         "{} files, {} routes, {} policies: {invalid} mistakes in documents, {} routes and {} policies not fine, {} warnings",

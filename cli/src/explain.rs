@@ -106,7 +106,7 @@ enum Protocol {
 struct Printed<'a> {
     #[serde(flatten)]
     answer: &'a Answer,
-    /// Mistakes of manifests.
+    /// Mistakes of manifests, and what in them nobody enforces.
     invalid: &'a [String],
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Explain) -> ExitCode {
     let Loaded { index, files, .. } = load(&reading);
     let invalid: Vec<String> = files
         .iter()
-        .flat_map(|(file, report)| report.errors.iter().map(move |error| format!("{file}: {error}")))
+        .flat_map(|(file, report)| report.wrong().map(move |error| format!("{file}: {error}")))
         .collect();
     let mut answer = match explain(&index, &config.settings, &question(args)) {
         Ok(answer) => answer,

@@ -134,3 +134,43 @@ fn manifests_that_were_never_in_a_cluster_are_taken_for_what_it_would_make_of_th
     let (_, said, _) = check(&files, &["-o", "json"]);
     assert!(said.contains("\"supposed\": [\n    \"never in a cluster: "), "{said}");
 }
+
+#[test]
+fn a_policy_that_nobody_would_enforce_exits_with_2_and_is_named() {
+    let of = |version: &str, kind: &str| {
+        format!(
+            "{{apiVersion: {version}, kind: {kind}, metadata: {{name: it, namespace: shop}}, spec: {{}}}}"
+        )
+    };
+    for (version, kind, why) in [
+        (
+            "policy.linkerd.io/v1alpha1",
+            "Server",
+            "document 1: Server shop/it: apiVersion: policy.linkerd.io/v1alpha1 is not read; of Server these versions are: v1beta3, v1beta2, v1beta1",
+        ),
+        (
+            "linkerd.io/v1alpha1",
+            "ServiceProfile",
+            "document 1: ServiceProfile shop/it: apiVersion: linkerd.io/v1alpha1 is not read; of ServiceProfile these versions are: v1alpha2",
+        ),
+        (
+            "gateway.networking.k8s.io/v1alpha2",
+            "GRPCRoute",
+            "document 1: GRPCRoute shop/it: apiVersion: gateway.networking.k8s.io/v1alpha2 is not read; of GRPCRoute these versions are: v1",
+        ),
+        (
+            "policy.linkerd.io/v1alpha1",
+            "EgressNetwork",
+            "policy.linkerd.io/v1alpha1 EgressNetwork shop/it: this kind is not served: nobody enforces what it says",
+        ),
+    ] {
+        let (code, said, _) = check(&[("service.yaml", SERVICE), ("it.yaml", &of(version, kind))], &[]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(&format!("invalid: it.yaml: {why}\n")), "{said}");
+        assert!(said.contains(": 1 mistakes in documents"), "{said}");
+    }
+    for (version, kind) in [("apps/v1", "Deployment"), ("gateway.networking.k8s.io/v1", "Gateway")] {
+        let (code, said, _) = check(&[("it.yaml", &of(version, kind))], &[]);
+        assert_eq!((code, said.contains("shop/it")), (Some(0), false), "{said}");
+    }
+}

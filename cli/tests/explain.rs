@@ -110,11 +110,22 @@ fn an_invalid_manifest_exits_with_2_whatever_the_answer() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
     }
-    fs::write(directory.path().join("wrong.yaml"), "{apiVersion: v1, kind: Service, metadata: {name: [1]}}")
-        .unwrap();
-    let (exit, said, _) = explain(directory.path(), CASES[0].1);
-    assert_eq!(exit, Some(2), "{said}");
-    assert!(said.contains("invalid   wrong.yaml: document 1: "), "{said}");
+    for (text, why) in [
+        ("{apiVersion: v1, kind: Service, metadata: {name: [1]}}", "document 1: "),
+        (
+            "{apiVersion: policy.linkerd.io/v1alpha1, kind: Server, metadata: {name: web}}",
+            "document 1: Server",
+        ),
+        (
+            "{apiVersion: policy.linkerd.io/v1alpha1, kind: EgressNetwork, metadata: {name: all}}",
+            "policy.linkerd.io/v1alpha1 EgressNetwork",
+        ),
+    ] {
+        fs::write(directory.path().join("wrong.yaml"), text).unwrap();
+        let (exit, said, _) = explain(directory.path(), CASES[0].1);
+        assert_eq!(exit, Some(2), "{said}");
+        assert!(said.contains(&format!("invalid   wrong.yaml: {why}")), "{said}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 /// What is to be said of a directory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Checked {
-    /// Is everything read, and every condition true?
+    /// Is everything read that is about a mesh, and every condition true?
     pub fine: bool,
     /// Why the directory cannot be read as a whole, if it cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +79,7 @@ pub fn check(reading: &Reading, settings: &Settings) -> Checked {
         warnings.push(format!("ServiceProfile {name}: it is about {}", report.applies));
     }
     let fine = reading.incomplete.is_none()
-        && files.values().all(|file| file.errors.is_empty())
+        && files.values().all(|file| file.wrong().next().is_none())
         && routes.values().all(RouteReport::is_fine)
         && policies.values().all(PolicyReport::is_fine);
     Checked { fine, incomplete: reading.incomplete.clone(), files, routes, policies, profiles, warnings }
@@ -113,6 +113,19 @@ mod tests {
             (&[("a", SERVICE), ("b", &route("{sessionPersistence: {}}"))], false),
             (&[("a", SERVICE), ("b", &route("{backendRefs: [{name: none, port: 80}]}"))], false),
             (&[("b", &route("{}"))], false),
+            (&[("a", &SERVICE.replace("v1, kind: Service,", "apps/v1, kind: Deployment,"))], true),
+            (
+                &[(
+                    "a",
+                    &SERVICE
+                        .replace("v1, kind: Service,", "policy.linkerd.io/v1alpha1, kind: EgressNetwork,"),
+                )],
+                false,
+            ),
+            (
+                &[("a", &SERVICE.replace("v1, kind: Service,", "policy.linkerd.io/v1alpha1, kind: Server,"))],
+                false,
+            ),
             (&[], true),
         ] {
             assert_eq!(of(files).fine, fine, "{files:?}");

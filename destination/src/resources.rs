@@ -8,11 +8,13 @@ mod reference_grant;
 pub mod routes;
 mod service_profile;
 mod strict;
+mod versions;
 
 pub use policy::PolicyKind;
 pub use reference_grant::{Grant, ReferenceGrant};
 pub use routes::RouteKind;
 pub use service_profile::{RequestMatch, Route, ServiceProfile, Spec, WeightedDst};
+pub use versions::Unread;
 
 use k8s_openapi::{
     api::{
@@ -25,6 +27,7 @@ use k8s_openapi::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use std::fmt;
+use versions::Spoken;
 
 /// An object that the index reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,8 +110,8 @@ pub struct ObjectRef {
 pub enum Document {
     /// An object for the index.
     Known(Resource),
-    /// A well-formed object of a kind that is not read: `apiVersion`, kind and name.
-    Unread(String),
+    /// A well-formed object of a kind that is not read.
+    Unread(Unread),
 }
 
 /// Why a document cannot be read. Says which one of the file, whose it is, and where in it.
@@ -187,27 +190,6 @@ impl Kind {
             Self::ServiceAccount => "ServiceAccount",
             Self::Policy(kind) => kind.as_str(),
         }
-    }
-
-    fn of(api_version: &str, kind: &str) -> Option<Self> {
-        Some(match (api_version, kind) {
-            ("v1", "Namespace") => Self::Namespace,
-            ("v1", "Node") => Self::Node,
-            ("v1", "Pod") => Self::Pod,
-            ("v1", "Service") => Self::Service,
-            ("v1", "ServiceAccount") => Self::ServiceAccount,
-            ("discovery.k8s.io/v1", "EndpointSlice") => Self::EndpointSlice,
-            ("apps/v1", "ReplicaSet") => Self::ReplicaSet,
-            ("batch/v1", "Job") => Self::Job,
-            ("linkerd.io/v1alpha2", "ServiceProfile") => Self::ServiceProfile,
-            ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
-                Self::ReferenceGrant
-            }
-            _ => match PolicyKind::of(api_version, kind) {
-                Some(kind) => Self::Policy(kind),
-                None => Self::Route(RouteKind::of(api_version, kind)?),
-            },
-        })
     }
 }
 
@@ -357,9 +339,21 @@ fn object(
         });
         return;
     }
-    let Some(kind) = Kind::of(&header.api_version, &header.kind) else {
-        into.push(Document::Unread(format!("{} {label}", header.api_version)));
-        return;
+    let api_version = header.api_version;
+    let kind = match Spoken::of(&api_version, &header.kind) {
+        Spoken::Read(kind) => kind,
+        Spoken::Version(served) => {
+            let shown: String = api_version.chars().take(100).collect();
+            let reason = format!("{shown} is not read; of {} these versions are: {served}", header.kind);
+            let (object, path) = (label, "apiVersion".to_owned());
+            invalid.push(Invalid::Field { document, object, path, reason });
+            return;
+        }
+        unread @ (Spoken::Unserved | Spoken::Foreign) => {
+            let (object, unserved) = (format!("{api_version} {label}"), unread == Spoken::Unserved);
+            into.push(Document::Unread(Unread { object, unserved }));
+            return;
+        }
     };
     match typed(kind, value) {
         Ok(resource) => into.push(Document::Known(resource)),
@@ -426,11 +420,22 @@ items:
     }
 
     #[test]
-    fn a_kind_of_a_later_day_is_no_error() {
-        let text =
-            "{apiVersion: policy.linkerd.io/v1beta9, kind: Server, metadata: {name: web, namespace: shop}}";
-        let expected = "policy.linkerd.io/v1beta9 Server shop/web";
-        assert_eq!(parse(text).unwrap(), [Document::Unread(expected.to_owned())]);
+    fn a_kind_that_is_not_read_is_named_and_a_version_that_is_not_is_a_mistake() {
+        let of = |api_version: &str, kind: &str| {
+            format!("{{apiVersion: {api_version}, kind: {kind}, metadata: {{name: web, namespace: shop}}}}")
+        };
+        for (api_version, kind, unserved) in
+            [("apps/v1", "Deployment", false), ("policy.linkerd.io/v1alpha1", "EgressNetwork", true)]
+        {
+            let object = format!("{api_version} {kind} shop/web");
+            let expected = [Document::Unread(Unread { object, unserved })];
+            assert_eq!(parse(&of(api_version, kind)).unwrap(), expected);
+        }
+        check(
+            &of("policy.linkerd.io/v1beta9", "Server"),
+            "document 1: Server shop/web: apiVersion: policy.linkerd.io/v1beta9 is not read; of Server these versions are: \
+             v1beta3, v1beta2, v1beta1",
+        );
     }
 
     #[test]

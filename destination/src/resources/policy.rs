@@ -238,18 +238,6 @@ impl PolicyKind {
             Self::RateLimit => "HTTPLocalRateLimitPolicy",
         }
     }
-
-    pub(super) fn of(api_version: &str, kind: &str) -> Option<Self> {
-        let found = Self::ALL.into_iter().find(|known| known.as_str() == kind)?;
-        let versions: &[&str] = match found {
-            Self::Server => {
-                &["policy.linkerd.io/v1beta1", "policy.linkerd.io/v1beta2", "policy.linkerd.io/v1beta3"]
-            }
-            Self::ServerAuthorization => &["policy.linkerd.io/v1beta1"],
-            _ => &["policy.linkerd.io/v1alpha1"],
-        };
-        versions.contains(&api_version).then_some(found)
-    }
 }
 
 impl PolicySpec {

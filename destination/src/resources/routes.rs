@@ -194,20 +194,6 @@ impl RouteKind {
             other => other.kind(),
         }
     }
-
-    pub(super) fn of(api_version: &str, kind: &str) -> Option<Self> {
-        Some(match (api_version, kind) {
-            ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "HTTPRoute") => Self::Http,
-            (
-                "policy.linkerd.io/v1beta1" | "policy.linkerd.io/v1beta2" | "policy.linkerd.io/v1beta3",
-                "HTTPRoute",
-            ) => Self::LinkerdHttp,
-            ("gateway.networking.k8s.io/v1", "GRPCRoute") => Self::Grpc,
-            ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1alpha2", "TLSRoute") => Self::Tls,
-            ("gateway.networking.k8s.io/v1alpha2", "TCPRoute") => Self::Tcp,
-            _ => return None,
-        })
-    }
 }
 
 impl ParentRef {

@@ -28,26 +28,6 @@ fn labels(of: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
 }
 
 #[test]
-fn kinds_have_their_versions() {
-    for (version, kind, known) in [
-        ("policy.linkerd.io/v1beta1", "Server", true),
-        ("policy.linkerd.io/v1beta2", "Server", true),
-        ("policy.linkerd.io/v1beta3", "Server", true),
-        ("policy.linkerd.io/v1alpha1", "Server", false),
-        ("policy.linkerd.io/v1beta1", "ServerAuthorization", true),
-        ("policy.linkerd.io/v1alpha1", "AuthorizationPolicy", true),
-        ("security.istio.io/v1beta1", "AuthorizationPolicy", false),
-        ("policy.linkerd.io/v1beta1", "AuthorizationPolicy", false),
-        ("policy.linkerd.io/v1alpha1", "MeshTLSAuthentication", true),
-        ("policy.linkerd.io/v1alpha1", "NetworkAuthentication", true),
-        ("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", true),
-        ("policy.linkerd.io/v1alpha1", "EgressNetwork", false),
-    ] {
-        assert_eq!(PolicyKind::of(version, kind).is_some(), known, "{version} {kind}");
-    }
-}
-
-#[test]
 fn a_server_is_read() {
     let spec = json!({
         "podSelector": {"matchLabels": {"app": "web"}}, "port": "http", "proxyProtocol": "HTTP/2",

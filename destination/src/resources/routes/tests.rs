@@ -57,8 +57,8 @@ fn every_version_that_is_served_is_read() {
         ("policy.linkerd.io/v1alpha1", "HTTPRoute", None),
     ] {
         let spec = "{rules: [{backendRefs: [{name: web, port: 80}]}]}";
-        let found = match parse(&text(version, kind, spec)).unwrap().remove(0) {
-            Document::Known(Resource::Route(route)) => Some(route.spec.kind),
+        let found = match parse(&text(version, kind, spec)).as_deref() {
+            Ok([Document::Known(Resource::Route(route))]) => Some(route.spec.kind),
             _ => None,
         };
         assert_eq!(found, expected, "{version} {kind}");

@@ -2,7 +2,7 @@
 
 use super::Reading;
 use crate::{
-    resources::{Document, ObjectRef, Resource, parse},
+    resources::{Document, ObjectRef, Resource, Unread, parse},
     watch::Event,
 };
 use serde::Serialize;
@@ -39,8 +39,10 @@ pub struct FileReport {
     pub objects: usize,
     /// What is wrong with it as it is now. Not empty: the file's last good version holds.
     pub errors: Vec<String>,
-    /// Objects of kinds that are not read yet.
+    /// Objects of kinds that are other controllers' business.
     pub unread: Vec<String>,
+    /// Objects of kinds of a mesh that are not served: nobody enforces what they say. The rest of the file holds.
+    pub unserved: Vec<String>,
 }
 
 /// Something about the files that a person should know.
@@ -60,8 +62,15 @@ pub enum Notice {
         /// The file.
         file: String,
     },
-    /// Objects of kinds that are not read yet.
+    /// Objects of kinds that are other controllers' business.
     Unread {
+        /// The file.
+        file: String,
+        /// The objects.
+        objects: Vec<String>,
+    },
+    /// Objects of kinds of a mesh that are not served.
+    Unserved {
         /// The file.
         file: String,
         /// The objects.
@@ -93,7 +102,7 @@ struct File {
     /// What was last judged, good or bad.
     judged: Option<Hash>,
     good: Vec<Resource>,
-    unread: Vec<String>,
+    unread: Vec<Unread>,
     errors: Vec<String>,
 }
 
@@ -123,7 +132,8 @@ impl Manifests {
         let report = |file: &File| FileReport {
             objects: file.good.len(),
             errors: file.errors.clone(),
-            unread: file.unread.clone(),
+            unread: file.unread(false),
+            unserved: file.unread(true),
         };
         self.files.iter().map(|(name, file)| (name.as_str(), report(file))).collect()
     }
@@ -183,8 +193,12 @@ impl Manifests {
                 if was_invalid {
                     taken.notices.push(Notice::Mended { file: name.clone() });
                 }
-                if !file.unread.is_empty() {
-                    taken.notices.push(Notice::Unread { file: name, objects: file.unread.clone() });
+                let (unread, unserved) = (file.unread(false), file.unread(true));
+                if !unread.is_empty() {
+                    taken.notices.push(Notice::Unread { file: name.clone(), objects: unread });
+                }
+                if !unserved.is_empty() {
+                    taken.notices.push(Notice::Unserved { file: name, objects: unserved });
                 }
                 true
             }
@@ -230,6 +244,22 @@ impl File {
             }
         }
     }
+
+    /// Its objects that are not read: those of a mesh, or the others.
+    fn unread(&self, unserved: bool) -> Vec<String> {
+        let some = self.unread.iter().filter(|one| one.unserved == unserved);
+        some.map(|one| one.object.clone()).collect()
+    }
+}
+
+impl FileReport {
+    /// All that is wrong with it: what cannot be read, and what nobody enforces.
+    pub fn wrong(&self) -> impl Iterator<Item = String> {
+        let unserved = self.unserved.iter();
+        let unserved =
+            unserved.map(|object| format!("{object}: this kind is not served: nobody enforces what it says"));
+        self.errors.iter().cloned().chain(unserved)
+    }
 }
 
 impl Notice {
@@ -243,7 +273,11 @@ impl Notice {
             Self::Mended { file } => tracing::info!(file, "a manifest can be read again"),
             Self::Unread { file, objects } => {
                 let objects = objects.join(", ");
-                tracing::debug!(file, %objects, "kinds that are not read yet");
+                tracing::debug!(file, %objects, "kinds that are not read");
+            }
+            Self::Unserved { file, objects } => {
+                let objects = objects.join(", ");
+                tracing::warn!(file, %objects, "kinds of a mesh that are not served: nobody enforces what they say");
             }
             Self::Duplicate(Duplicate { object, holds, ignored }) => {
                 tracing::warn!(%object, holds, ignored, "an object is described twice; the last file by name holds");

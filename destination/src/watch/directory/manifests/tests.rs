@@ -4,8 +4,10 @@ use super::*;
 
 const POD: &str = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: a}, spec: {containers: []}}";
 const OTHER: &str = "{apiVersion: v1, kind: Pod, metadata: {name: q, namespace: a}, spec: {containers: []}}";
-const SERVER: &str =
-    "{apiVersion: policy.linkerd.io/v1beta9, kind: Server, metadata: {name: s, namespace: a}}";
+/// An object of `policy.linkerd.io`.
+fn policy(version: &str, kind: &str) -> String {
+    format!("{{apiVersion: policy.linkerd.io/{version}, kind: {kind}, metadata: {{name: s, namespace: a}}}}")
+}
 
 #[test]
 fn a_file_counts_when_two_readings_agree() {
@@ -100,13 +102,30 @@ fn of_two_files_the_last_by_name_holds() {
 }
 
 #[test]
-fn kinds_of_a_later_day_are_named_and_no_error() {
+fn kinds_that_are_not_read_are_named_and_the_rest_of_the_file_holds() {
     let mut manifests = Manifests::default();
-    let taken = settle(&mut manifests, &[("a.yaml", SERVER)]);
+    let foreign = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d, namespace: a}}";
+    let file = [POD, foreign, &policy("v1alpha1", "EgressNetwork")].join("\n---\n");
+    let taken = settle(&mut manifests, &[("a.yaml", &file)]);
+    let named = |objects: &str| ("a.yaml".to_owned(), vec![objects.to_owned()]);
+    let (file, objects) = named("apps/v1 Deployment a/d");
+    let unread = Notice::Unread { file, objects };
+    let (file, objects) = named("policy.linkerd.io/v1alpha1 EgressNetwork a/s");
+    let unserved = Notice::Unserved { file, objects: objects.clone() };
+    assert_eq!((words(&taken), taken.notices), (vec!["+p".to_owned()], vec![unread, unserved]));
+    assert_eq!((manifests.invalid(), &manifests.reports()["a.yaml"].unserved), (0, &objects));
+}
+
+#[test]
+fn of_a_file_with_a_version_that_is_not_read_the_last_good_version_holds() {
+    let mut manifests = settled(&[("a.yaml", POD)]);
+    let taken = settle(&mut manifests, &[("a.yaml", &policy("v1alpha1", "Server"))]);
+    let Notice::Invalid { errors, kept: 1, .. } = &taken.notices[0] else { panic!("{taken:?}") };
     assert!(
-        matches!(&taken.notices[..], [Notice::Unread { objects, .. }] if objects[0].contains("Server a/s"))
+        errors[0].contains("Server a/s: apiVersion: policy.linkerd.io/v1alpha1 is not read"),
+        "{errors:?}"
     );
-    assert_eq!(manifests.invalid(), 0);
+    assert_eq!((taken.events.len(), manifests.invalid()), (0, 1));
 }
 
 #[test]
