@@ -99,12 +99,12 @@ pub fn inbound(
         return Ok(by_default(lens, settings, (name, pod), port, probes));
     };
     let served = served(lens, settings, (server_name, server));
-    let named = |path: &String| served.routes.iter().any(|route| replaces(route, path));
+    let replaced = |path: &String| served.routes.iter().any(|route| replaces(route, path));
     Ok(Inbound {
         server: ServerRef::Server(server_name.clone()),
         protocol: server.spec.protocol,
         authorizations: served.authorizations,
-        probes: probes.into_iter().filter(|path| !named(path)).collect(),
+        probes: probes.into_iter().filter(|path| !replaced(path)).collect(),
         routes: served.routes,
         rate_limit: served.rate_limit,
     })
@@ -133,17 +133,33 @@ fn by_default(
     }
 }
 
-/// Does a route say itself who may probe this path? Then a probe is a request like any other. Only a match that names
-/// the path exactly says so: one that asks for more than that comes before a probe wherever it matches.
+impl Inbound {
+    /// Does a route name this path itself? What it matches is its own, and only the rest of the path's requests are a
+    /// probe's.
+    pub fn names(&self, path: &str) -> bool {
+        self.routes.iter().any(|route| named(route, path).next().is_some())
+    }
+}
+
+/// Does a route say itself who may probe this path? Then a probe is a request like any other. Only a match that asks for
+/// nothing else says so: kubelet has none of the headers that another one may ask for, and would find the pod dead.
 fn replaces(route: &HeldInbound, path: &str) -> bool {
     let bare = |wanted: &HttpMatch| {
-        let any = wanted.headers.is_empty() && wanted.query.is_empty();
         let get = wanted.method.is_none_or(|method| method == "GET");
-        any && get && matches!(&wanted.path, PathMatch::Exact(exact) if exact == path)
+        get && wanted.headers.is_empty() && wanted.query.is_empty()
     };
-    let mut matches = route.spec.rules.iter().flat_map(|rule| &rule.matches);
-    route.spec.hostnames.is_empty()
-        && matches.any(|wanted| matches!(wanted, Match::Http(wanted) if bare(wanted)))
+    route.spec.hostnames.is_empty() && named(route, path).any(bare)
+}
+
+/// The matches of a route that name exactly this path.
+fn named<'a>(route: &'a HeldInbound, path: &'a str) -> impl Iterator<Item = &'a HttpMatch> {
+    let matches = route.spec.rules.iter().flat_map(|rule| &rule.matches);
+    matches.filter_map(move |wanted| match wanted {
+        Match::Http(wanted) => {
+            matches!(&wanted.path, PathMatch::Exact(exact) if exact == path).then_some(wanted)
+        }
+        Match::Grpc(_) => None,
+    })
 }
 
 /// The same policy for clients with an identity only. Whoever lists a port as requiring identity means it: there even

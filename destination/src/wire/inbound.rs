@@ -62,8 +62,7 @@ pub fn server(inbound: &Inbound, settings: &Settings) -> api::Server {
     }
 }
 
-/// The probes' route comes first: of two matches that are equally good it wins, unless an operator's names the very path,
-/// and then the path is not among the probes.
+/// The probes' route comes first: of two matches that are equally good it wins.
 fn http_routes(inbound: &Inbound, settings: &Settings) -> Vec<api::HttpRoute> {
     let mut routes: Vec<_> = probes(inbound, &settings.probe_networks).into_iter().collect();
     routes.extend(inbound.routes.iter().map(http_route));
@@ -73,7 +72,9 @@ fn http_routes(inbound: &Inbound, settings: &Settings) -> Vec<api::HttpRoute> {
     routes
 }
 
-/// GETs of exactly these paths, whatever their query.
+/// GETs of exactly these paths, whatever their query. What an operator's match on the very path asks for is the
+/// operator's: where there is one, the path is written as a regular expression, which is no better than any other match of
+/// the whole path. As an exact one with a method it would come before whatever names the path and no method.
 fn probes(inbound: &Inbound, networks: &[IpNet]) -> Option<api::HttpRoute> {
     if inbound.probes.is_empty() || networks.is_empty() {
         return None;
@@ -82,10 +83,10 @@ fn probes(inbound: &Inbound, networks: &[IpNet]) -> Option<api::HttpRoute> {
     if planted::makes(planted::Mistake::ProbesNeedPermission) && !inbound.routes.is_empty() {
         return None;
     }
-    let get = |path: &String| HttpMatch {
-        path: PathMatch::Exact(path.clone()),
-        method: Some("GET"),
-        ..HttpMatch::every()
+    let get = |path: &String| {
+        let pattern = || PathMatch::Regex(regex::escape(path));
+        let path = if inbound.names(path) { pattern() } else { PathMatch::Exact(path.clone()) };
+        HttpMatch { path, method: Some("GET"), ..HttpMatch::every() }
     };
     let networks: Vec<_> =
         networks.iter().map(|net| NetworkMatch { net: *net, except: Vec::new() }).collect();

@@ -6,15 +6,15 @@ use crate::{
     view::{Lens, Settings, Workload, inbound},
     watch::Event,
 };
-use linkerd2_proxy_api::{
-    http_route::path_match,
-    inbound::{
-        self as inbound_api,
-        authn::{Permit, permit_mesh_tls::Clients},
-        proxy_protocol::Kind,
-    },
+use linkerd2_proxy_api::inbound::{
+    self as inbound_api,
+    authn::{Permit, permit_mesh_tls::Clients},
+    proxy_protocol::Kind,
 };
-use remora_core::policy::{DefaultPolicy, ServerProtocol};
+use remora_core::{
+    policy::{self, DefaultPolicy, ServerProtocol},
+    route::{RequestView, select},
+};
 use remora_runtime::api::inbound::server_policy;
 
 /// A pod with a probe of `/ready?full=1` on its port 80, which is named `http`.
@@ -186,10 +186,62 @@ fn probes_keep_their_route_unless_a_match_names_their_path() {
             assert_eq!(first.authorizations[0].networks.len(), 2);
             let wanted = &first.rules[0].matches[0];
             assert!(wanted.query_params.is_empty(), "whatever the query");
-            let path = wanted.path.clone().unwrap().kind.unwrap();
-            assert_eq!(path, path_match::Kind::Exact("/ready".to_owned()));
-            assert!(wanted.method.is_some());
+            assert!(wanted.path.is_some() && wanted.method.is_some());
         }
+    }
+}
+
+/// A GET with a header, or without.
+struct Get<'a>(&'a str, Option<(&'a str, &'a str)>);
+
+impl RequestView for Get<'_> {
+    fn method(&self) -> &'static str {
+        "GET"
+    }
+    fn authority(&self) -> &'static str {
+        "10.1.0.1:80"
+    }
+    fn path(&self) -> &str {
+        self.0
+    }
+    fn query(&self) -> Option<&str> {
+        None
+    }
+    fn header(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.1.into_iter().filter(move |(other, _)| *other == name).map(|(_, value)| value.as_bytes())
+    }
+}
+
+/// Whatever names the path of a probe has what it asks for, and kubelet has the rest: it sends no such header.
+#[test]
+fn a_match_on_the_path_of_a_probe_has_what_it_asks_for() {
+    let exact = |more: &str| format!("{{matches: [{{path: {{type: Exact, value: /a.b}}{more}}}]}}");
+    let header = ", headers: [{name: a, value: b}]";
+    let get = ", method: GET";
+    for (rules, with, without) in [
+        (exact(header), "r", Some("probe")),
+        (exact(&[header, get].concat()), "r", Some("probe")),
+        (exact(""), "r", Some("r")),
+        (exact(", method: POST"), "probe", Some("probe")),
+        ("{}".to_owned(), "probe", Some("probe")),
+        (format!("{}, {{}}", exact(header)), "r", Some("probe")),
+        (format!("{}, {{matches: [{{path: {{value: /a}}}}]}}", exact(header)), "r", Some("probe")),
+        (format!("{}, {{matches: [{{method: GET{header}}}]}}", exact(header)), "r", Some("probe")),
+        (exact(header).replace("/a.b", "/a-b"), "probe", Some("probe")),
+    ] {
+        let pod = POD.replace("/ready?full=1", "/a.b");
+        let route = route_of("HTTPRoute", &rules);
+        let server = told(&[&pod, &server_of("HTTP/1", ""), &route], &settings_for_tests());
+        let policy = server_policy(server).value;
+        let routes = policy::routes(&policy);
+        let of = |path: &str, header: Option<(&str, &str)>| {
+            let candidates = routes.iter().map(|inbound| &inbound.route);
+            let chosen = select(candidates, &Get(path, header)).unwrap()?;
+            Some(routes[chosen.route].route.meta.name.to_string())
+        };
+        assert_eq!(of("/a.b", Some(("a", "b"))).as_deref(), Some(with), "{rules}");
+        assert_eq!(of("/a.b", None).as_deref(), without, "{rules}");
+        assert_ne!(of("/a-b", None).as_deref(), Some("probe"), "{rules}: a dot is a dot");
     }
 }
 
