@@ -174,3 +174,23 @@ fn a_policy_that_nobody_would_enforce_exits_with_2_and_is_named() {
         assert_eq!((code, said.contains("shop/it")), (Some(0), false), "{said}");
     }
 }
+
+#[test]
+fn what_is_not_done_as_it_is_written_is_warned_about() {
+    let service = SERVICE.replace(
+        "namespace: shop}",
+        "namespace: shop, annotations: {retry.linkerd.io/grpc: internal, retry.linkerd.io/http: 5xx}}",
+    );
+    let rule = "retry: {attempts: 2}";
+    let files = [("service.yaml", service.as_str()), ("route.yaml", &route(rule))];
+    let (code, said, _) = check(&files, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for warning in [
+        "Service shop/web: metadata.annotations[retry.linkerd.io/grpc]: Linkerd's API can say it of GRPCRoutes only, and the Service has none: nothing is sent again for it\n",
+    ] {
+        assert!(said.contains(&format!("warning: {warning}")), "{said}");
+    }
+    let (_, json, _) = check(&files, &["-o", "json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["services"]["shop/web"]["warnings"].as_array().unwrap().len(), 1);
+}

@@ -5,6 +5,7 @@ use super::{
     Family, Lens, PortProtocol, Settings,
     attach::{Entry, Loss, attached, names},
     carried::{Unsupported, Whom, unsupported, unsupported_by_servers},
+    cautions,
     outbound::protocol,
     rules::{Unresolved, resolve},
     servers::{self, Apart, names_server},
@@ -168,6 +169,7 @@ impl<'a> Reports<'a> {
             warnings.push("no parent is a Service or a Server: this mesh does nothing with it".to_owned());
         }
         warnings.extend(suspicious(route));
+        warnings.extend(cautions::of_route(id, route));
         RouteReport { parents, warnings }
     }
 

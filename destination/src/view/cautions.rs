@@ -1,0 +1,67 @@
+//! Pure. What routes and Services say of timeouts and retries that proxies do otherwise, or not at all. It is told as
+//! warnings, with the path of the field.
+
+use crate::{
+    index::{GrpcConditions, Index, Route, RouteId, Service, Traffic},
+    resources::{Name, RouteKind},
+};
+use serde::Serialize;
+
+/// A Service of which something is to be said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceReport {
+    /// What is as it is written, but perhaps not as it is meant.
+    pub warnings: Vec<String>,
+}
+
+/// Every Service of which something is to be said.
+pub fn service_reports(index: &Index) -> impl Iterator<Item = (Name, ServiceReport)> {
+    index.services().filter_map(|(name, service)| {
+        let warnings = of_service(index, name, service);
+        (!warnings.is_empty()).then(|| (name.clone(), ServiceReport { warnings }))
+    })
+}
+
+fn of_service(index: &Index, name: &Name, service: &Service) -> Vec<String> {
+    let traffic = &service.traffic;
+    let has_grpc = || index.routes_of(name).any(|(id, _)| id.kind == RouteKind::Grpc);
+    let useless = (says_grpc(traffic) && !has_grpc()).then(|| {
+        format!("{GRPC}: Linkerd's API can say it of GRPCRoutes only, and the Service has none: {NOTHING}")
+    });
+    useless.into_iter().collect()
+}
+
+/// Of a route with Services among its parents.
+pub(super) fn of_route(id: &RouteId, route: &Route) -> Vec<String> {
+    let mut parents = route.spec.parents.iter();
+    if !parents.any(|parent| parent.service(&id.name.namespace).is_some()) {
+        return Vec::new();
+    }
+    let traffic = &route.traffic;
+    let useless = match id.kind {
+        RouteKind::Http | RouteKind::LinkerdHttp => says_grpc(traffic).then(|| {
+            format!("{GRPC}: Linkerd's API can say it of GRPCRoutes only, not of this kind: {NOTHING}")
+        }),
+        RouteKind::Grpc => says_http(traffic).then(|| {
+            format!("{HTTP}: Linkerd's API can say it of HTTPRoutes only, not of this kind: {NOTHING}")
+        }),
+        RouteKind::Tls | RouteKind::Tcp => (*traffic != Traffic::default()).then(|| {
+            "metadata.annotations: connections have no timeouts and retries: timeout.linkerd.io and \
+             retry.linkerd.io say nothing here"
+                .to_owned()
+        }),
+    };
+    useless.into_iter().collect()
+}
+
+const GRPC: &str = "metadata.annotations[retry.linkerd.io/grpc]";
+const HTTP: &str = "metadata.annotations[retry.linkerd.io/http]";
+const NOTHING: &str = "nothing is sent again for it";
+
+fn says_grpc(traffic: &Traffic) -> bool {
+    traffic.grpc_retry.as_ref().is_some_and(|retry| retry.conditions != GrpcConditions::default())
+}
+
+fn says_http(traffic: &Traffic) -> bool {
+    traffic.http_retry.as_ref().is_some_and(|retry| !retry.conditions.is_empty())
+}
