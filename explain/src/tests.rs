@@ -237,6 +237,15 @@ fn an_unknown_address_is_every_address_that_policy_tells_apart() {
 }
 
 #[test]
+fn of_retries_there_are_as_many_as_a_proxy_makes() {
+    for (attempts, expected) in [(10, (Some(10), None)), (50, (Some(10), Some(50)))] {
+        let answer = asked(&(shop() + &route(&format!("{{retry: {{attempts: {attempts}}}}}"))), |_| {});
+        let retry = answer.courses[0].retry.as_ref().unwrap();
+        assert_eq!((retry.limit, retry.asked), expected);
+    }
+}
+
+#[test]
 fn references_of_policies_that_lead_nowhere_are_named() {
     let gone = "{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: gone}";
     let answer = asked(&(shop() + SERVER + &policy("p", gone)), |_| {});

@@ -5,6 +5,7 @@ use crate::{
     index::{GrpcConditions, Index, Route, RouteId, Service, Traffic},
     resources::{Name, RouteKind},
 };
+use remora_core::retry::MAX_RETRIES;
 use serde::Serialize;
 
 /// A Service of which something is to be said.
@@ -28,7 +29,7 @@ fn of_service(index: &Index, name: &Name, service: &Service) -> Vec<String> {
     let useless = (says_grpc(traffic) && !has_grpc()).then(|| {
         format!("{GRPC}: Linkerd's API can say it of GRPCRoutes only, and the Service has none: {NOTHING}")
     });
-    useless.into_iter().collect()
+    useless.into_iter().chain(excess(LIMIT, limit(traffic))).collect()
 }
 
 /// Of a route with Services among its parents.
@@ -51,11 +52,19 @@ pub(super) fn of_route(id: &RouteId, route: &Route) -> Vec<String> {
                 .to_owned()
         }),
     };
-    useless.into_iter().collect()
+    let mut found: Vec<String> = useless.into_iter().chain(excess(LIMIT, limit(traffic))).collect();
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{at}]");
+        let attempts =
+            rule.retry.as_ref().and_then(|retry| retry.attempts).filter(|_| traffic.http_retry.is_none());
+        found.extend(excess(&format!("{path}.retry.attempts"), attempts.unwrap_or_default()));
+    }
+    found
 }
 
 const GRPC: &str = "metadata.annotations[retry.linkerd.io/grpc]";
 const HTTP: &str = "metadata.annotations[retry.linkerd.io/http]";
+const LIMIT: &str = "metadata.annotations[retry.linkerd.io/limit]";
 const NOTHING: &str = "nothing is sent again for it";
 
 fn says_grpc(traffic: &Traffic) -> bool {
@@ -64,4 +73,21 @@ fn says_grpc(traffic: &Traffic) -> bool {
 
 fn says_http(traffic: &Traffic) -> bool {
     traffic.http_retry.as_ref().is_some_and(|retry| !retry.conditions.is_empty())
+}
+
+/// The annotation counts for both, whichever is asked for.
+fn limit(traffic: &Traffic) -> u32 {
+    let http = traffic.http_retry.as_ref().map(|retry| retry.limit);
+    let grpc = traffic.grpc_retry.as_ref().map(|retry| retry.limit);
+    http.max(grpc).unwrap_or_default()
+}
+
+/// More than proxies do, unless they are told to.
+fn excess(path: &str, limit: u32) -> Option<String> {
+    (limit > MAX_RETRIES).then(|| {
+        format!(
+            "{path}: {limit}, but a proxy sends a request again {MAX_RETRIES} times at most, unless its \
+             REMORA_PROXY_MAX_RETRIES says otherwise"
+        )
+    })
 }

@@ -611,6 +611,7 @@ fn a_service_without_routes_has_its_own_timeouts_and_retries() {
 fn of_timeouts_and_retries_what_is_not_done_as_it_is_written_is_warned_about() {
     const GRPC: &str = "retry.linkerd.io/grpc: unavailable";
     const HTTP: &str = "retry.linkerd.io/http: 5xx";
+    const LIMIT: &str = "retry.linkerd.io/limit: '11'";
     let http = "HTTPRoute";
     for (service, kind, route, rule, of_service, of_route) in [
         ("", http, "", "", &[][..], &[][..]),
@@ -623,6 +624,14 @@ fn of_timeouts_and_retries_what_is_not_done_as_it_is_written_is_warned_about() {
         ("", "TCPRoute", HTTP, "", &[], &["metadata.annotations: "]),
         ("", "TCPRoute", "timeout.linkerd.io/idle: 1s", "", &[], &["metadata.annotations: "]),
         (GRPC, http, "", "", &["metadata.annotations[retry.linkerd.io/grpc]: "], &[]),
+        // More than a proxy does.
+        (LIMIT, "GRPCRoute", "", "", &["metadata.annotations[retry.linkerd.io/limit]: 11, "], &[]),
+        ("", http, LIMIT, "", &[], &["metadata.annotations[retry.linkerd.io/limit]: 11, "]),
+        ("", http, "retry.linkerd.io/limit: '10'", "", &[], &[]),
+        ("", http, "", "retry: {attempts: 10}", &[], &[]),
+        ("", http, "", "retry: {attempts: 11}", &[], &["spec.rules[0].retry.attempts: 11, "]),
+        // The annotation comes first.
+        ("", http, HTTP, "retry: {attempts: 11}", &[], &[]),
     ] {
         let annotated = format!("namespace: shop, annotations: {{{service}}}}}");
         let services = SERVICES.replacen("namespace: shop}", &annotated, 1);
