@@ -26,11 +26,11 @@ pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{HeldRateLimit, Inbound, ServerRef, Workload, inbound};
 pub use membership::Membership;
 pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};
-pub use policies::{PolicyReport, policy_reports};
+pub use policies::{NO_REF, PolicyReport, policy_reports};
 pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
 pub use rules::{HeldBackend, HeldRoute, HeldRule, Mirrors, Resilience};
 pub use servers::HeldInbound;
-pub use status::{Condition, ParentReport, RouteReport, route_reports};
+pub use status::{Condition, DeadReference, ParentReport, RouteReport, dead_references, route_reports};
 pub use target::Target;
 
 use crate::{

@@ -62,6 +62,26 @@ pub struct Condition {
     pub message: String,
 }
 
+/// A reference of a route that leads nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadReference {
+    /// Number of the rule that it is in.
+    pub rule: usize,
+    /// The path of the field.
+    pub path: String,
+    /// Gateway API's word for it.
+    pub reason: &'static str,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+impl DeadReference {
+    /// The field, and what is wrong with it.
+    pub fn told(&self) -> String {
+        format!("{}: {}", self.path, self.message)
+    }
+}
+
 impl RouteReport {
     /// Is every condition true?
     pub fn is_fine(&self) -> bool {
@@ -131,7 +151,9 @@ impl<'a> Reports<'a> {
             warnings.extend(told);
         }
         let by_servers = unsupported_by_servers(route);
-        let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved(&mut self.lens, id, route));
+        let dead = unresolved(&mut self.lens, id, route);
+        let dead = dead.iter().map(|one| Problem { reason: one.reason, message: one.told() });
+        let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &dead.collect::<Vec<_>>());
         let mut parents = Vec::new();
         for (at, parent) in route.spec.parents.iter().enumerate() {
             let path = format!("spec.parentRefs[{at}]");
@@ -295,34 +317,42 @@ fn profiled(
     })
 }
 
-/// References that lead nowhere.
-fn unresolved(lens: &mut Lens<'_>, id: &RouteId, route: &Route) -> Vec<Problem> {
-    let check = |(path, target): (String, &TargetRef)| {
+/// The references of a route that lead nowhere: all of them, where the condition's message has room for some.
+pub fn dead_references(index: &Index, id: &RouteId) -> Vec<DeadReference> {
+    index.route(id).map_or_else(Vec::new, |route| unresolved(&mut Lens::new(index), id, route))
+}
+
+fn unresolved(lens: &mut Lens<'_>, id: &RouteId, route: &Route) -> Vec<DeadReference> {
+    let check = |(rule, path, target): (usize, String, &TargetRef)| {
         let Unresolved { reason, message } = resolve(lens, id, target).err()?;
-        Some(Problem { reason, message: format!("{path}: {message}") })
+        Some(DeadReference { rule, path, reason, message })
     };
     references(route).into_iter().filter_map(check).collect()
 }
 
-/// Every object that a route sends something to, with the path of the field.
-fn references(route: &Route) -> Vec<(String, &TargetRef)> {
+/// Every object that a route sends something to, with the number of the rule and the path of the field.
+fn references(route: &Route) -> Vec<(usize, String, &TargetRef)> {
     let mut found = Vec::new();
     for (at, rule) in route.spec.rules.iter().enumerate() {
         let path = format!("spec.rules[{at}]");
-        found.extend(mirrors(&path, &rule.filters));
+        found.extend(mirrors(at, &path, &rule.filters));
         for (number, backend) in rule.backends.iter().enumerate() {
             let path = format!("{path}.backendRefs[{number}]");
-            found.extend(mirrors(&path, &backend.filters));
-            found.push((path, &backend.target));
+            found.extend(mirrors(at, &path, &backend.filters));
+            found.push((at, path, &backend.target));
         }
     }
     found
 }
 
-fn mirrors<'a>(path: &str, filters: &'a [Filter]) -> impl Iterator<Item = (String, &'a TargetRef)> {
+fn mirrors<'a>(
+    rule: usize,
+    path: &str,
+    filters: &'a [Filter],
+) -> impl Iterator<Item = (usize, String, &'a TargetRef)> {
     filters.iter().enumerate().filter_map(move |(at, filter)| match filter {
         Filter::Mirror(mirror) => {
-            Some((format!("{path}.filters[{at}].requestMirror.backendRef"), &mirror.target))
+            Some((rule, format!("{path}.filters[{at}].requestMirror.backendRef"), &mirror.target))
         }
         _ => None,
     })
