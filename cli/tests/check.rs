@@ -181,13 +181,14 @@ fn what_is_not_done_as_it_is_written_is_warned_about() {
         "namespace: shop}",
         "namespace: shop, annotations: {retry.linkerd.io/grpc: internal, retry.linkerd.io/http: 5xx}}",
     );
-    let rule = "retry: {attempts: 50}";
+    let rule = "timeouts: {backendRequest: 1s}, retry: {attempts: 50}";
     let files = [("service.yaml", service.as_str()), ("route.yaml", &route(rule))];
     let (code, said, _) = check(&files, &[]);
     assert_eq!(code, Some(0), "{said}");
     for warning in [
         "Service shop/web: metadata.annotations[retry.linkerd.io/grpc]: Linkerd's API can say it of GRPCRoutes only, and the Service has none: nothing is sent again for it\n",
         "HTTPRoute shop/web: spec.rules[0].retry.attempts: 50, but a proxy sends a request again 10 times at most, unless its REMORA_PROXY_MAX_RETRIES says otherwise\n",
+        "HTTPRoute shop/web: spec.rules[0].timeouts.backendRequest: with retries",
     ] {
         assert!(said.contains(&format!("warning: {warning}")), "{said}");
     }

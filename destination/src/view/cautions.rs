@@ -1,6 +1,7 @@
 //! Pure. What routes and Services say of timeouts and retries that proxies do otherwise, or not at all. It is told as
 //! warnings, with the path of the field.
 
+use super::{Lens, rules::resilience};
 use crate::{
     index::{GrpcConditions, Index, Route, RouteId, Service, Traffic},
     resources::{Name, RouteKind},
@@ -33,9 +34,10 @@ fn of_service(index: &Index, name: &Name, service: &Service) -> Vec<String> {
 }
 
 /// Of a route with Services among its parents.
-pub(super) fn of_route(id: &RouteId, route: &Route) -> Vec<String> {
-    let mut parents = route.spec.parents.iter();
-    if !parents.any(|parent| parent.service(&id.name.namespace).is_some()) {
+pub(super) fn of_route(lens: &mut Lens<'_>, id: &RouteId, route: &Route) -> Vec<String> {
+    let parents = route.spec.parents.iter().filter_map(|parent| parent.service(&id.name.namespace));
+    let parents: Vec<Name> = parents.collect();
+    if parents.is_empty() {
         return Vec::new();
     }
     let traffic = &route.traffic;
@@ -53,11 +55,24 @@ pub(super) fn of_route(id: &RouteId, route: &Route) -> Vec<String> {
         }),
     };
     let mut found: Vec<String> = useless.into_iter().chain(excess(LIMIT, limit(traffic))).collect();
+    let nothing = Traffic::default();
+    let defaults: Vec<&Traffic> =
+        parents.iter().map(|name| lens.declared(name).map_or(&nothing, |service| &service.traffic)).collect();
     for (at, rule) in route.spec.rules.iter().enumerate() {
         let path = format!("spec.rules[{at}]");
         let attempts =
             rule.retry.as_ref().and_then(|retry| retry.attempts).filter(|_| traffic.http_retry.is_none());
         found.extend(excess(&format!("{path}.retry.attempts"), attempts.unwrap_or_default()));
+        let each = rule.timeouts.and_then(|timeouts| timeouts.backend_request).filter(|each| !each.is_zero());
+        let retried =
+            || defaults.iter().any(|defaults| resilience(traffic, rule, defaults).http_retry.is_some());
+        // Linkerd's API bounds a try only up to its response's head, and the last one not at all.
+        if each.is_some() && retried() {
+            found.push(format!(
+                "{path}.timeouts.backendRequest: with retries it bounds each try up to the head of its response, and \
+                 not the last one"
+            ));
+        }
     }
     found
 }

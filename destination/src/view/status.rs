@@ -191,7 +191,7 @@ impl<'a> Reports<'a> {
             warnings.push("no parent is a Service or a Server: this mesh does nothing with it".to_owned());
         }
         warnings.extend(suspicious(route));
-        warnings.extend(cautions::of_route(id, route));
+        warnings.extend(cautions::of_route(&mut self.lens, id, route));
         RouteReport { parents, warnings }
     }
 
@@ -360,19 +360,8 @@ fn mirrors<'a>(
 
 /// What is as it is written, but perhaps not as it is meant.
 fn suspicious(route: &Route) -> impl Iterator<Item = String> {
-    route.spec.rules.iter().enumerate().flat_map(|(at, rule)| {
+    route.spec.rules.iter().enumerate().filter_map(|(at, rule)| {
         let weightless = !rule.backends.is_empty() && rule.backends.iter().all(|backend| backend.weight == 0);
-        let weightless =
-            weightless.then(|| format!("spec.rules[{at}].backendRefs: every weight is 0: everything fails"));
-        let each = rule.timeouts.and_then(|timeouts| timeouts.backend_request);
-        let retried = rule.retry.is_some() || route.traffic.http_retry.is_some();
-        // Linkerd's API bounds a try only up to its response's head, and the last one not at all.
-        let unbounded = (retried && each.is_some_and(|each| !each.is_zero())).then(|| {
-            format!(
-                "spec.rules[{at}].timeouts.backendRequest: with retries it bounds each try up to the head of its \
-                 response, and not the last one"
-            )
-        });
-        weightless.into_iter().chain(unbounded)
+        weightless.then(|| format!("spec.rules[{at}].backendRefs: every weight is 0: everything fails"))
     })
 }

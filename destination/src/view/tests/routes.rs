@@ -632,6 +632,13 @@ fn of_timeouts_and_retries_what_is_not_done_as_it_is_written_is_warned_about() {
         ("", http, "", "retry: {attempts: 11}", &[], &["spec.rules[0].retry.attempts: 11, "]),
         // The annotation comes first.
         ("", http, HTTP, "retry: {attempts: 11}", &[], &[]),
+        // A try's own time.
+        ("", http, "", "timeouts: {backendRequest: 1s}", &[], &[]),
+        (HTTP, http, "", "timeouts: {backendRequest: 1s}", &[], &["spec.rules[0].timeouts.backendRequest: "]),
+        ("", http, HTTP, "timeouts: {backendRequest: 1s}", &[], &["spec.rules[0].timeouts.backendRequest: "]),
+        (HTTP, http, "", "timeouts: {backendRequest: 0s}", &[], &[]),
+        ("", http, "retry.linkerd.io/limit: '0'", "timeouts: {backendRequest: 1s}", &[], &[]),
+        (HTTP, http, "", "timeouts: {backendRequest: 1s}, retry: {attempts: 0}", &[], &[]),
     ] {
         let annotated = format!("namespace: shop, annotations: {{{service}}}}}");
         let services = SERVICES.replacen("namespace: shop}", &annotated, 1);
