@@ -174,3 +174,25 @@ fn a_policy_that_nobody_would_enforce_exits_with_2_and_is_named() {
         assert_eq!((code, said.contains("shop/it")), (Some(0), false), "{said}");
     }
 }
+
+#[test]
+fn what_is_not_done_as_it_is_written_is_warned_about() {
+    let service = SERVICE.replace(
+        "namespace: shop}",
+        "namespace: shop, annotations: {retry.linkerd.io/grpc: internal, retry.linkerd.io/http: 5xx}}",
+    );
+    let rule = "timeouts: {backendRequest: 1s}, retry: {attempts: 50}";
+    let files = [("service.yaml", service.as_str()), ("route.yaml", &route(rule))];
+    let (code, said, _) = check(&files, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for warning in [
+        "Service shop/web: metadata.annotations[retry.linkerd.io/grpc]: Linkerd's API can say it of GRPCRoutes only, and the Service has none: nothing is sent again for it\n",
+        "HTTPRoute shop/web: spec.rules[0].retry.attempts: 50, but a proxy sends a request again 10 times at most, unless its REMORA_PROXY_MAX_RETRIES says otherwise\n",
+        "HTTPRoute shop/web: spec.rules[0].timeouts.backendRequest: with retries",
+    ] {
+        assert!(said.contains(&format!("warning: {warning}")), "{said}");
+    }
+    let (_, json, _) = check(&files, &["-o", "json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["services"]["shop/web"]["warnings"].as_array().unwrap().len(), 1);
+}

@@ -13,6 +13,9 @@ use core::time::Duration;
 pub const BACKOFF: Backoff =
     Backoff { min: Duration::from_millis(25), max: Duration::from_millis(250), jitter: 1.0 };
 
+/// How often a request is sent again at most, whoever asks for more: what a proxy is set to without a word.
+pub const MAX_RETRIES: u32 = 10;
+
 /// What came of a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tried {

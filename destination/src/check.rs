@@ -4,7 +4,8 @@
 use crate::{
     index::Index,
     view::{
-        PolicyReport, ProfileReport, RouteReport, Settings, policy_reports, profile_reports, route_reports,
+        PolicyReport, ProfileReport, RouteReport, ServiceReport, Settings, policy_reports, profile_reports,
+        route_reports, service_reports,
     },
     watch::directory::{FileReport, Manifests, Reading},
 };
@@ -27,6 +28,8 @@ pub struct Checked {
     pub policies: BTreeMap<String, PolicyReport>,
     /// How its ServiceProfiles stand.
     pub profiles: BTreeMap<String, ProfileReport>,
+    /// How those of its Services stand of which something is to be said.
+    pub services: BTreeMap<String, ServiceReport>,
     /// What is taken, and yet perhaps not as it is meant.
     pub warnings: Vec<String>,
 }
@@ -78,11 +81,17 @@ pub fn check(reading: &Reading, settings: &Settings) -> Checked {
     for (name, report) in profiles.iter().filter(|(_, report)| !report.applies.starts_with("Service ")) {
         warnings.push(format!("ServiceProfile {name}: it is about {}", report.applies));
     }
+    let services: BTreeMap<String, ServiceReport> =
+        service_reports(&index).map(|(name, report)| (name.to_string(), report)).collect();
+    for (name, report) in &services {
+        warnings.extend(report.warnings.iter().map(|warning| format!("Service {name}: {warning}")));
+    }
     let fine = reading.incomplete.is_none()
         && files.values().all(|file| file.wrong().next().is_none())
         && routes.values().all(RouteReport::is_fine)
         && policies.values().all(PolicyReport::is_fine);
-    Checked { fine, incomplete: reading.incomplete.clone(), files, routes, policies, profiles, warnings }
+    let incomplete = reading.incomplete.clone();
+    Checked { fine, incomplete, files, routes, policies, profiles, services, warnings }
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub enum NoConfig {
 }
 
 const CLUSTER_NETWORKS: &str = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fd00::/8";
-const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
+pub(crate) const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
 
 /// Flags with a value: name, default (empty is none), help.
 const FLAGS: [(&str, &str, &str); 26] = [

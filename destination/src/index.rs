@@ -23,11 +23,23 @@ pub use services::{Addressing, Service, ServicePort, TargetPort};
 pub use slices::{Slice, SliceEndpoint, SlicePort};
 pub use traffic::{GrpcConditions, HttpConditions, Problem, Retry, Timeouts, Traffic};
 
+/// What holds where an annotation is not there.
+pub(crate) mod defaults {
+    pub(crate) use super::{
+        accrual::{
+            HONOR_RETRY_AFTER, JITTER, MAX_FAILURES, MAX_PENALTY, MIN_PENALTY, MIN_REQUESTS, THRESHOLD,
+            WINDOW,
+        },
+        balancing::strategy_word,
+        traffic::RETRIES,
+    };
+}
+
 use crate::{
     resources::{Grant, Kind, Name, ObjectRef, PolicyKind, Resource, Spec},
     watch::Event,
 };
-use namespaces::{outbound_of, policy_of, ports_of};
+use namespaces::{denial_header, outbound_of, policy_of, ports_of};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,

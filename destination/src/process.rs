@@ -7,7 +7,8 @@ use crate::{
     resources::Kind,
     serve::Serving,
     view::{
-        PolicyReport, ProfileReport, RouteReport, Settings, policy_reports, profile_reports, route_reports,
+        PolicyReport, ProfileReport, RouteReport, ServiceReport, Settings, policy_reports, profile_reports,
+        route_reports, service_reports,
     },
     watch::{
         Event,
@@ -219,13 +220,15 @@ fn files(store: &Arc<Store>, settings: &Arc<Settings>) -> (Arc<Mutex<Value>>, St
         });
         let policies: BTreeMap<String, PolicyReport> =
             store.read(|index| policy_reports(index, &settings).into_iter().collect());
+        let services: BTreeMap<String, ServiceReport> = store
+            .read(|index| service_reports(index).map(|(name, report)| (name.to_string(), report)).collect());
         let objects: serde_json::Map<String, Value> = store.read(|index| {
             Kind::ALL.iter().map(|kind| (kind.as_str().to_owned(), index.count(*kind).into())).collect()
         });
         let manifests = read.lock().unwrap_or_else(PoisonError::into_inner).clone();
         json!({
             "manifests": manifests, "objects": objects, "policies": policies, "profiles": profiles,
-            "routes": routes, "watched_keys": store.watched(),
+            "routes": routes, "services": services, "watched_keys": store.watched(),
         })
     };
     (files, Arc::new(state))

@@ -14,6 +14,7 @@ pub use policy::PolicyKind;
 pub use reference_grant::{Grant, ReferenceGrant};
 pub use routes::RouteKind;
 pub use service_profile::{RequestMatch, Route, ServiceProfile, Spec, WeightedDst};
+pub use versions::Unread;
 
 use k8s_openapi::{
     api::{
@@ -111,15 +112,6 @@ pub enum Document {
     Known(Resource),
     /// A well-formed object of a kind that is not read.
     Unread(Unread),
-}
-
-/// An object of a kind that is not read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unread {
-    /// Its `apiVersion`, kind and name.
-    pub object: String,
-    /// Is its kind one of a mesh? Then nobody else enforces what it says either.
-    pub unserved: bool,
 }
 
 /// Why a document cannot be read. Says which one of the file, whose it is, and where in it.
@@ -267,12 +259,6 @@ impl fmt::Display for Name {
     }
 }
 
-impl fmt::Display for Unread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.object)
-    }
-}
-
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind.as_str(), self.name)
@@ -357,8 +343,8 @@ fn object(
     let kind = match Spoken::of(&api_version, &header.kind) {
         Spoken::Read(kind) => kind,
         Spoken::Version(served) => {
-            let reason =
-                format!("{api_version} is not read; of {} these versions are: {served}", header.kind);
+            let shown: String = api_version.chars().take(100).collect();
+            let reason = format!("{shown} is not read; of {} these versions are: {served}", header.kind);
             let (object, path) = (label, "apiVersion".to_owned());
             invalid.push(Invalid::Field { document, object, path, reason });
             return;

@@ -6,6 +6,7 @@ mod admit;
 mod attach;
 mod balancing;
 mod carried;
+mod cautions;
 mod endpoints;
 mod inbound;
 mod membership;
@@ -20,15 +21,16 @@ mod target;
 pub use admit::{Admission, Authority};
 pub use balancing::Balancers;
 pub use carried::{Family, can_match};
+pub use cautions::{ServiceReport, service_reports};
 pub use endpoints::{Endpoint, Endpoints, endpoints};
 pub use inbound::{HeldRateLimit, Inbound, ServerRef, Workload, inbound};
 pub use membership::Membership;
 pub use outbound::{Outbound, PortProtocol, ServicePolicy, outbound};
-pub use policies::{PolicyReport, policy_reports};
+pub use policies::{NO_REF, PolicyReport, policy_reports};
 pub use profile::{Chosen, Profile, ProfileReport, profile, profile_reports};
 pub use rules::{HeldBackend, HeldRoute, HeldRule, Mirrors, Resilience};
 pub use servers::HeldInbound;
-pub use status::{Condition, ParentReport, RouteReport, route_reports};
+pub use status::{Condition, DeadReference, ParentReport, RouteReport, dead_references, route_reports};
 pub use target::Target;
 
 use crate::{

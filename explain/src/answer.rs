@@ -170,6 +170,9 @@ pub struct Retry {
     /// At most so often; a ServiceProfile has a budget instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// How often the route asks for, where that is more than a proxy does, unless its `REMORA_PROXY_MAX_RETRIES` says more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<u32>,
     /// After answers like these, and where none came.
     pub on: Vec<String>,
     /// Seconds that a try may take to its answer's head.

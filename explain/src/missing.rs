@@ -12,7 +12,7 @@ use remora_destination::{
         Name,
         policy::{PolicyTarget, ServerSelector},
     },
-    view::{policy_reports, route_reports},
+    view::{NO_REF, dead_references, policy_reports},
 };
 use std::collections::BTreeSet;
 
@@ -39,17 +39,9 @@ impl World<'_> {
 
     /// References of a rule.
     fn of_route(&self, of: &str, number: usize, found: &mut BTreeSet<String>) {
-        let reports = route_reports(self.index, self.settings);
-        let Some((id, report)) = reports.into_iter().find(|(id, _)| id.to_string() == of) else { return };
-        let unresolved = report.parents.iter().flat_map(|parent| &parent.conditions);
-        let unresolved =
-            unresolved.filter(|condition| condition.kind == "ResolvedRefs" && !condition.holds());
-        let here = format!("spec.rules[{number}].");
-        for part in unresolved.flat_map(|condition| condition.message.split("; ")) {
-            if part.starts_with(&here) {
-                found.insert(format!("{id}: {part}"));
-            }
-        }
+        let Some((id, _)) = self.index.routes().find(|(id, _)| id.to_string() == of) else { return };
+        let dead = dead_references(self.index, id).into_iter().filter(|one| one.rule == number);
+        found.extend(dead.map(|one| format!("{id}: {}", one.told())));
     }
 
     /// References of what admits clients of a Server.
@@ -77,7 +69,7 @@ impl World<'_> {
         }
         for (name, report) in policy_reports(self.index, self.settings) {
             let [accepted] = &report.conditions;
-            if concerned.contains(&name) && !accepted.holds() && accepted.message.contains("does not exist") {
+            if concerned.contains(&name) && accepted.reason == NO_REF {
                 found.insert(format!("{name}: {}", accepted.message));
             }
         }

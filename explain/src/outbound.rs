@@ -339,6 +339,7 @@ fn by_profile(course: &mut Course, profile: &Profile, name: &str, request: &Requ
     course.timeouts = timeout.map(|time| Timeouts { request: None, response: Some(time), idle: None });
     course.retry = route.filter(|route| route.retryable).and(profile.budget.as_ref()).map(|budget| Retry {
         limit: None,
+        asked: None,
         on: vec!["failures by its classes".to_owned()],
         timeout: None,
         backoff: None,

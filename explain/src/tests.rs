@@ -236,6 +236,28 @@ fn an_unknown_address_is_every_address_that_policy_tells_apart() {
     assert!(answer.notes.iter().any(|note| note.contains("--from-ip")), "{:?}", answer.notes);
 }
 
+/// Also those for which the message of the route's condition has no room.
+#[test]
+fn references_of_routes_that_lead_nowhere_are_named() {
+    let gone = vec!["{name: gone, port: 80}"; 16].join(", ");
+    let mut rules = vec![format!("{{matches: [{{path: {{value: /other}}}}], backendRefs: [{gone}]}}"); 15];
+    rules.push("{backendRefs: [{name: web, port: 80}, {name: none-such, port: 80, weight: 0}]}".to_owned());
+    let answer = asked(&(shop() + &route(&rules.join(", "))), |_| {});
+    let expected =
+        "HTTPRoute shop/web: spec.rules[15].backendRefs[1]: Service shop/none-such does not exist".to_owned();
+    assert_eq!((answer.verdict, &answer.unresolved), (Verdict::Unresolved, &vec![expected]));
+    assert!(asked(&(shop() + &route("{}")), |_| {}).unresolved.is_empty());
+}
+
+#[test]
+fn of_retries_there_are_as_many_as_a_proxy_makes() {
+    for (attempts, expected) in [(10, (Some(10), None)), (50, (Some(10), Some(50)))] {
+        let answer = asked(&(shop() + &route(&format!("{{retry: {{attempts: {attempts}}}}}"))), |_| {});
+        let retry = answer.courses[0].retry.as_ref().unwrap();
+        assert_eq!((retry.limit, retry.asked), expected);
+    }
+}
+
 #[test]
 fn references_of_policies_that_lead_nowhere_are_named() {
     let gone = "{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: gone}";

@@ -7,6 +7,7 @@ use remora_core::{
     policy::{Authentication, Authorization, ResourceRef},
     profile::{BudgetLimits, RequestMatch, StatusRange},
     rate::Quota,
+    retry::MAX_RETRIES,
     route::{
         self, Backend, BackendTarget, Criterion, FailWith, Filter, GrpcCodes, HeaderModifier, HostMatch,
         HttpMatch, HttpRoute, HttpRule, Loss, PathMatch, Ratio, Redirect, Replacement, RetryPolicy, Rewrite,
@@ -245,7 +246,9 @@ pub(crate) fn retry(policy: &RetryPolicy) -> Retry {
     let statuses = policy.statuses.iter().copied().map(range);
     let Backoff { min, max, .. } = policy.backoff;
     Retry {
-        limit: Some(policy.limit),
+        // Of a proxy whose own setting says nothing else.
+        limit: Some(policy.limit.min(MAX_RETRIES)),
+        asked: Some(policy.limit).filter(|asked| *asked > MAX_RETRIES),
         on: statuses.chain(codes(policy.codes)).collect(),
         timeout: policy.timeout.map(|time| time.as_secs_f64()),
         backoff: Some(format!("{min:?} to {max:?}")),

@@ -256,7 +256,10 @@ fn timeouts(terms: Timeouts) -> String {
 }
 
 fn retry(terms: &Retry) -> String {
-    let mut text = terms.limit.map_or_else(String::new, |limit| format!("up to {limit}, "));
+    let mut text = terms.limit.map_or_else(String::new, |limit| match terms.asked {
+        Some(asked) => format!("up to {limit} (not {asked}: REMORA_PROXY_MAX_RETRIES), "),
+        None => format!("up to {limit}, "),
+    });
     let on = if terms.on.is_empty() {
         "without an answer".to_owned()
     } else {

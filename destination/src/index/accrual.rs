@@ -10,6 +10,23 @@ const ACCRUAL: &str = "balancer.linkerd.io/failure-accrual";
 /// Prefix of what Linkerd has not settled yet.
 const ALPHA: &str = "balancer.alpha.linkerd.io/";
 
+/// What holds without the annotation about it: failures in a row.
+pub(crate) const MAX_FAILURES: u32 = 7;
+/// The shortest time that an endpoint is left alone.
+pub(crate) const MIN_PENALTY: Duration = Duration::from_secs(1);
+/// The longest.
+pub(crate) const MAX_PENALTY: Duration = Duration::from_mins(1);
+/// How much of it may be added at random.
+pub(crate) const JITTER: f32 = 0.5;
+/// The least share of successes.
+pub(crate) const THRESHOLD: f64 = 0.8;
+/// Of the responses of so long.
+pub(crate) const WINDOW: Duration = Duration::from_secs(10);
+/// With fewer of them nothing is concluded.
+pub(crate) const MIN_REQUESTS: u32 = 5;
+/// Is it left alone for as long as it asks for?
+pub(crate) const HONOR_RETRY_AFTER: bool = false;
+
 /// When an endpoint is left alone: after so many failures in a row, or with too few successes, for a time that grows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Accrual {
@@ -57,12 +74,12 @@ impl Accrual {
         let jitter = one(annotations, &name("jitter-ratio"), problems, jitter);
         let honor = format!("{ALPHA}failure-accrual-honor-retry-after");
         let read = Self {
-            max_failures: max_failures.unwrap_or(7),
+            max_failures: max_failures.unwrap_or(MAX_FAILURES),
             rate: unified.then(|| rate(annotations, problems)),
-            min_penalty: min.unwrap_or(Duration::from_secs(1)),
-            max_penalty: max.unwrap_or(Duration::from_mins(1)),
-            jitter: jitter.unwrap_or(0.5),
-            honor_retry_after: one(annotations, &honor, problems, yes_or_no).unwrap_or(false),
+            min_penalty: min.unwrap_or(MIN_PENALTY),
+            max_penalty: max.unwrap_or(MAX_PENALTY),
+            jitter: jitter.unwrap_or(JITTER),
+            honor_retry_after: one(annotations, &honor, problems, yes_or_no).unwrap_or(HONOR_RETRY_AFTER),
         };
         if read.max_penalty.is_zero() || read.min_penalty > read.max_penalty {
             let reason = format!("{:?} is zero, or shorter than min-penalty", read.max_penalty);
@@ -78,9 +95,9 @@ fn rate(annotations: &Annotations, problems: &mut Vec<Problem>) -> SuccessRate {
     let window = one(annotations, &name("window"), problems, window);
     let min_requests = one(annotations, &name("min-requests"), problems, |text| number(text, u32::MAX));
     SuccessRate {
-        threshold: threshold.unwrap_or(0.8),
-        window: window.unwrap_or(Duration::from_secs(10)),
-        min_requests: min_requests.unwrap_or(5),
+        threshold: threshold.unwrap_or(THRESHOLD),
+        window: window.unwrap_or(WINDOW),
+        min_requests: min_requests.unwrap_or(MIN_REQUESTS),
     }
 }
 

@@ -55,13 +55,19 @@ fn above_zero(text: &str) -> Result<NonZeroU32, String> {
     text.parse().map_err(|_| format!("{:?} is no whole number from 1 to {}", shown(text), u32::MAX))
 }
 
-fn strategy(text: &str) -> Result<Strategy, String> {
-    match text {
-        "ewma" => Ok(Strategy::PeakEwma),
-        "least-request" => Ok(Strategy::LeastRequest),
-        "round-robin" => Ok(Strategy::RoundRobin),
-        _ => Err(format!("{:?} is none of ewma, least-request, round-robin", shown(text))),
+/// The word of the annotation for a strategy.
+pub(crate) fn strategy_word(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::PeakEwma => "ewma",
+        Strategy::LeastRequest => "least-request",
+        Strategy::RoundRobin => "round-robin",
     }
+}
+
+fn strategy(text: &str) -> Result<Strategy, String> {
+    let all = [Strategy::PeakEwma, Strategy::LeastRequest, Strategy::RoundRobin];
+    let known = || format!("{:?} is none of {}", shown(text), all.map(strategy_word).join(", "));
+    all.into_iter().find(|strategy| strategy_word(*strategy) == text).ok_or_else(known)
 }
 
 /// An annotation of ours that is none is a slip of the pen, or of another kind of object.

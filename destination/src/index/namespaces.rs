@@ -20,12 +20,28 @@ impl Namespace {
     /// Reads its annotations. What is wrong with them goes to `reasons`.
     pub(super) fn read(annotations: Option<&BTreeMap<String, String>>, reasons: &mut Vec<String>) -> Self {
         let Some(annotations) = annotations else { return Self::default() };
+        denial_header(annotations, reasons);
         Self {
             opaque_ports: ports_of(annotations, OPAQUE_PORTS, |_| None, reasons),
             default_policy: policy_of(annotations, reasons),
             outbound_default: outbound_of(annotations, reasons),
         }
     }
+}
+
+/// The annotation that the injector tells a proxy of; here only whether it says anything.
+const DENIAL_HEADER: &str = "config.remora.io/denial-header";
+
+/// Says whether a refusal may be named in the answer; a value that the injector ignores is told.
+pub(super) fn denial_header(annotations: &BTreeMap<String, String>, reasons: &mut Vec<String>) {
+    const SAYS: [&str; 14] = [
+        "enabled", "disabled", "true", "True", "TRUE", "t", "T", "1", "false", "False", "FALSE", "f", "F",
+        "0",
+    ];
+    let wrong = annotations.get(DENIAL_HEADER).filter(|value| !SAYS.contains(&value.as_str()));
+    reasons.extend(wrong.map(|value| {
+        format!("annotation {DENIAL_HEADER}: {value:?} is neither enabled nor disabled; it is ignored")
+    }));
 }
 
 /// The ports that an annotation lists; `None` if there is no such annotation.

@@ -1,8 +1,8 @@
 //! Pure. What of a pod matters to its clients and to its own proxy.
 
 use super::{
-    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, balancing, in_namespace, outbound_of, policy_of,
-    ports_of, relate, swap,
+    Changes, Index, Key, OPAQUE_PORTS, Owned, Zone, balancing, denial_header, in_namespace, outbound_of,
+    policy_of, ports_of, relate, swap,
 };
 use crate::{
     ports::PortSet,
@@ -128,6 +128,7 @@ impl Pod {
         let ports = named_ports(spec);
         let named = |name: &str| ports.get(name).copied();
         let ips = ips(status);
+        denial_header(annotations, reasons);
         Self {
             host_network: spec.host_network.unwrap_or(false),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),

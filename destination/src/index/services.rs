@@ -1,11 +1,11 @@
 //! Pure. What of a Service matters to the clients of it.
 
 use super::{
-    Accrual, OPAQUE_PORTS, Traffic,
+    Accrual, Index, OPAQUE_PORTS, Traffic,
     balancing::{balancing, told},
     ports_of,
 };
-use crate::ports::PortSet;
+use crate::{ports::PortSet, resources::Name};
 use k8s_openapi::{
     api::core::v1::{self as api, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -71,6 +71,13 @@ pub enum TargetPort {
     Number(u16),
     /// The container port of that name, which may differ from pod to pod.
     Name(String),
+}
+
+impl Index {
+    /// All Services.
+    pub fn services(&self) -> impl Iterator<Item = (&Name, &Service)> {
+        self.services.iter().map(|(name, service)| (name, service.as_ref()))
+    }
 }
 
 impl Service {

@@ -13,6 +13,9 @@ const LONGEST: Duration = Duration::from_hours(365 * 24);
 /// Most retries of one request, as Linkerd reads them.
 const MAX_RETRIES: u32 = 65_535;
 
+/// How often a request is sent again where retries are asked for and no limit is.
+pub(crate) const RETRIES: u32 = 1;
+
 /// Timeouts and retries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -109,7 +112,11 @@ fn retry<C: Default>(
     conditions: Option<C>,
 ) -> Option<Retry<C>> {
     let timeout = timeout.filter(|timeout| !timeout.is_zero());
-    stated.then(|| Retry { limit: limit.unwrap_or(1), timeout, conditions: conditions.unwrap_or_default() })
+    stated.then(|| Retry {
+        limit: limit.unwrap_or(RETRIES),
+        timeout,
+        conditions: conditions.unwrap_or_default(),
+    })
 }
 
 /// An annotation of ours that is none is a slip of the pen.

@@ -2,9 +2,19 @@
 //! nobody enforces.
 
 use super::{Kind, PolicyKind, RouteKind, routes::POLICY_GROUP};
+use std::fmt;
 
 /// Groups of which every kind is for a mesh, Linkerd's or this one: one that is not read is no other controller's business.
 const MESH_GROUPS: [&str; 3] = ["linkerd.io", POLICY_GROUP, "remora.io"];
+
+/// An object of a kind that is not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Its `apiVersion`, kind and name.
+    pub object: String,
+    /// Is its kind one of a mesh? Then nobody else enforces what it says either.
+    pub unserved: bool,
+}
 
 /// What an `apiVersion` and a kind say together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +27,12 @@ pub(super) enum Spoken {
     Unserved,
     /// Somebody else's business.
     Foreign,
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.object)
+    }
 }
 
 impl Spoken {

@@ -20,7 +20,8 @@ use crate::{
 use serde::Serialize;
 
 const NO_TARGET: &str = "TargetNotFound";
-const NO_REF: &str = "RefNotFound";
+/// Why a policy is not accepted that refers to what is not there.
+pub const NO_REF: &str = "RefNotFound";
 const CONFLICTED: &str = "Conflicted";
 const UNSUPPORTED: &str = "UnsupportedValue";
 /// Most warnings of an object; what comes after is of the same kind.

@@ -7,7 +7,9 @@ use super::{
     carried::{Effect, Whom, unsupported},
 };
 use crate::{
-    index::{Addressing, GrpcConditions, HttpConditions, Retry, RouteId, Timeouts, Traffic},
+    index::{
+        Addressing, GrpcConditions, HttpConditions, Retry, RouteId, Timeouts, Traffic, defaults::RETRIES,
+    },
     resources::{
         Name,
         routes::{self, Filter, RouteSpec, Rule, TargetRef},
@@ -178,7 +180,7 @@ pub(super) fn resilience(route: &Traffic, rule: &Rule, defaults: &Traffic) -> Re
     let mut backoff = None;
     if let (None, Some(retry)) = (&http_retry, &rule.retry) {
         http_retry = Some(Retry {
-            limit: retry.attempts.unwrap_or(1),
+            limit: retry.attempts.unwrap_or(RETRIES),
             timeout: None,
             conditions: retry.codes.iter().map(|code| (*code, *code)).collect(),
         });

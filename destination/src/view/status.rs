@@ -5,6 +5,7 @@ use super::{
     Family, Lens, PortProtocol, Settings,
     attach::{Entry, Loss, attached, names},
     carried::{Unsupported, Whom, unsupported, unsupported_by_servers},
+    cautions,
     outbound::protocol,
     rules::{Unresolved, resolve},
     servers::{self, Apart, names_server},
@@ -59,6 +60,26 @@ pub struct Condition {
     pub reason: &'static str,
     /// For people: the paths of the fields, and what is wrong with each.
     pub message: String,
+}
+
+/// A reference of a route that leads nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadReference {
+    /// Number of the rule that it is in.
+    pub rule: usize,
+    /// The path of the field.
+    pub path: String,
+    /// Gateway API's word for it.
+    pub reason: &'static str,
+    /// What is wrong, for people.
+    pub message: String,
+}
+
+impl DeadReference {
+    /// The field, and what is wrong with it.
+    pub fn told(&self) -> String {
+        format!("{}: {}", self.path, self.message)
+    }
 }
 
 impl RouteReport {
@@ -130,7 +151,9 @@ impl<'a> Reports<'a> {
             warnings.extend(told);
         }
         let by_servers = unsupported_by_servers(route);
-        let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &unresolved(&mut self.lens, id, route));
+        let dead = unresolved(&mut self.lens, id, route);
+        let dead = dead.iter().map(|one| Problem { reason: one.reason, message: one.told() });
+        let resolved = Condition::new("ResolvedRefs", "ResolvedRefs", &dead.collect::<Vec<_>>());
         let mut parents = Vec::new();
         for (at, parent) in route.spec.parents.iter().enumerate() {
             let path = format!("spec.parentRefs[{at}]");
@@ -168,6 +191,7 @@ impl<'a> Reports<'a> {
             warnings.push("no parent is a Service or a Server: this mesh does nothing with it".to_owned());
         }
         warnings.extend(suspicious(route));
+        warnings.extend(cautions::of_route(&mut self.lens, id, route));
         RouteReport { parents, warnings }
     }
 
@@ -293,34 +317,42 @@ fn profiled(
     })
 }
 
-/// References that lead nowhere.
-fn unresolved(lens: &mut Lens<'_>, id: &RouteId, route: &Route) -> Vec<Problem> {
-    let check = |(path, target): (String, &TargetRef)| {
+/// The references of a route that lead nowhere: all of them, where the condition's message has room for some.
+pub fn dead_references(index: &Index, id: &RouteId) -> Vec<DeadReference> {
+    index.route(id).map_or_else(Vec::new, |route| unresolved(&mut Lens::new(index), id, route))
+}
+
+fn unresolved(lens: &mut Lens<'_>, id: &RouteId, route: &Route) -> Vec<DeadReference> {
+    let check = |(rule, path, target): (usize, String, &TargetRef)| {
         let Unresolved { reason, message } = resolve(lens, id, target).err()?;
-        Some(Problem { reason, message: format!("{path}: {message}") })
+        Some(DeadReference { rule, path, reason, message })
     };
     references(route).into_iter().filter_map(check).collect()
 }
 
-/// Every object that a route sends something to, with the path of the field.
-fn references(route: &Route) -> Vec<(String, &TargetRef)> {
+/// Every object that a route sends something to, with the number of the rule and the path of the field.
+fn references(route: &Route) -> Vec<(usize, String, &TargetRef)> {
     let mut found = Vec::new();
     for (at, rule) in route.spec.rules.iter().enumerate() {
         let path = format!("spec.rules[{at}]");
-        found.extend(mirrors(&path, &rule.filters));
+        found.extend(mirrors(at, &path, &rule.filters));
         for (number, backend) in rule.backends.iter().enumerate() {
             let path = format!("{path}.backendRefs[{number}]");
-            found.extend(mirrors(&path, &backend.filters));
-            found.push((path, &backend.target));
+            found.extend(mirrors(at, &path, &backend.filters));
+            found.push((at, path, &backend.target));
         }
     }
     found
 }
 
-fn mirrors<'a>(path: &str, filters: &'a [Filter]) -> impl Iterator<Item = (String, &'a TargetRef)> {
+fn mirrors<'a>(
+    rule: usize,
+    path: &str,
+    filters: &'a [Filter],
+) -> impl Iterator<Item = (usize, String, &'a TargetRef)> {
     filters.iter().enumerate().filter_map(move |(at, filter)| match filter {
         Filter::Mirror(mirror) => {
-            Some((format!("{path}.filters[{at}].requestMirror.backendRef"), &mirror.target))
+            Some((rule, format!("{path}.filters[{at}].requestMirror.backendRef"), &mirror.target))
         }
         _ => None,
     })
@@ -328,19 +360,8 @@ fn mirrors<'a>(path: &str, filters: &'a [Filter]) -> impl Iterator<Item = (Strin
 
 /// What is as it is written, but perhaps not as it is meant.
 fn suspicious(route: &Route) -> impl Iterator<Item = String> {
-    route.spec.rules.iter().enumerate().flat_map(|(at, rule)| {
+    route.spec.rules.iter().enumerate().filter_map(|(at, rule)| {
         let weightless = !rule.backends.is_empty() && rule.backends.iter().all(|backend| backend.weight == 0);
-        let weightless =
-            weightless.then(|| format!("spec.rules[{at}].backendRefs: every weight is 0: everything fails"));
-        let each = rule.timeouts.and_then(|timeouts| timeouts.backend_request);
-        let retried = rule.retry.is_some() || route.traffic.http_retry.is_some();
-        // Linkerd's API bounds a try only up to its response's head, and the last one not at all.
-        let unbounded = (retried && each.is_some_and(|each| !each.is_zero())).then(|| {
-            format!(
-                "spec.rules[{at}].timeouts.backendRequest: with retries it bounds each try up to the head of its \
-                 response, and not the last one"
-            )
-        });
-        weightless.into_iter().chain(unbounded)
+        weightless.then(|| format!("spec.rules[{at}].backendRefs: every weight is 0: everything fails"))
     })
 }

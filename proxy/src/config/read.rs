@@ -8,6 +8,7 @@ use super::{
 use remora_core::{
     identity::{Identity, Kind},
     policy::{DefaultPolicy, OutboundDefault},
+    retry::MAX_RETRIES,
 };
 use remora_runtime::{
     env::{Env, HostPort, Invalid, Mistakes, parse},
@@ -330,7 +331,7 @@ fn limits(env: &mut Env) -> Limits {
         head_timeout: env.or("REMORA_PROXY_REQUEST_HEAD_TIMEOUT", 10 * SECOND, positive),
         body_timeout: env.or("REMORA_PROXY_REQUEST_BODY_TIMEOUT", 300 * SECOND, positive),
         max_retry_body: env.or("REMORA_PROXY_MAX_RETRY_BODY", 65_536, parse::number_within(0, 1 << 20)),
-        max_retries: env.or("REMORA_PROXY_MAX_RETRIES", 10, parse::number_within(0, 1_000)),
+        max_retries: env.or("REMORA_PROXY_MAX_RETRIES", MAX_RETRIES, parse::number_within(0, 1_000)),
         memory: env.optional("REMORA_PROXY_MEMORY_LIMIT", parse::bytes),
     }
 }

@@ -624,11 +624,66 @@ fn whose_timeouts_and_retries_hold() {
 
 #[test]
 fn a_service_without_routes_has_its_own_timeouts_and_retries() {
-    let annotations = "namespace: shop, annotations: {timeout.linkerd.io/request: 1s, retry.linkerd.io/grpc: internal, balancer.linkerd.io/failure-accrual: consecutive}}";
+    let annotations = "namespace: shop, annotations: {timeout.linkerd.io/request: 1s, retry.linkerd.io/http: 5xx, balancer.linkerd.io/failure-accrual: consecutive}}";
     let policy = policy_of(&SERVICES.replacen("namespace: shop}", annotations, 1), "10.96.0.1:80", None);
     assert_eq!(policy.resilience.timeouts.request, Some(std::time::Duration::from_secs(1)));
-    let retries = (policy.resilience.http_retry.is_some(), policy.resilience.grpc_retry.is_some());
-    assert_eq!((retries, policy.accrual.map(|accrual| accrual.max_failures)), ((false, true), Some(7)));
+    let retries = policy.resilience.http_retry.is_some();
+    assert_eq!((retries, policy.accrual.map(|accrual| accrual.max_failures)), (true, Some(7)));
+}
+
+#[test]
+fn of_timeouts_and_retries_what_is_not_done_as_it_is_written_is_warned_about() {
+    const GRPC: &str = "retry.linkerd.io/grpc: unavailable";
+    const HTTP: &str = "retry.linkerd.io/http: 5xx";
+    const LIMIT: &str = "retry.linkerd.io/limit: '11'";
+    let http = "HTTPRoute";
+    for (service, kind, route, rule, of_service, of_route) in [
+        ("", http, "", "", &[][..], &[][..]),
+        (HTTP, http, HTTP, "", &[], &[]),
+        (GRPC, "GRPCRoute", GRPC, "", &[], &[]),
+        // By status of the other protocol.
+        ("", http, GRPC, "", &[], &["metadata.annotations[retry.linkerd.io/grpc]: "]),
+        ("", "LinkerdHTTPRoute", GRPC, "", &[], &["metadata.annotations[retry.linkerd.io/grpc]: "]),
+        ("", "GRPCRoute", HTTP, "", &[], &["metadata.annotations[retry.linkerd.io/http]: "]),
+        ("", "TCPRoute", HTTP, "", &[], &["metadata.annotations: "]),
+        ("", "TCPRoute", "timeout.linkerd.io/idle: 1s", "", &[], &["metadata.annotations: "]),
+        (GRPC, http, "", "", &["metadata.annotations[retry.linkerd.io/grpc]: "], &[]),
+        // More than a proxy does.
+        (LIMIT, "GRPCRoute", "", "", &["metadata.annotations[retry.linkerd.io/limit]: 11, "], &[]),
+        ("", http, LIMIT, "", &[], &["metadata.annotations[retry.linkerd.io/limit]: 11, "]),
+        ("", http, "retry.linkerd.io/limit: '10'", "", &[], &[]),
+        ("", http, "", "retry: {attempts: 10}", &[], &[]),
+        ("", http, "", "retry: {attempts: 11}", &[], &["spec.rules[0].retry.attempts: 11, "]),
+        // The annotation comes first.
+        ("", http, HTTP, "retry: {attempts: 11}", &[], &[]),
+        // A try's own time.
+        ("", http, "", "timeouts: {backendRequest: 1s}", &[], &[]),
+        (HTTP, http, "", "timeouts: {backendRequest: 1s}", &[], &["spec.rules[0].timeouts.backendRequest: "]),
+        ("", http, HTTP, "timeouts: {backendRequest: 1s}", &[], &["spec.rules[0].timeouts.backendRequest: "]),
+        (HTTP, http, "", "timeouts: {backendRequest: 0s}", &[], &[]),
+        ("", http, "retry.linkerd.io/limit: '0'", "timeouts: {backendRequest: 1s}", &[], &[]),
+        (HTTP, http, "", "timeouts: {backendRequest: 1s}, retry: {attempts: 0}", &[], &[]),
+    ] {
+        let annotated = format!("namespace: shop, annotations: {{{service}}}}}");
+        let services = SERVICES.replacen("namespace: shop}", &annotated, 1);
+        let rule = if kind == "TCPRoute" { "backendRefs: [{name: v2, port: 80}]" } else { rule };
+        let route =
+            route_with(kind, "shop/a", &format!("annotations: {{{route}}}"), WEB, &format!("{{{rule}}}"));
+        let index = index(&format!("{services}{route}"));
+        let (_, report) = route_reports(&index, &settings()).next().unwrap();
+        let services = service_reports(&index).map(|(name, report)| (name.to_string(), report.warnings));
+        let services: Vec<String> = services
+            .flat_map(|(name, warnings)| {
+                assert_eq!(name, "shop/web");
+                warnings
+            })
+            .collect();
+        for (found, expected) in [(&services, of_service), (&report.warnings, of_route)] {
+            let alike = found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected));
+            assert!(alike && found.len() == expected.len(), "{route}{services:?}{report:?}");
+        }
+        assert!(report.is_fine(), "{report:?}");
+    }
 }
 
 #[test]

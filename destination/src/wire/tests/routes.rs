@@ -328,6 +328,40 @@ fn timeouts_retries_and_failing_endpoints() {
     assert!(accrual.backoff.unwrap().respect_retry_after_hint);
 }
 
+/// What the warnings say of each protocol's own statuses: a proxy is told of them by routes of its kind only.
+#[test]
+fn retries_by_status_of_grpc_are_those_of_grpc_routes() {
+    let annotated = |annotation: &str| {
+        SERVICES.replacen("namespace: shop}", &format!("namespace: shop, annotations: {{{annotation}}}}}"), 1)
+    };
+    let (by_grpc, by_http) = ("retry.linkerd.io/grpc: internal", "retry.linkerd.io/http: 5xx");
+    for (annotation, routes, expected) in [
+        (by_grpc, String::new(), 0),
+        (by_grpc, route("HTTPRoute", "rules: [{}]"), 0),
+        (by_grpc, route("GRPCRoute", "rules: [{}]"), 1),
+        (by_http, String::new(), 2),
+        (by_http, route("HTTPRoute", "rules: [{}]"), 2),
+        (by_http, route("GRPCRoute", "rules: [{}]"), 0),
+    ] {
+        let retries = match served_by(&annotated(annotation), &routes) {
+            Kind::Detect(detect) => {
+                let both = [detect.http1.unwrap().routes, detect.http2.unwrap().routes];
+                both.iter()
+                    .flatten()
+                    .flat_map(|route| &route.rules)
+                    .filter(|rule| rule.retry.is_some())
+                    .count()
+            }
+            Kind::Grpc(grpc) => {
+                let rules = grpc.routes.iter().flat_map(|route| &route.rules);
+                rules.filter(|rule| rule.retry.is_some()).count()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(retries, expected, "{annotation} {routes}");
+    }
+}
+
 #[test]
 fn how_services_are_balanced_is_said_in_our_api() {
     let round_robin = SERVICES.replacen(
