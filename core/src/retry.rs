@@ -2,7 +2,7 @@
 
 mod replay;
 
-pub use replay::{Kept, Next, Replay};
+pub use replay::{Come, Kept, Next, Replay};
 
 #[cfg(planted)]
 use crate::planted;

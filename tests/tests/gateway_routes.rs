@@ -1,6 +1,6 @@
 //! Routes of the Gateway API as an operator writes them, through the real control plane: where requests go, what is changed
 //! on the way, who gets a copy, and that a changed route holds at once.
-#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, status};
 use remora_tests::wire::{client, count, counted, kit, run_kit};
@@ -135,6 +135,41 @@ fn a_mirror_gets_the_share_that_its_route_says() {
 }
 
 #[test]
+fn a_request_that_is_sent_again_is_mirrored_once_by_a_backend_that_it_is_sent_to() {
+    let mirror = "{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 8080}}}";
+    let failing =
+        "{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /status/503}}}";
+    let Some(mesh) = started(&format!(
+        "{{matches: [{{path: {{value: /waits}}}}], timeouts: {{backendRequest: 200ms}},
+           retry: {{attempts: 10, codes: [503], backoff: 1ms}},
+           backendRefs: [{{name: dead, port: 8080, filters: [{mirror}]}}, {{name: web, port: 8080, weight: 2, filters: [{mirror}]}}]}},
+         {{matches: [{{path: {{value: /fails}}}}], retry: {{attempts: 10, codes: [503], backoff: 1ms}},
+           backendRefs: [{{name: v2, port: 8080, filters: [{failing}]}}, {{name: web, port: 8080, filters: [{mirror}]}}]}},
+         {{matches: [{{path: {{value: /both}}}}], retry: {{attempts: 10, codes: [503], backoff: 1ms}},
+           backendRefs: [{{name: v2, port: 8080, filters: [{failing}, {mirror}]}}, {{name: web, port: 8080, filters: [{mirror}]}}]}}"
+    )) else {
+        return;
+    };
+    let client = mesh.pod(SHOP, "client").unwrap();
+    let mirrored = "remora_outbound_http_route_mirror_requests_total";
+    let body = "x".repeat(40_000);
+    let mut expected = 0.0;
+    // To one that is not there, of which a try does not always find so in time; to one that fails and has no mirror; to
+    // one that fails and has one.
+    for (path, times) in [("waits", 12), ("fails", 20), ("both", 20)] {
+        let url = format!("http://web:8080/{path}/[1-{times}]");
+        let asked = told(&client, &["-H", "Expect:", "-d", &body, &url]);
+        assert!(asked.iter().all(|told| told["server"] == "web"), "{asked:?}");
+        expected += f64::from(times);
+        let answered = || counted(&client, mirrored, &[("result", "answered")], expected);
+        answered().unwrap_or_else(|error| panic!("{path}: {error:#}"));
+        counted(&client, mirrored, &[], expected).unwrap();
+    }
+    let again = "outbound_http_route_retry_requests_total";
+    assert!(count(&client, again, &[("route_name", "web")]).unwrap() > 10.0, "this was about retries");
+}
+
+#[test]
 fn grpc_has_its_answers_headers_changed_and_its_calls_mirrored() {
     if !check::can_run() {
         return;
@@ -206,6 +241,9 @@ fn started(rules: &str) -> Option<Mesh> {
         kit("web", 8080, "http", &[]),
         kit("v2", 8080, "http", &[]),
         client("client", &[]),
+        // Nobody listens there.
+        shop::idle("dead", &[]),
+        shop::service("dead", 8080, "7999"),
     ];
     Some(shop::open(&[&pods[..], &[route(rules)]].concat()).unwrap())
 }

@@ -47,6 +47,17 @@ pub enum Next<'a, T> {
     Broken,
 }
 
+/// What has come of a body, from its beginning.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Come<'a, T> {
+    /// More may come.
+    Part(&'a [u8]),
+    /// All, and what follows its last byte.
+    All(&'a [u8], Option<&'a T>),
+    /// Its beginning is not kept, or it broke off.
+    Gone,
+}
+
 /// What there is of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
@@ -146,6 +157,16 @@ impl<T> Replay<T> {
         self.end = Some(End::Broken);
     }
 
+    /// What has come of the body, whatever any try has had of it.
+    pub fn come(&self) -> Come<'_, T> {
+        match &self.end {
+            Some(End::Broken) => Come::Gone,
+            _ if self.too_long => Come::Gone,
+            Some(End::Over(last)) => Come::All(&self.kept, last.as_ref()),
+            None => Come::Part(&self.kept),
+        }
+    }
+
     /// What there is of the body.
     pub fn kept(&self) -> Kept {
         match &self.end {
@@ -194,6 +215,28 @@ mod tests {
         replay.ended(None);
         assert_eq!(replay.next(second, 2), Next::Over);
         assert_eq!(replay.begin(), None);
+    }
+
+    #[test]
+    fn what_has_come_is_told_from_its_beginning() {
+        let mut replay = Replay::new(5);
+        let first = replay.begin().unwrap();
+        assert_eq!(replay.come(), Come::Part(b""));
+        replay.came(b"hel");
+        assert_eq!(replay.next(first, 9), Next::Client);
+        assert_eq!(replay.come(), Come::Part(b"hel"));
+        let second = replay.begin().unwrap();
+        assert_eq!(replay.next(second, 2), Next::Kept(b"he"));
+        assert_eq!(replay.come(), Come::Part(b"hel"));
+        replay.ended(Some("sum"));
+        assert_eq!(replay.come(), Come::All(b"hel", Some(&"sum")));
+
+        let mut broken = Replay::<()>::new(5);
+        broken.came(b"hel");
+        broken.broke();
+        let mut long = Replay::<()>::new(5);
+        long.came(b"hello!");
+        assert_eq!((broken.come(), long.come()), (Come::Gone, Come::Gone));
     }
 
     #[test]

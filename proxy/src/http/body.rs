@@ -194,7 +194,6 @@ impl Body {
     pub fn recorded(&self) -> Option<Recorded> {
         match &self.kind {
             Kind::Replay(body) => Some(body.recorded().clone()),
-            Kind::Copied(body) => body.recorded(),
             _ => None,
         }
     }

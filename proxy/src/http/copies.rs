@@ -3,7 +3,6 @@
 
 use super::{
     body::Body,
-    replay::Recorded,
     upload::{BodyError, Fate},
 };
 use crate::{
@@ -13,6 +12,7 @@ use crate::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
+use remora_core::retry::Come;
 use std::{
     pin::Pin,
     sync::{
@@ -55,18 +55,55 @@ pub struct Copy {
 
 /// The body, and so many copies of it.
 pub(super) fn copies(body: Body, count: usize) -> (Body, Vec<Body>) {
-    let (left, spelling) = (body.length(), body.spelling.clone());
-    let pairs = (0..count).map(|_| {
-        let (sender, pieces) = mpsc::channel(MAX_PIECES);
-        let behind = Arc::<AtomicUsize>::default();
-        let copy = Copy { pieces, behind: behind.clone(), left, over: false };
-        (Feed { pieces: sender, behind }, Body::copy(copy).spelled(spelling.clone()))
-    });
-    let (feeds, copies) = pairs.unzip();
-    (Body::copied(Copied { body, feeds }).spelled(spelling), copies)
+    let left = body.length();
+    let (copied, copies) = Copied::new(body, left, count);
+    (copied.into_body(), copies)
 }
 
+/// The same of a body of which this has come before. `left`: bytes of all of it, where that is known.
+pub(super) fn copies_from(
+    come: &Come<'_, (HeaderMap, Spelling)>,
+    left: Option<u64>,
+    body: Body,
+    count: usize,
+) -> (Body, Vec<Body>) {
+    let (mut copied, copies) = Copied::new(body, left, count);
+    match come {
+        Come::Part(begun) => copied.data(begun),
+        Come::All(all, last) => {
+            copied.data(all);
+            copied.end(*last);
+        }
+        // Nobody can be told of its beginning.
+        Come::Gone => copied.feeds.clear(),
+    }
+    (copied.into_body(), copies)
+}
 impl Copied {
+    fn new(body: Body, left: Option<u64>, count: usize) -> (Self, Vec<Body>) {
+        let pairs = (0..count).map(|_| {
+            let (sender, pieces) = mpsc::channel(MAX_PIECES);
+            let behind = Arc::<AtomicUsize>::default();
+            let copy = Copy { pieces, behind: behind.clone(), left, over: false };
+            (Feed { pieces: sender, behind }, Body::copy(copy).spelled(body.spelling.clone()))
+        });
+        let (feeds, copies) = pairs.unzip();
+        (Self { body, feeds }, copies)
+    }
+
+    fn into_body(self) -> Body {
+        let spelling = self.body.spelling.clone();
+        Body::copied(self).spelled(spelling)
+    }
+
+    /// What came of the body before it was copied.
+    fn data(&mut self, begun: &[u8]) {
+        if !begun.is_empty() {
+            let begun = Bytes::copy_from_slice(begun);
+            self.feeds.retain(|feed| feed.data(&begun));
+        }
+    }
+
     pub fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -108,10 +145,6 @@ impl Copied {
     /// Bytes that are still to come, where that is known.
     pub fn left(&self) -> Option<u64> {
         self.body.length()
-    }
-
-    pub fn recorded(&self) -> Option<Recorded> {
-        self.body.recorded()
     }
 
     pub fn fate(&self) -> Fate {
@@ -175,7 +208,8 @@ impl Copy {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::replay::Recorded;
     use super::*;
     use http_body_util::BodyExt as _;
 
@@ -206,17 +240,58 @@ mod tests {
         assert_eq!(read(copies.remove(0)).await, Err(()), "it is 300,000 bytes behind");
     }
 
+    #[tokio::test]
+    async fn a_copy_has_all_of_a_body_that_is_sent_again() {
+        for (trailers, had) in
+            [(None, 0), (None, 1), (None, 3), (Some(HeaderMap::new()), 2), (Some(HeaderMap::new()), 3)]
+        {
+            let recorded = Recorded::new(of(&[b"one", b"two"], true, trailers), 100);
+            let mut first = recorded.begin().unwrap();
+            for _ in 0..had {
+                let _ = first.frame().await;
+            }
+            let mut copies = recorded.copies(2);
+            // It has had all the rest, or nothing of it.
+            if had == 1 {
+                assert_eq!(read(first).await, Ok(b"two".to_vec()));
+            } else {
+                drop(first);
+            }
+            assert_eq!(read(recorded.begin().unwrap()).await, Ok(b"onetwo".to_vec()), "{had}");
+            drop(recorded);
+            for copy in copies.drain(..) {
+                assert_eq!(read(copy).await, Ok(b"onetwo".to_vec()), "{had}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_of_a_body_that_nobody_sends_to_its_end_breaks_off() {
+        let recorded = Recorded::new(of(&[b"one", b"two"], true, None), 100);
+        let mut first = recorded.begin().unwrap();
+        let mut copies = recorded.copies(1);
+        assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
+        drop((first, recorded));
+        assert_eq!(read(copies.remove(0)).await, Err(()));
+    }
+
     /// A body of these pieces, which ends or breaks off, and two copies.
     fn two(pieces: &[&[u8]], ends: bool) -> (Body, Vec<Body>) {
+        copies(of(pieces, ends, None), 2)
+    }
+
+    /// A body of these pieces, which ends, with trailers or without, or breaks off.
+    pub(in crate::http) fn of(pieces: &[&[u8]], ends: bool, trailers: Option<HeaderMap>) -> Body {
         let (sender, receiver) = mpsc::channel(8);
         for piece in pieces {
             assert!(sender.try_send(Piece::Data(Bytes::copy_from_slice(piece))).is_ok());
         }
         if ends {
-            assert!(sender.try_send(Piece::End(None)).is_ok());
+            let trailers = trailers.map(|trailers| (trailers, Spelling::Lower));
+            assert!(sender.try_send(Piece::End(trailers)).is_ok());
         }
         let behind = Arc::new(AtomicUsize::new(usize::MAX / 2));
-        copies(Body::copy(Copy { pieces: receiver, behind, left: None, over: false }), 2)
+        Body::copy(Copy { pieces: receiver, behind, left: None, over: false })
     }
 
     async fn read(body: Body) -> Result<Vec<u8>, ()> {

@@ -21,7 +21,13 @@ use crate::{
 use http::{HeaderValue, Request, Response, Version};
 use remora_core::{retry::Tried, time::Time};
 use remora_runtime::clock;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 /// A request that has an answer.
 pub(super) struct Sent {
@@ -49,6 +55,8 @@ pub(super) struct To<'a> {
     pub(super) prefix: Option<usize>,
     /// Bytes of a body that are kept for one other endpoint.
     pub(super) keep: usize,
+    /// By a backend: however often it is sent, and to whichever.
+    pub(super) mirrored: AtomicBool,
 }
 
 /// A try that has begun.
@@ -107,13 +115,16 @@ pub(super) async fn send_avoiding(
     if let Some(filters) = filters {
         filters.request(request, &mut to.prefix.clone())?;
     }
-    // Once, however often it is sent.
-    if let (Some(mirrors), None) = (mirrors, avoid) {
-        mirrors.send(request);
-    }
     let again = if balancer.has_choice() { Again::of(request, to.keep) } else { Again::Never };
     let head = again.head(request);
     let endpoint = picked(to, balancer.pick_again(avoid).await)?;
+    // A backend's filters are executed only if the request goes there (Gateway API, HTTPBackendRef), and a copy is made of
+    // a request, not of each try.
+    if let Some(mirrors) = mirrors
+        && !to.mirrored.swap(true, Ordering::Relaxed)
+    {
+        mirrors.send(request);
+    }
     let refused = match once(backend, to, &endpoint, begun, request).await {
         Err(failed) if failed.tried == Tried::Unprocessed => Err(failed),
         Ok(sent) if sent.unprocessed => Ok(sent),

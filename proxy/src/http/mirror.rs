@@ -26,7 +26,10 @@ use remora_core::{
     route::{Distribution, Filter, Ratio},
 };
 use remora_runtime::{clock, tasks::Tasks};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 use tokio::sync::Semaphore;
 
 /// Copies that a rule, or a backend, has under way at once, per worker; further requests are not mirrored.
@@ -89,6 +92,9 @@ impl Mirrors {
         let bodies = if request.body().is_absent() {
             let spelling = &request.body().spelling;
             begun.iter().map(|_| Body::absent().spelled(spelling.clone())).collect()
+        } else if let Some(recorded) = request.body().recorded() {
+            // Of whichever try goes on to the end.
+            recorded.copies(begun.len())
         } else {
             let body = std::mem::replace(request.body_mut(), Body::absent());
             let (body, copies) = copies(body, begun.len());
@@ -119,7 +125,8 @@ fn copy(request: &Request<Body>, body: Body) -> Request<Body> {
 
 /// Sends a copy and reads its answer to the end. Whether there was one.
 async fn exchange(split: &Split, mut request: Request<Body>) -> bool {
-    let to = To { split, profiled: None, required: None, prefix: None, keep: 0 };
+    let to =
+        To { split, profiled: None, required: None, prefix: None, keep: 0, mirrored: AtomicBool::default() };
     let started = clock::now();
     let sent = match dispatch::send(&to, &mut request).await {
         Ok(sent) => sent,

@@ -2,6 +2,7 @@
 
 use super::{
     body::Body,
+    copies::copies_from,
     upload::{BodyError, Fate},
 };
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use remora_core::retry::{Kept, Next, Replay};
+use remora_core::retry::{Come, Kept, Next, Replay};
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -45,6 +46,21 @@ impl Recorded {
         let attempt = recording.replay.begin()?;
         let body = Body::replaying(Replaying { recorded: self.clone(), attempt });
         Some(body.spelled(recording.client.spelling.clone()))
+    }
+
+    /// So many copies of the body from its beginning, whichever of its tries has it.
+    pub fn copies(&self, count: usize) -> Vec<Body> {
+        let mut recording = self.lock();
+        let Recording { client, replay, sized } = &mut *recording;
+        let come = replay.come();
+        let length = match come {
+            Come::Part(come) | Come::All(come, _) => client.length().map(|left| come.len() as u64 + left),
+            Come::Gone => None,
+        };
+        let body = std::mem::replace(client, Body::absent());
+        let (body, copies) = copies_from(&come, length.filter(|_| *sized), body, count);
+        *client = body;
+        copies
     }
 
     /// What there is of the body.

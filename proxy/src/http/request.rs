@@ -46,7 +46,10 @@ use remora_runtime::clock;
 use std::{
     future::{pending, poll_fn},
     pin::pin,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -275,17 +278,18 @@ pub async fn outbound(context: Arc<Outbound>, mut request: Request<Body>) -> Res
     let room = worker.proxy.has_room();
     let way = room.and_then(|()| route(plan.as_ref().map_err(Fault::clone)?, &request));
     let (required, keep) = (required.as_ref(), worker.proxy.config.limits.max_retry_body);
+    let mirrored = AtomicBool::default();
     let sent = match way {
         Ok(Way { split, by: By::Rule(chosen) }) => {
             let (rule, prefix) = chosen.map_or((None, None), |(rule, prefix)| (Some(rule), prefix));
-            let to = To { split, profiled: None, required, prefix, keep };
+            let to = To { split, profiled: None, required, prefix, keep, mirrored };
             let sent = by_rule(worker, rule, to, started, offered.is_some(), &mut request).await;
             sent.map(|(sent, series)| (sent, series, None))
         }
         Ok(Way { split, by: By::Profile(plan, route) }) => {
             request.headers_mut().insert(headers::DST_CANONICAL, plan.canonical.clone());
             route.began();
-            let to = To { split, profiled: Some(route), required, prefix: None, keep };
+            let to = To { split, profiled: Some(route), required, prefix: None, keep, mirrored };
             let sent = retry::by_profile(worker, &to, route, offered.is_some(), &mut request).await;
             if let Err(fault) = &sent {
                 route.failed(fault, clock::now().since(started));
