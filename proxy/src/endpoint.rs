@@ -113,6 +113,7 @@ impl LiveEndpoint {
             max_idle: config.limits.max_idle_per_endpoint,
             max_header_bytes: config.limits.max_header_bytes,
             max_headers: config.limits.max_headers,
+            max_replay: config.limits.max_retry_body,
         });
         if let Some(limiter) = &limiter {
             limiter.join(&client);

@@ -3,7 +3,7 @@
 //! Belongs to one worker and one endpoint. A request is handed back unsent whenever no byte of it was written, so that
 //! the caller may try elsewhere.
 
-use super::body::Body;
+use super::{body::Body, replay::Recorded};
 use crate::{
     fault::Fault,
     http1::{
@@ -51,6 +51,8 @@ pub struct PoolLimits {
     pub max_header_bytes: usize,
     /// Fields of an HTTP/1 message's head.
     pub max_headers: usize,
+    /// Bytes of a body that are kept for another connection.
+    pub max_replay: usize,
 }
 
 impl PoolLimits {
@@ -175,9 +177,15 @@ impl Client {
                 }
             };
             let bodyless = request.body().is_absent();
+            let kept = if pooled && !bodyless { self.keep(request) } else { None };
             let home = Home { client: self.clone(), born };
             let error = match connection.exchange(request, &limits, home).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    if let Some(Kept { body, own: true }) = kept {
+                        body.forget();
+                    }
+                    return Ok(answer);
+                }
                 Err(Broken::Body(error)) => {
                     return Err(SendError::Failed(Fault::Body(error.to_string().into())));
                 }
@@ -191,8 +199,10 @@ impl Client {
                 // done twice is sent again (RFC 9110 section 9.2.2), and what the other proxy says was not begun.
                 Err(Broken::Unanswered(error))
                     if may_resend
-                        && bodyless
-                        && (Fault::is_unprocessed(&error) || pooled && request.method().is_idempotent()) =>
+                        && (bodyless && Fault::is_unprocessed(&error)
+                            || pooled
+                                && request.method().is_idempotent()
+                                && (bodyless || rewinds(kept.as_ref(), request))) =>
                 {
                     may_resend = false;
                     continue;
@@ -229,6 +239,24 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Begins to keep the body of a request that may be done twice, unless it is kept already, or longer than is kept.
+    fn keep(&self, request: &mut Request<Body>) -> Option<Kept> {
+        let most = self.limits.max_replay;
+        if !request.method().is_idempotent() {
+            return None;
+        }
+        let body = request.body_mut();
+        if let Some(body) = body.recorded() {
+            return Some(Kept { body, own: false });
+        }
+        if body.length().is_some_and(|length| length > most as u64) {
+            return None;
+        }
+        let kept = Recorded::new(std::mem::replace(body, Body::absent()), most);
+        *body = kept.begin()?;
+        Some(Kept { body: kept, own: true })
     }
 
     fn take_idle(&self, now: Time) -> Option<Pooled<Connection>> {
@@ -331,9 +359,22 @@ async fn sweep_http2(client: std::sync::Weak<Client>) {
     }
 }
 
+/// A body for another connection.
+struct Kept {
+    body: Recorded,
+    /// For this alone.
+    own: bool,
+}
+
+/// Gives the request its body from the beginning; whether there is all of it.
+fn rewinds(kept: Option<&Kept>, request: &mut Request<Body>) -> bool {
+    let body = kept.and_then(|kept| kept.body.begin());
+    body.map(|body| *request.body_mut() = body).is_some()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::copies::tests::of, *};
     use std::net::SocketAddr;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -345,6 +386,21 @@ mod tests {
         let (client, server) = pooled().await;
         let answer = client.send(&server, &mut request("GET"), clock::now()).await.ok().unwrap();
         assert_eq!(answer.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn with_its_body_if_that_is_kept() {
+        for (method, pieces, answered) in [
+            ("PUT", &[&b"on"[..], b"ce ", b"more"][..], true),
+            ("PUT", &[b"longer than ", b"is kept"], false),
+            ("POST", &[b"once"], false),
+        ] {
+            let (client, server) = pooled().await;
+            let mut request = request(method).map(|_| of(pieces, true, None));
+            request.headers_mut().insert("transfer-encoding", "chunked".parse().unwrap());
+            let answer = client.send(&server, &mut request, clock::now()).await;
+            assert_eq!(answer.is_ok_and(|answer| answer.status() == 200), answered, "{method} {pieces:?}");
+        }
     }
 
     #[tokio::test]
@@ -379,6 +435,7 @@ mod tests {
         max_idle: 8,
         max_header_bytes: 8192,
         max_headers: 100,
+        max_replay: 10,
     };
 
     /// A client with one pooled connection, which its server closes when it reads the next request; further
@@ -402,15 +459,25 @@ mod tests {
     }
 
     async fn answer(stream: &mut TcpStream) {
-        read_head(stream).await;
+        let head = read_head(stream).await;
+        if head.contains("chunked") {
+            let mut body = Vec::new();
+            while !body.ends_with(b"0\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut body).await.unwrap(), 0, "the client closed");
+            }
+            let body = String::from_utf8(body).unwrap();
+            // Every other line is a length.
+            assert_eq!(body.split("\r\n").skip(1).step_by(2).collect::<String>(), "once more");
+        }
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
     }
 
-    async fn read_head(stream: &mut TcpStream) {
+    async fn read_head(stream: &mut TcpStream) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "the client closed");
+            head.push(stream.read_u8().await.expect("the client is there"));
         }
+        String::from_utf8(head).unwrap()
     }
 
     fn request(method: &str) -> Request<Body> {

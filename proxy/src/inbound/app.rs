@@ -66,6 +66,7 @@ impl App {
                 max_idle: config.limits.max_idle_per_endpoint,
                 max_header_bytes: config.limits.max_header_bytes,
                 max_headers: config.limits.max_headers,
+                max_replay: config.limits.max_retry_body,
             }),
             limit: config.inbound.connect_timeout,
             keepalive,
