@@ -244,20 +244,12 @@ fn a_server_that_closes_its_idle_connection_10_000_times_as_it_is_used_again_cos
             .map(|(nth, closed)| {
                 let (listener, to) = (listen(&pod, 7000 + nth).unwrap(), SocketAddr::new(ip, 80 + nth));
                 scope.spawn(|| closes_soon(listener, closed, &quit));
-                let ask = move |stream: &mut TcpStream, what: &[u8], nth: usize| {
-                    stream.write_all(what).unwrap();
-                    let (head, _) = read_response(stream).unwrap();
-                    // It is used again up to a millisecond after it was closed, or just before.
-                    std::thread::park_timeout(Duration::from_micros(nth as u64 % 16 * 100));
-                    head
-                };
-                let stream = one(client, to);
-                (to, stream, ask, closed)
+                (to, one(client, to), closed)
             })
             .collect();
         let idempotent: Vec<_> = clients
             .into_iter()
-            .map(|(to, mut stream, ask, closed)| {
+            .map(|(to, mut stream, closed)| {
                 scope.spawn(move || {
                     let mut asked = 0;
                     while closed.load(Ordering::Relaxed) < CLOSES {
@@ -266,7 +258,7 @@ fn a_server_that_closes_its_idle_connection_10_000_times_as_it_is_used_again_cos
                         asked += 1;
                         assert!(asked < 10 * CLOSES, "it hardly closes any");
                     }
-                    (to, stream, ask, asked)
+                    (to, stream, asked)
                 })
             })
             .collect();
@@ -275,7 +267,7 @@ fn a_server_that_closes_its_idle_connection_10_000_times_as_it_is_used_again_cos
         let posting: Vec<_> = idempotent
             .into_iter()
             .map(|done| {
-                let (to, mut stream, ask, count) = done.unwrap();
+                let (to, mut stream, count) = done.unwrap();
                 asked += count;
                 scope.spawn(move || {
                     let lost = (0..POSTS).filter(|nth| {
@@ -523,6 +515,14 @@ fn closers() -> String {
         .collect();
     let one = "{name: main, port: 80, targetPort: 7000}";
     shop::service("closer", 80, "7000").replace(one, &ports.join(", "))
+}
+
+/// Asks, and then waits: the server's connection is used again up to a millisecond after it was closed, or just before.
+fn ask(stream: &mut TcpStream, what: &[u8], nth: usize) -> String {
+    stream.write_all(what).unwrap();
+    let (head, _) = read_response(stream).unwrap();
+    std::thread::park_timeout(Duration::from_micros(nth as u64 % 16 * 100));
+    head
 }
 
 /// Answers requests on one connection after the other, and closes each a millisecond after an answer, unless another

@@ -404,7 +404,7 @@ mod tests {
             ("POST", &[b"once"], false),
         ] {
             let (client, server) = pooled().await;
-            let mut request = request(method).map(|_| of(pieces, Some(None)));
+            let mut request = request(method).map(|_| of(pieces, true, None));
             request.headers_mut().insert("transfer-encoding", "chunked".parse().unwrap());
             let answer = client.send(&server, &mut request, clock::now()).await;
             assert_eq!(answer.is_ok_and(|answer| answer.status() == 200), answered, "{method} {pieces:?}");

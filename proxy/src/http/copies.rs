@@ -246,8 +246,7 @@ pub(super) mod tests {
         for (trailers, had) in
             [(None, 0), (None, 1), (None, 3), (Some(HeaderMap::new()), 2), (Some(HeaderMap::new()), 3)]
         {
-            let end = trailers.map(|trailers| (trailers, Spelling::Lower));
-            let recorded = Recorded::new(of(&[b"one", b"two"], Some(end)), 100);
+            let recorded = Recorded::new(of(&[b"one", b"two"], true, trailers), 100);
             let mut first = recorded.begin().unwrap();
             for _ in 0..had {
                 let _ = first.frame().await;
@@ -269,7 +268,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_copy_of_a_body_that_nobody_sends_to_its_end_breaks_off() {
-        let recorded = Recorded::new(of(&[b"one", b"two"], Some(None)), 100);
+        let recorded = Recorded::new(of(&[b"one", b"two"], true, None), 100);
         let mut first = recorded.begin().unwrap();
         let mut copies = recorded.copies(1);
         assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
@@ -279,17 +278,18 @@ pub(super) mod tests {
 
     /// A body of these pieces, which ends or breaks off, and two copies.
     fn two(pieces: &[&[u8]], ends: bool) -> (Body, Vec<Body>) {
-        copies(of(pieces, ends.then_some(None)), 2)
+        copies(of(pieces, ends, None), 2)
     }
 
-    /// A body of these pieces, with what ends it.
-    pub(in crate::http) fn of(pieces: &[&[u8]], end: Option<Option<(HeaderMap, Spelling)>>) -> Body {
+    /// A body of these pieces, which ends, with trailers or without, or breaks off.
+    pub(in crate::http) fn of(pieces: &[&[u8]], ends: bool, trailers: Option<HeaderMap>) -> Body {
         let (sender, receiver) = mpsc::channel(8);
         for piece in pieces {
             assert!(sender.try_send(Piece::Data(Bytes::copy_from_slice(piece))).is_ok());
         }
-        if let Some(end) = end {
-            assert!(sender.try_send(Piece::End(end)).is_ok());
+        if ends {
+            let trailers = trailers.map(|trailers| (trailers, Spelling::Lower));
+            assert!(sender.try_send(Piece::End(trailers)).is_ok());
         }
         let behind = Arc::new(AtomicUsize::new(usize::MAX / 2));
         Body::copy(Copy { pieces: receiver, behind, left: None, over: false })
