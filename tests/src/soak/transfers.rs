@@ -65,7 +65,7 @@ pub(super) fn upgraded(mut stream: TcpStream) -> Result<()> {
 pub(super) fn streams(stream: TcpStream) -> Result<()> {
     http2(stream, async |sender| {
         let ask = async |nth: usize| {
-            let (request, body) = if nth % 2 == 0 {
+            let (request, body) = if nth.is_multiple_of(2) {
                 (Request::get(format!("http://kit/bytes/{PIECE}")), Vec::new())
             } else {
                 (Request::post("http://kit/"), vec![b'x'; PIECE])
@@ -74,7 +74,7 @@ pub(super) fn streams(stream: TcpStream) -> Result<()> {
                 sender.clone().send_request(request.body(Full::from(body))?).await.context("asking")?;
             ensure!(answer.status() == 200, "{}", answer.status());
             let body = answer.into_body().collect().await.context("reading the answer")?.to_bytes();
-            ensure!(nth % 2 == 1 || body.len() == PIECE, "{} bytes", body.len());
+            ensure!(!nth.is_multiple_of(2) || body.len() == PIECE, "{} bytes", body.len());
             Ok(())
         };
         try_join_all((0..STREAMS).map(ask)).await.map(drop)
