@@ -139,7 +139,7 @@ mod tests {
             ("more records than there are", |asked| asked.answer(0, u16::MAX, &[])),
             ("bytes of no message", |_| vec![0xff; 512]),
             ("another's answer", |asked| {
-                let mut answer = asked.answer(0, 1, &asked.address(0));
+                let mut answer = asked.answer(0, 1, &address(0));
                 answer[0] ^= 1;
                 answer
             }),
@@ -148,7 +148,7 @@ mod tests {
                 asked.answer(0, 1, &[0xc0 | high, low, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 0, 0, 1])
             }),
             ("names that are each the one before", |asked| {
-                let mut records = asked.address(0);
+                let mut records = address(0);
                 let mut before = asked.end();
                 while records.len() < 60_000 && before < 0x3f00 {
                     let [high, low] = before.to_be_bytes();
@@ -162,10 +162,10 @@ mod tests {
             }),
             ("an address of 64 KiB", |asked| {
                 let head = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0xff, 0xff];
-                asked.whole(1, &[&head[..], &[7; 60_000]].concat())
+                asked.whole(1, &[&head[..], &vec![7; 60_000]].concat())
             }),
             ("64 KiB of addresses", |asked| {
-                let records: Vec<u8> = (0..4000).flat_map(|nth| asked.address(nth)).collect();
+                let records: Vec<u8> = (0..4000).flat_map(address).collect();
                 asked.whole(4000, &records)
             }),
         ];
@@ -193,12 +193,6 @@ mod tests {
             u16::try_from(at + 5).unwrap()
         }
 
-        /// An address of the name that is asked for, if it is one that is asked for.
-        fn address(&self, nth: u16) -> Vec<u8> {
-            let [high, low] = nth.to_be_bytes();
-            vec![0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 0, high, low]
-        }
-
         /// The question again, and records behind it, of which there are `count` by its head.
         fn answer(&self, more_flags: u8, count: u16, records: &[u8]) -> Vec<u8> {
             let question = &self.bytes[12..usize::from(self.end())];
@@ -210,6 +204,12 @@ mod tests {
         fn whole(&self, count: u16, records: &[u8]) -> Vec<u8> {
             if self.by_tcp { self.answer(0, count, records) } else { self.answer(2, 0, &[]) }
         }
+    }
+
+    /// An address of the name that is asked for.
+    fn address(nth: u16) -> Vec<u8> {
+        let [high, low] = nth.to_be_bytes();
+        vec![0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 0, high, low]
     }
 
     /// A resolver whose only name server says this.
