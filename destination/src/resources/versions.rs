@@ -77,7 +77,7 @@ impl Kind {
         match self {
             Self::ServiceProfile | Self::Route(RouteKind::Tcp) => &["v1alpha2"],
             Self::ReferenceGrant | Self::Route(RouteKind::Http) => &["v1", "v1beta1"],
-            Self::Route(RouteKind::Tls) => &["v1", "v1alpha2"],
+            Self::Route(RouteKind::Tls) => &["v1", "v1alpha3", "v1alpha2"],
             Self::Route(RouteKind::LinkerdHttp) | Self::Policy(PolicyKind::Server) => {
                 &["v1beta3", "v1beta2", "v1beta1"]
             }
@@ -125,7 +125,8 @@ mod tests {
             ("gateway.networking.k8s.io/v1beta1", "HTTPRoute", Spoken::Read(Kind::Route(RouteKind::Http))),
             ("gateway.networking.k8s.io/v1alpha2", "HTTPRoute", version("v1, v1beta1")),
             ("gateway.networking.k8s.io/v1alpha2", "GRPCRoute", version("v1")),
-            ("gateway.networking.k8s.io/v1alpha3", "TLSRoute", version("v1, v1alpha2")),
+            ("gateway.networking.k8s.io/v1alpha3", "TLSRoute", Spoken::Read(Kind::Route(RouteKind::Tls))),
+            ("gateway.networking.k8s.io/v1beta1", "TLSRoute", version("v1, v1alpha3, v1alpha2")),
             ("gateway.networking.k8s.io/v1", "TCPRoute", version("v1alpha2")),
             ("gateway.networking.k8s.io/v1", "Gateway", Spoken::Foreign),
             ("security.istio.io/v1", "AuthorizationPolicy", Spoken::Foreign),
