@@ -141,7 +141,7 @@ mod tests {
     async fn whoever_opens_a_stream_is_looked_at_again() {
         let (ours, theirs) = (Ca::new(), Ca::new());
         let (proxy, credentials) = proxy(Some(ours.credentials(SERVER)));
-        let worker = Worker::new(proxy.clone());
+        let worker = Worker::new(proxy);
         let mut friend = standing(&ours);
         assert!(admit(&worker, &mut friend).is_ok());
         friend.not_after = UnixTime::from_secs(1);
