@@ -32,8 +32,8 @@ use tracing::{debug, info, warn};
 /// While there is no certificate, the log says so this often. Contract 1.1.
 const REMIND: Duration = Duration::from_secs(15);
 
-/// How long a connection that must not be made is waited for.
-const EXEMPTION: Duration = Duration::from_millis(200);
+/// How long a connection that must not be made is waited for. Where the redirect takes it the kernel itself makes it at once.
+const EXEMPTION: Duration = Duration::from_millis(100);
 
 /// 100::/64 is for discarding (RFC 6666).
 const DOCUMENTATION_V6: [u16; 8] = [0x100, 0, 0, 0, 0, 0, 0, 1];

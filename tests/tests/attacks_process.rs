@@ -72,7 +72,7 @@ fn a_proxy_that_was_killed_is_ready_again_as_soon_as_it_has_a_certificate() {
         served(load).unwrap();
     }
     // By the proxy's own clock, and the best of three: a busy machine may hold up any of them, hardly each. Most of it is
-    // what is left of the 200 ms, from its start on, in which it waits for connections that must not be made.
+    // what is left of the 100 ms, from its start on, in which it waits for connections that must not be made.
     assert!(best <= 0.2, "{best} s at best");
     served(others).unwrap();
 }
