@@ -243,7 +243,8 @@ fn a_server_that_closes_its_idle_connection_10_000_times_as_it_is_used_again_cos
             .zip(&closers)
             .map(|(nth, closed)| {
                 let (listener, to) = (listen(&pod, 7000 + nth).unwrap(), SocketAddr::new(ip, 80 + nth));
-                scope.spawn(|| closes_soon(listener, closed, &quit));
+                let quit = &quit;
+                scope.spawn(move || closes_soon(&listener, closed, quit));
                 (to, one(client, to), closed)
             })
             .collect();
@@ -527,7 +528,7 @@ fn ask(stream: &mut TcpStream, what: &[u8], nth: usize) -> String {
 
 /// Answers requests on one connection after the other, and closes each a millisecond after an answer, unless another
 /// request has come by then.
-fn closes_soon(listener: TcpListener, closed: &AtomicUsize, quit: &AtomicBool) {
+fn closes_soon(listener: &TcpListener, closed: &AtomicUsize, quit: &AtomicBool) {
     const IDLE: Duration = Duration::from_millis(1);
     let answers = |stream: &mut TcpStream| -> std::io::Result<()> {
         stream.set_nodelay(true)?;

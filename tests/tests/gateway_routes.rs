@@ -1,6 +1,6 @@
 //! Routes of the Gateway API as an operator writes them, through the real control plane: where requests go, what is changed
 //! on the way, who gets a copy, and that a changed route holds at once.
-#![expect(clippy::panic, clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(clippy::unwrap_used, reason = "a test says what it expects")]
 
 use remora_tests::shop::{self, PATIENCE, SHOP, curl, status};
 use remora_tests::wire::{client, count, counted, kit, run_kit};

@@ -1,7 +1,12 @@
 //! Whatever a server does with the tries of a request, each has the client's body from its beginning, byte for byte, and the
 //! one that is accepted has all of it: hundreds of random schedules of delays, resets, refusals, early and late answers,
 //! with an oracle for a server.
-#![expect(clippy::panic, clippy::unwrap_used, reason = "a test says what it expects")]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test says what it expects"
+)]
 
 use remora_tests::arena::reset;
 use remora_tests::shop::{self, SHOP};

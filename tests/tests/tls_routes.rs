@@ -9,6 +9,9 @@ use rustls::pki_types::ServerName;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::LazyLock;
 
+/// Connections by weight.
+const TIMES: usize = 400;
+
 /// One mesh for all: every test has servers of its own, so that their counters are its own.
 static MESH: LazyLock<Mesh> = LazyLock::new(|| {
     let by_name = |name: &str, hosts: &str, backends: &str| {
@@ -108,7 +111,6 @@ fn bytes_go_to_the_backends_of_a_tcp_route_by_weight_and_never_where_it_is_0() {
     if !check::can_run() {
         return;
     }
-    const TIMES: usize = 400;
     let client = pod("client");
     let url = format!("http://bytes:8443/[1-{TIMES}]");
     let answers = curl(&client, &["-H", "Connection: close", &url]).unwrap();
