@@ -29,9 +29,13 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
 
     stage.mesh.apply(POLICY).context("applying demo/policy.yaml")?;
     teller.line("demo/policy.yaml", "Server kitchen; AuthorizationPolicy only-the-client");
-    if let Some(said) = explained(stage, "shop/gateway", "orders:80")? {
-        teller.line("remora explain, from the YAML alone:", said);
-    }
+    let said = explained(stage, "shop/gateway", "orders:80")?;
+    teller.line("remora explain, from the YAML alone:", &said);
+    teller.holds(
+        "it says beforehand by what",
+        said.to_lowercase().contains(BY),
+        format_args!("exit code 3, {BY}"),
+    );
     let before = counted(&kitchen)?;
     let mut answer = (0, String::new());
     stage.until("the policy holds", || {
@@ -52,20 +56,18 @@ pub fn tell(stage: &Stage, teller: &mut Teller) -> Result<()> {
     Ok(())
 }
 
-/// What `remora explain` says before anybody asks; nothing where the command line has no such verb.
-fn explained(stage: &Stage, from: &str, to: &str) -> Result<Option<String>> {
+/// What `remora explain` says before anybody asks: that the request will be refused.
+fn explained(stage: &Stage, from: &str, to: &str) -> Result<String> {
     let manifests = stage.mesh.manifests();
     let said = Command::new(crate::node::bin_dir(None)?.join("remora"))
         .args(["explain", "--from", from, "--to", to, "--path", "/menu", "--manifests"])
         .arg(manifests)
         .output()
         .context("running remora explain")?;
-    if String::from_utf8_lossy(&said.stderr).contains("unrecognized subcommand") {
-        return Ok(None);
-    }
     let printed = String::from_utf8_lossy(&said.stdout).into_owned();
-    ensure!(said.status.code() == Some(3), "remora explain: {}\n{printed}", said.status);
-    Ok(Some(printed))
+    let errors = String::from_utf8_lossy(&said.stderr);
+    ensure!(said.status.code() == Some(3), "remora explain: {}\n{printed}{errors}", said.status);
+    Ok(printed)
 }
 
 /// The status of an order, asked for on the pod's own network, and by what it was refused.
