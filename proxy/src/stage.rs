@@ -1,4 +1,4 @@
-//! A worker for tests, and whom it may send to.
+//! A proxy and its worker for tests, and whom it may send to.
 
 use crate::{
     Proxy, Worker,
@@ -17,6 +17,7 @@ use remora_runtime::{
     env::Env,
     metrics::Registry,
     tasks::{Drain, Tasks},
+    tls::Credentials,
 };
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -27,8 +28,16 @@ use tokio::{
 /// Longer than any test.
 const LONG: Duration = Duration::from_hours(1);
 
-/// Without identity, as an environment describes it, and with a control plane that never answers.
+/// Of a proxy without identity.
 pub fn worker(change: impl FnOnce(&mut Config)) -> Arc<Worker> {
+    Arc::new(Worker::new(Arc::new(proxy(change, watch::channel(None).1))))
+}
+
+/// As an environment describes it, with a control plane that never answers, and credentials of the test's own.
+pub fn proxy(
+    change: impl FnOnce(&mut Config),
+    credentials: watch::Receiver<Option<Arc<Credentials>>>,
+) -> Proxy {
     let env = [
         ("LINKERD2_PROXY_DESTINATION_SVC_ADDR", "localhost:1"),
         ("LINKERD2_PROXY_POLICY_SVC_ADDR", "localhost:1"),
@@ -46,8 +55,8 @@ pub fn worker(change: impl FnOnce(&mut Config)) -> Arc<Worker> {
         config.admin.listen.port(),
     );
     let semaphore = || Arc::new(Semaphore::new(16));
-    let proxy = Proxy {
-        credentials: watch::channel(None).1,
+    Proxy {
+        credentials,
         policies,
         discovery: Discovery {
             profiles: Cache::new(handle.clone(), LONG, 16, move |_: &Place, _| never()),
@@ -66,8 +75,7 @@ pub fn worker(change: impl FnOnce(&mut Config)) -> Arc<Worker> {
         tasks: Tasks::new(),
         drain: Drain::new(),
         config,
-    };
-    Arc::new(Worker::new(Arc::new(proxy)))
+    }
 }
 
 /// A destination that discovery has named these endpoints of.

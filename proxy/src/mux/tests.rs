@@ -2,11 +2,7 @@
 
 use super::{Carrier, MuxStream, drive::Driver};
 use crate::{
-    Proxy,
-    config::Config,
-    discover::{Cache, Discovery, Place},
-    metrics::Metrics,
-    policy::Policies,
+    Proxy, stage,
     stream::Stream,
     tls::{self, Door},
 };
@@ -15,22 +11,15 @@ use remora_core::{
     identity::Identity,
     mux::{Limits, Session},
 };
-use remora_runtime::{
-    env::Env,
-    metrics::Registry,
-    tasks::{Drain, Tasks},
-    tls::{Credentials, Keypair, TrustBundle},
-};
+use remora_runtime::tls::{Credentials, Keypair, TrustBundle};
 use rustls::pki_types::CertificateDer;
 use std::{
-    future::pending,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
     net::TcpListener,
-    runtime::Handle,
     sync::{Semaphore, mpsc, watch},
 };
 
@@ -75,40 +64,10 @@ impl Ca {
 pub(super) fn proxy(
     credentials: Option<Arc<Credentials>>,
 ) -> (Arc<Proxy>, watch::Sender<Option<Arc<Credentials>>>) {
-    let env = [
-        ("LINKERD2_PROXY_DESTINATION_SVC_ADDR", "localhost:1"),
-        ("LINKERD2_PROXY_POLICY_SVC_ADDR", "localhost:1"),
-        ("LINKERD2_PROXY_POLICY_WORKLOAD", "{}"),
-        ("REMORA_PROXY_IDENTITY_DISABLED", "true"),
-    ];
-    let config = Config::from_env(Env::from_pairs(env)).unwrap();
-    let (handle, idle) = (Handle::current(), Duration::from_secs(1));
-    let never = || Box::pin(pending());
-    let ports = Cache::new(handle.clone(), idle, 16, move |_: &u16, _| never());
-    let networks = &config.discovery.cluster_networks;
-    let policies = Policies::new(ports, &config.inbound, networks, config.admin.listen.port());
     let (changed, credentials) = watch::channel(credentials);
-    let proxy = Proxy {
-        credentials,
-        policies,
-        discovery: Discovery {
-            profiles: Cache::new(handle.clone(), idle, 16, move |_: &Place, _| never()),
-            policies: Cache::new(handle.clone(), idle, 16, move |_: &Place, _| never()),
-            names: Cache::new(handle.clone(), idle, 16, move |_: &Arc<str>, _| never()),
-            endpoints: Cache::new(handle, idle, 16, move |_: &Arc<str>, _| never()),
-        },
-        metrics: Metrics::register(&Registry::new(idle), 100, false),
-        budgets: crate::profile::Budgets::default(),
-        limiters: crate::limits::Limiters::default(),
-        inbound_permits: Arc::new(Semaphore::new(1)),
-        outbound_permits: Arc::new(Semaphore::new(16)),
-        speculative_permits: Arc::new(Semaphore::new(16)),
-        spare: Arc::default(),
-        access_log: None,
-        tasks: Tasks::new(),
-        drain: Drain::new(),
-        config,
-    };
+    // One connection at once: who comes second meets the limit.
+    let inbound_permits = Arc::new(Semaphore::new(1));
+    let proxy = Proxy { inbound_permits, ..stage::proxy(|_| {}, credentials) };
     (Arc::new(proxy), changed)
 }
 
